@@ -1,0 +1,52 @@
+# Sources and compiler flags of all kernels, read from the one list of them.
+#
+# cmm_add_kernels(target list directory): for every line CMM_KERNEL(op, name, architecture, flags) of the list, adds
+# directory/op/name.c with its flags to the target, or where this build cannot have the kernel, a stub that says why.
+
+include(CheckCCompilerFlag)
+
+function(cmm_add_kernels target list directory)
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${list}")
+    string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" architecture)
+    if(architecture STREQUAL "amd64")
+        set(architecture x86_64)
+    elseif(architecture STREQUAL "arm64")
+        set(architecture aarch64)
+    endif()
+
+    file(STRINGS "${list}" lines REGEX "^CMM_KERNEL\\(")
+    foreach(line IN LISTS lines)
+        if(NOT line MATCHES "^CMM_KERNEL\\(([a-z0-9_]+), ([a-z0-9_]+), ([a-z0-9_]+), *([^)]*)\\)")
+            message(FATAL_ERROR "Cannot read this line of ${list}: ${line}")
+        endif()
+        set(op ${CMAKE_MATCH_1})
+        set(name ${CMAKE_MATCH_2})
+        set(needed ${CMAKE_MATCH_3})
+        separate_arguments(flags UNIX_COMMAND "${CMAKE_MATCH_4}")
+        set(source "${directory}/${op}/${name}.c")
+
+        set(absent "")
+        if(NOT needed STREQUAL "any" AND NOT needed STREQUAL architecture)
+            set(absent "it is for ${needed} CPUs")
+        elseif(flags)
+            string(MAKE_C_IDENTIFIER "CMM_HAS ${flags}" has)
+            set(CMAKE_REQUIRED_QUIET TRUE)
+            list(JOIN flags " " CMAKE_REQUIRED_FLAGS)
+            check_c_compiler_flag("" ${has})
+            if(NOT ${has})
+                set(absent "the compiler that built libcmm does not know the flags ${flags}")
+            endif()
+        endif()
+
+        if(absent)
+            string(TOUPPER ${op} OP)
+            string(REGEX REPLACE "^.*_" "" isa ${name})
+            string(REGEX REPLACE "^.*_.*$" "native" level ${name})
+            set(source "${CMAKE_CURRENT_BINARY_DIR}/stubs/${op}_${name}.c")
+            configure_file("${CMAKE_CURRENT_FUNCTION_LIST_DIR}/stub.c.in" "${source}" @ONLY)
+        else()
+            set_source_files_properties("${source}" PROPERTIES COMPILE_OPTIONS "${flags}")
+        endif()
+        target_sources(${target} PRIVATE "${source}")
+    endforeach()
+endfunction()

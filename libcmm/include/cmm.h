@@ -1,0 +1,284 @@
+/* libcmm: conditional matrix multiplication and fast feedforward layers on the CPU.
+ *
+ * A fast feedforward (FFF) layer is `trees` balanced binary trees of `depth` edges from root to leaf. A tree has
+ * nodes = 2^(depth+1) - 1 neurons in heap order: the root is 0, the children of n are 2n+1 (left) and 2n+2 (right).
+ * Neuron n of tree k owns one row of w_in, one bias and one row of w_out. A token x visits depth+1 neurons per tree:
+ *
+ *     n = 0
+ *     for level in 0 .. depth:
+ *         logit = dot(w_in[k][n], x) + bias[k][n]
+ *         y    += activation(logit) * w_out[k][n]
+ *         n     = 2n + 1 + (logit > 0)
+ *
+ * The outputs of all trees are summed into y. Conditional matrix multiplication (CMM) is the first half alone: it
+ * gives the visited nodes and their logits, and no y.
+ *
+ * A complete program:
+ *
+ *     cmm_fff layer = {.size = sizeof layer, .dtype = CMM_F32, .activation = CMM_GELU, .tie = CMM_TIE_LEFT,
+ *                      .trees = 1, .depth = 11, .d_in = 768, .d_out = 768, .w_in = w_in, .w_out = w_out};
+ *     cmm_status status = cmm_fff_forward(&layer, NULL, batch, x, y, NULL, NULL);
+ *     if (status != CMM_OK)
+ *         fprintf(stderr, "%s\n", cmm_status_message(status));
+ *
+ * Rules that hold for every function:
+ *   - Arrays are row-major and borrowed: libcmm keeps no pointer after a call returns, and frees nothing of yours.
+ *   - Everything is checked before anything is written: when a call returns an error, no output has been touched.
+ *   - Rows that no token visits have no influence: an inf or NaN in them does not reach y.
+ *   - Functions may be called from many threads at once, and in a child after fork().
+ *   - Nothing is printed, and no environment variable is read.
+ *   - Every struct starts with its own size; set it to sizeof the struct, so that a struct may grow in later versions.
+ *     Zero is the default of every other field, so designated initializers (or memset) are enough.
+ */
+#ifndef CMM_H
+#define CMM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32) && defined(CMM_BUILDING)
+#define CMM_API __declspec(dllexport)
+#elif defined(_WIN32) && !defined(CMM_STATIC)
+#define CMM_API __declspec(dllimport)
+#elif defined(__GNUC__)
+#define CMM_API __attribute__((visibility("default")))
+#else
+#define CMM_API
+#endif
+
+#define CMM_VERSION_MAJOR 0
+#define CMM_VERSION_MINOR 1
+#define CMM_VERSION_PATCH 0
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The lines between the two markers are also read by cffi: plain declarations only. */
+/* cffi: begin */
+
+/* What a call reports. The numbers are permanent. cmm_status_message() says each in one sentence. */
+typedef int32_t cmm_status;
+enum {
+    CMM_OK = 0,
+
+    /* the layer: cmm_fff or cmm_ff */
+    CMM_ERROR_LAYER_NULL = 10,      /* layer is NULL */
+    CMM_ERROR_LAYER_SIZE = 11,      /* layer->size is not the size of the struct */
+    CMM_ERROR_DTYPE = 12,           /* dtype is not a CMM_F.. value */
+    CMM_ERROR_ACTIVATION = 13,      /* activation is not one of the CMM_.. activations */
+    CMM_ERROR_TIE = 14,             /* tie is not CMM_TIE_LEFT or CMM_TIE_RIGHT */
+    CMM_ERROR_TREES = 15,           /* trees is less than 1 */
+    CMM_ERROR_DEPTH = 16,           /* depth is not in 0 .. CMM_MAX_DEPTH */
+    CMM_ERROR_NEURONS = 17,         /* neurons is negative */
+    CMM_ERROR_D_IN = 18,            /* d_in is less than 1 */
+    CMM_ERROR_D_OUT = 19,           /* d_out is less than 1 */
+    CMM_ERROR_LD_IN = 20,           /* ld_in is neither 0 nor at least d_in */
+    CMM_ERROR_LD_OUT = 21,          /* ld_out is neither 0 nor at least d_out */
+    CMM_ERROR_LAYER_TOO_LARGE = 22, /* the weights would not fit in the address space */
+    CMM_ERROR_RESERVED = 23,        /* a reserved field is not 0 */
+
+    /* how to run: cmm_run, cmm_blas */
+    CMM_ERROR_RUN_SIZE = 30,        /* run->size is not the size of the struct */
+    CMM_ERROR_THREADS = 31,         /* threads is negative */
+    CMM_ERROR_LEVEL = 32,           /* there is no level of that name */
+    CMM_ERROR_LEVEL_UNUSABLE = 33,  /* the level exists, but not in this build or not on this CPU */
+    CMM_ERROR_ISA = 34,             /* there is no instruction set of that name */
+    CMM_ERROR_ISA_UNUSABLE = 35,    /* the instruction set exists, but not in this build or not on this CPU */
+    CMM_ERROR_METHOD = 36,          /* the level has no method of that name */
+    CMM_ERROR_BLAS_MISSING = 37,    /* the level needs a BLAS: run->blas is NULL and none is linked */
+    CMM_ERROR_BLAS_SIZE = 38,       /* blas->size is not the size of the struct */
+    CMM_ERROR_BLAS_INCOMPLETE = 39, /* blas lacks one of dot, axpy, gemv, gemm for this dtype */
+
+    /* the arrays of a call */
+    CMM_ERROR_BATCH = 50,           /* batch is negative */
+    CMM_ERROR_BATCH_TOO_LARGE = 51, /* x, y or the path would not fit in the address space */
+    CMM_ERROR_W_IN_NULL = 52,
+    CMM_ERROR_W_OUT_NULL = 53,
+    CMM_ERROR_X_NULL = 54,
+    CMM_ERROR_Y_NULL = 55,
+    CMM_ERROR_PATH_NULL = 56,       /* cmm_cmm_forward() with neither nodes nor logits */
+    CMM_ERROR_W_IN_ALIGN = 57,      /* an array does not start at a multiple of its element's size */
+    CMM_ERROR_BIAS_ALIGN = 58,
+    CMM_ERROR_W_OUT_ALIGN = 59,
+    CMM_ERROR_X_ALIGN = 60,
+    CMM_ERROR_Y_ALIGN = 61,
+    CMM_ERROR_NODES_ALIGN = 62,
+    CMM_ERROR_LOGITS_ALIGN = 63,
+    CMM_ERROR_Y_OVERLAP = 64,       /* y shares memory with an input */
+    CMM_ERROR_NODES_OVERLAP = 65,   /* nodes shares memory with an input or with y */
+    CMM_ERROR_LOGITS_OVERLAP = 66,  /* logits shares memory with an input, with y or with nodes */
+
+    /* what the machine refused */
+    CMM_ERROR_MEMORY = 80,          /* no memory for the scratch space of this call */
+
+    /* cmm_blas_load() and cmm_blas_linked() */
+    CMM_ERROR_BLAS_NULL = 90,       /* the table to fill is NULL */
+    CMM_ERROR_BLAS_FILE_NULL = 91,  /* file is NULL */
+    CMM_ERROR_BLAS_FILE = 92,       /* file is not a shared library that this process can load */
+    CMM_ERROR_BLAS_SYMBOLS = 93,    /* file has no BLAS with 32-bit integers in it */
+
+    /* cmm_level_get(), cmm_fff_pack() */
+    CMM_ERROR_INDEX = 100,          /* index is not in 0 .. count - 1 */
+    CMM_ERROR_INFO_NULL = 101,      /* info is NULL */
+    CMM_ERROR_INFO_SIZE = 102,      /* info->size is not the size of the struct */
+    CMM_ERROR_MEMORY_NULL = 103,    /* memory is NULL */
+    CMM_ERROR_MEMORY_ALIGN = 104,   /* memory does not start at a multiple of CMM_ALIGNMENT */
+    CMM_ERROR_MEMORY_SIZE = 105,    /* memory is smaller than cmm_fff_pack_size() */
+    CMM_ERROR_PACKED_NULL = 106     /* packed is NULL */
+};
+
+/* Element type of weights, input, output and logits. Sums are accumulated in the same type. */
+enum { CMM_F32 = 0, CMM_F64 = 1 };
+
+/* The activation of a neuron. GELU is the exact one: z * Phi(z). GELU_TANH is its tanh approximation. */
+enum { CMM_GELU = 0, CMM_GELU_TANH = 1, CMM_RELU = 2, CMM_SILU = 3, CMM_IDENTITY = 4 };
+
+/* Where a logit of exactly 0 goes: left (right means logit > 0) or right (right means logit >= 0). NaN goes left. */
+enum { CMM_TIE_LEFT = 0, CMM_TIE_RIGHT = 1 };
+
+enum { CMM_MAX_DEPTH = 30, CMM_ALIGNMENT = 64 };
+
+/* A fast feedforward layer; nodes = 2^(depth+1) - 1. */
+typedef struct cmm_fff {
+    uint32_t size;       /* sizeof(cmm_fff) */
+    int32_t dtype;       /* CMM_F32, CMM_F64 */
+    int32_t activation;  /* CMM_GELU, ... */
+    int32_t tie;         /* CMM_TIE_LEFT, CMM_TIE_RIGHT */
+    int32_t depth;       /* edges from root to leaf, 0 .. CMM_MAX_DEPTH */
+    int32_t reserved;    /* 0 */
+    int64_t trees;       /* at least 1 */
+    int64_t d_in;        /* width of a token, at least 1 */
+    int64_t d_out;       /* width of an output, at least 1 (not read by cmm_cmm_forward) */
+    const void *w_in;    /* [trees][nodes] rows of d_in elements */
+    const void *bias;    /* [trees][nodes], or NULL for none */
+    const void *w_out;   /* [trees][nodes] rows of d_out elements (not read by cmm_cmm_forward) */
+    int64_t ld_in;       /* elements from one row of w_in to the next; 0 means d_in */
+    int64_t ld_out;      /* elements from one row of w_out to the next; 0 means d_out */
+} cmm_fff;
+
+/* A dense feedforward layer, the yardstick: y = activation(x w_in^T + bias) w_out. */
+typedef struct cmm_ff {
+    uint32_t size;       /* sizeof(cmm_ff) */
+    int32_t dtype;
+    int32_t activation;
+    int32_t reserved;    /* 0 */
+    int64_t neurons;     /* 0 or more */
+    int64_t d_in;
+    int64_t d_out;
+    const void *w_in;    /* [neurons] rows of d_in elements */
+    const void *bias;    /* [neurons], or NULL for none */
+    const void *w_out;   /* [neurons] rows of d_out elements */
+    int64_t ld_in;       /* elements from one row of w_in to the next; 0 means d_in */
+    int64_t ld_out;      /* elements from one row of w_out to the next; 0 means d_out */
+} cmm_ff;
+
+/* A BLAS: pointers to its Fortran interface with 32-bit integers (LP64), column-major as ever. Fill it with
+ * cmm_blas_load() or cmm_blas_linked(), or by hand: a level uses only the functions of its own number and below, and
+ * those of the layer's dtype. The batched functions (MKL's interface) and the thread functions may be NULL.
+ * libcmm splits a call over its own threads and asks the BLAS for one thread in each, through set_threads. */
+typedef struct cmm_blas {
+    uint32_t size; /* sizeof(cmm_blas) */
+    int32_t reserved;
+    float (*sdot)(const int32_t *n, const float *x, const int32_t *incx, const float *y, const int32_t *incy);
+    double (*ddot)(const int32_t *n, const double *x, const int32_t *incx, const double *y, const int32_t *incy);
+    void (*saxpy)(const int32_t *n, const float *alpha, const float *x, const int32_t *incx, float *y,
+                  const int32_t *incy);
+    void (*daxpy)(const int32_t *n, const double *alpha, const double *x, const int32_t *incx, double *y,
+                  const int32_t *incy);
+    void (*sgemv)(const char *trans, const int32_t *m, const int32_t *n, const float *alpha, const float *a,
+                  const int32_t *lda, const float *x, const int32_t *incx, const float *beta, float *y,
+                  const int32_t *incy);
+    void (*dgemv)(const char *trans, const int32_t *m, const int32_t *n, const double *alpha, const double *a,
+                  const int32_t *lda, const double *x, const int32_t *incx, const double *beta, double *y,
+                  const int32_t *incy);
+    void (*sgemm)(const char *transa, const char *transb, const int32_t *m, const int32_t *n, const int32_t *k,
+                  const float *alpha, const float *a, const int32_t *lda, const float *b, const int32_t *ldb,
+                  const float *beta, float *c, const int32_t *ldc);
+    void (*dgemm)(const char *transa, const char *transb, const int32_t *m, const int32_t *n, const int32_t *k,
+                  const double *alpha, const double *a, const int32_t *lda, const double *b, const int32_t *ldb,
+                  const double *beta, double *c, const int32_t *ldc);
+    void (*sgemv_batch)(const char *trans, const int32_t *m, const int32_t *n, const float *alpha, const float **a,
+                        const int32_t *lda, const float **x, const int32_t *incx, const float *beta, float **y,
+                        const int32_t *incy, const int32_t *groups, const int32_t *group_size);
+    void (*dgemv_batch)(const char *trans, const int32_t *m, const int32_t *n, const double *alpha, const double **a,
+                        const int32_t *lda, const double **x, const int32_t *incx, const double *beta, double **y,
+                        const int32_t *incy, const int32_t *groups, const int32_t *group_size);
+    void (*sgemm_batch)(const char *transa, const char *transb, const int32_t *m, const int32_t *n, const int32_t *k,
+                        const float *alpha, const float **a, const int32_t *lda, const float **b, const int32_t *ldb,
+                        const float *beta, float **c, const int32_t *ldc, const int32_t *groups,
+                        const int32_t *group_size);
+    void (*dgemm_batch)(const char *transa, const char *transb, const int32_t *m, const int32_t *n, const int32_t *k,
+                        const double *alpha, const double **a, const int32_t *lda, const double **b,
+                        const int32_t *ldb, const double *beta, double **c, const int32_t *ldc,
+                        const int32_t *groups, const int32_t *group_size);
+    void (*set_threads)(int32_t threads);
+    int32_t (*get_threads)(void);
+    char name[128]; /* for people: which BLAS this is, zero-terminated */
+} cmm_blas;
+
+/* How to run a call. NULL, or all zero after the size: the best this machine has. */
+typedef struct cmm_run {
+    uint32_t size;        /* sizeof(cmm_run) */
+    int32_t threads;      /* at most this many threads; 0 means every core this process may use */
+    const char *level;    /* "naive", "blas1", "blas2", "blas3", "native"; NULL or "auto" picks */
+    const char *isa;      /* "scalar", "avx2", "avx512", "neon"; NULL picks the best that the CPU has */
+    const char *method;   /* of level "native": "walk", "group"; NULL lets the cost rule choose */
+    const cmm_blas *blas; /* for the blas levels; NULL means the BLAS that libcmm was linked with, if any */
+} cmm_run;
+
+/* One entry of the list of levels (cmm_level_get). The strings live as long as the library. */
+typedef struct cmm_level {
+    uint32_t size;      /* sizeof(cmm_level) */
+    int32_t usable;     /* 1 or 0 */
+    const char *name;   /* "naive", ... */
+    const char *isa;    /* the instruction set that a call would use, "any" where the compiler chose */
+    const char *why;    /* why it is not usable; "" when it is */
+} cmm_level;
+
+/* y[batch][d_out] = the layer applied to x[batch][d_in].
+ * nodes[batch][trees][depth+1] and logits[batch][trees][depth+1], each optional (NULL), receive the path: the heap
+ * index within its tree of every visited node, root first, and its logit, bias included.
+ * run may be NULL. batch may be 0. No output may overlap an input or another output. */
+CMM_API cmm_status cmm_fff_forward(const cmm_fff *layer, const cmm_run *run, int64_t batch, const void *x, void *y,
+                                   int32_t *nodes, void *logits);
+
+/* Conditional matrix multiplication alone: nodes and logits as above, of which one may be NULL. */
+CMM_API cmm_status cmm_cmm_forward(const cmm_fff *layer, const cmm_run *run, int64_t batch, const void *x,
+                                   int32_t *nodes, void *logits);
+
+/* y[batch][d_out] = the dense layer applied to x[batch][d_in]. */
+CMM_API cmm_status cmm_ff_forward(const cmm_ff *layer, const cmm_run *run, int64_t batch, const void *x, void *y);
+
+/* What this library and this machine can do: levels 0 .. cmm_level_count() - 1. run may be NULL; its blas and isa are
+ * taken into account, so that the answer is about the call you would make. Set info->size first. */
+CMM_API int32_t cmm_level_count(void);
+CMM_API cmm_status cmm_level_get(int32_t index, const cmm_run *run, cmm_level *info);
+
+/* The instruction sets this library knows, best first, as one list separated by spaces; and those usable here. */
+CMM_API const char *cmm_isa_known(void);
+CMM_API const char *cmm_isa_usable(void);
+
+/* Load the BLAS in a shared library: names with and without the prefix scipy_, with and without a trailing
+ * underscore. The library stays loaded for the life of the process. MKL is put in its sequential threading layer. */
+CMM_API cmm_status cmm_blas_load(const char *file, cmm_blas *blas);
+
+/* The BLAS that libcmm was linked with (CMake option CMM_BLAS=LINK), or CMM_ERROR_BLAS_MISSING. */
+CMM_API cmm_status cmm_blas_linked(cmm_blas *blas);
+
+/* The number of threads that threads = 0 means in this process. */
+CMM_API int32_t cmm_threads_default(void);
+
+/* The name ("CMM_ERROR_DTYPE") and one sentence for a status; never NULL, whatever the number. */
+CMM_API const char *cmm_status_name(cmm_status status);
+CMM_API const char *cmm_status_message(cmm_status status);
+
+/* The version of the library that is running, "major.minor.patch". */
+CMM_API const char *cmm_version(void);
+
+/* cffi: end */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

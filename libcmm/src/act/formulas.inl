@@ -1,0 +1,111 @@
+/* The formulas of the activations, once for float and once for double: activation.h includes this text twice, with
+ *     CMM_R      the type; CMM_U the unsigned integer of its size; CMM_F(name) the name for this type
+ *     CMM_K(name) the constant of that name for this type
+ * See docs/activation.md for the derivation. Each formula is a chain of +, -, *, / and selects. */
+
+CMM_HD static inline CMM_U CMM_F(cmm_bits)(CMM_R x)
+{
+    CMM_U u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+
+CMM_HD static inline CMM_R CMM_F(cmm_real)(CMM_U u)
+{
+    CMM_R x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+CMM_HD static inline CMM_R CMM_F(cmm_abs)(CMM_R x)
+{
+    return CMM_F(cmm_real)(CMM_F(cmm_bits)(x) & ~CMM_K(SIGN));
+}
+
+/* The upper half of the bits of x's significand; x - cmm_upper(x) is exact, and so are products of two upper halves. */
+CMM_HD static inline CMM_R CMM_F(cmm_upper)(CMM_R x)
+{
+    return CMM_F(cmm_real)(CMM_F(cmm_bits)(x) & CMM_K(UPPER));
+}
+
+/* exp(-(v + w)) = (1 + m) * s * t, for v >= 0 up to the underflow of the square of the result, |w| < 1. s and t are
+ * powers of two, both normal numbers, so that y * s * t underflows gradually and is rounded once. v is exact, w is
+ * its correction. */
+typedef struct CMM_F(cmm_decay) {
+    CMM_R m, s, t;
+} CMM_F(cmm_decay);
+
+CMM_HD static inline CMM_F(cmm_decay) CMM_F(cmm_decay_at)(CMM_R v, CMM_R w)
+{
+    CMM_F(cmm_decay) d;
+    CMM_R k = (v + w) * CMM_K(LOG2E) + CMM_K(ROUND); /* the nearest integer, in the low bits */
+    CMM_R n = k - CMM_K(ROUND);
+    CMM_U u = CMM_F(cmm_bits)(k) - CMM_F(cmm_bits)(CMM_K(ROUND));
+    CMM_U half = u >> 1;
+    CMM_R r0 = n * CMM_K(LN2_UPPER) - v; /* exact */
+    CMM_R r1 = n * CMM_K(LN2_LOWER) - w;
+    CMM_R r = r0 + r1;
+    d.m = r0 + (r1 + r * r * CMM_F(cmm_expm1_tail)(r));
+    d.s = CMM_F(cmm_real)((CMM_K(BIAS) - half) << CMM_K(SHIFT));
+    d.t = CMM_F(cmm_real)((CMM_K(BIAS) - (u - half)) << CMM_K(SHIFT));
+    return d;
+}
+
+/* x * Phi(x). With a = |x|: a * (1 - Phi(a)) = a * exp(-a^2/2) * R(a), R the smooth Mills ratio over sqrt(2 pi). */
+CMM_HD static inline CMM_R CMM_F(cmm_act_gelu)(CMM_R x)
+{
+    CMM_R b = CMM_F(cmm_abs)(x);
+    CMM_R a = b > CMM_K(GELU_END) ? CMM_K(GELU_END) : b;
+    CMM_R h = CMM_F(cmm_upper)(a); /* a^2 = h^2 + (a - h)(a + h), h^2 exact */
+    CMM_F(cmm_decay) d = CMM_F(cmm_decay_at)(h * h * (CMM_R)0.5, (a - h) * (a + h) * (CMM_R)0.5);
+    CMM_R u = a / (a + CMM_K(MILLS_SHIFT));
+    CMM_R y = u * CMM_F(cmm_mills)(u - (CMM_R)0.5);
+    y = (y + y * d.m) * d.s * d.t;
+    return (x < 0 ? x * 0 : x) - y; /* x * 0 is NaN at -inf, as x * Phi(x) is */
+}
+
+/* x / (1 + exp(-v)) where v has the sign of x and |v| = v0 + v1; end: |x| beyond which it is 0 for negative x. */
+CMM_HD static inline CMM_R CMM_F(cmm_logistic)(CMM_R x, CMM_R v0, CMM_R v1, CMM_R end)
+{
+    CMM_F(cmm_decay) d = CMM_F(cmm_decay_at)(v0, v1);
+    CMM_R q = CMM_F(cmm_abs)(x) / (1 + (1 + d.m) * d.s * d.t);
+    CMM_R a = q > end ? end : q;
+    CMM_R y = (a + a * d.m) * d.s * d.t;
+    return x < 0 ? x * 0 - y : q;
+}
+
+CMM_HD static inline CMM_R CMM_F(cmm_act_silu)(CMM_R x)
+{
+    CMM_R a = CMM_F(cmm_abs)(x);
+    return CMM_F(cmm_logistic)(x, a > CMM_K(SILU_END) ? CMM_K(SILU_END) : a, 0, CMM_K(SILU_END));
+}
+
+/* 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)), 2u = x (c0 + c1 x^2). The error of 2u becomes the relative error of the
+ * result, and 2u is large, so it is computed to nearly twice the precision: every product is split exactly. */
+CMM_HD static inline CMM_R CMM_F(cmm_act_gelu_tanh)(CMM_R x)
+{
+    CMM_R b = CMM_F(cmm_abs)(x);
+    CMM_R a = b > CMM_K(GELU_TANH_END) ? CMM_K(GELU_TANH_END) : b;
+    CMM_R ah = CMM_F(cmm_upper)(a), al = a - ah;
+    CMM_R q = a * a; /* q + ql = a^2 */
+    CMM_R ql = ((ah * ah - q) + 2 * (ah * al)) + al * al;
+    CMM_R qh = CMM_F(cmm_upper)(q);
+    CMM_R c = CMM_K(TANH_C1_UPPER) * qh; /* c + cl = c1 a^2, c exact */
+    CMM_R cl = CMM_K(TANH_C1_UPPER) * ((q - qh) + ql) + CMM_K(TANH_C1_LOWER) * q;
+    CMM_R g = CMM_K(TANH_C0_UPPER) + c; /* g + gl = c0 + c1 a^2 */
+    CMM_R gl = (c - (g - CMM_K(TANH_C0_UPPER))) + (cl + CMM_K(TANH_C0_LOWER));
+    CMM_R gh = CMM_F(cmm_upper)(g);
+    CMM_R v = a * g; /* v + vl = a (g + gl) */
+    CMM_R vl = ((ah * gh - v) + (ah * (g - gh) + al * gh)) + (al * (g - gh) + a * gl);
+    return CMM_F(cmm_logistic)(x, v, vl, CMM_K(GELU_TANH_END));
+}
+
+CMM_HD static inline CMM_R CMM_F(cmm_act_relu)(CMM_R x)
+{
+    return x < 0 ? 0 : x;
+}
+
+CMM_HD static inline CMM_R CMM_F(cmm_act_identity)(CMM_R x)
+{
+    return x;
+}

@@ -1,0 +1,167 @@
+/* Where a BLAS comes from: a shared library by path, or the one that libcmm was linked with. */
+#define _GNU_SOURCE
+#include "cmm.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+
+/* A function pointer out of a data pointer: POSIX grants what ISO C does not. */
+#define TAKE(member, symbol)                                                                                         \
+    do {                                                                                                             \
+        void *const found = symbol;                                                                                  \
+        memcpy(&(member), &found, sizeof found);                                                                     \
+    } while (0)
+
+/* name, as the library spells it: sgemm_, sgemm, scipy_sgemm_. */
+static void *find(void *library, const char *name)
+{
+    static const char *const spellings[] = {"%s_", "%s", "scipy_%s_"};
+    for (size_t i = 0; i < sizeof spellings / sizeof *spellings; i++) {
+        char symbol[64];
+        (void)snprintf(symbol, sizeof symbol, spellings[i], name);
+        void *const found = dlsym(library, symbol);
+        if (found)
+            return found;
+    }
+    return NULL;
+}
+
+static void *find_first(void *library, const char *const *symbols)
+{
+    for (; *symbols; symbols++) {
+        void *const found = dlsym(library, *symbols);
+        if (found)
+            return found;
+    }
+    return NULL;
+}
+
+/* MKL: the sequential layer must be chosen before its first routine runs, for its default layer aborts the process
+ * where the OpenMP library is missing. Only MKL's batched routines are used: OpenBLAS's gain nothing over a loop, and
+ * those before 0.3.34.481 crash on small matrices. */
+static int load_mkl(void *library, cmm_blas *blas)
+{
+    enum { MKL_THREADING_SEQUENTIAL = 1 };
+    int (*set_layer)(int) = NULL;
+    void (*version)(char *, int) = NULL;
+    TAKE(set_layer, dlsym(library, "MKL_Set_Threading_Layer"));
+    TAKE(version, dlsym(library, "MKL_Get_Version_String"));
+    if (!set_layer)
+        return 0;
+    (void)set_layer(MKL_THREADING_SEQUENTIAL);
+    TAKE(blas->sgemv_batch, find(library, "sgemv_batch"));
+    TAKE(blas->dgemv_batch, find(library, "dgemv_batch"));
+    TAKE(blas->sgemm_batch, find(library, "sgemm_batch"));
+    TAKE(blas->dgemm_batch, find(library, "dgemm_batch"));
+    (void)snprintf(blas->name, sizeof blas->name, "MKL");
+    if (version) {
+        char text[256] = "";
+        version(text, (int)sizeof text - 1);
+        (void)snprintf(blas->name, sizeof blas->name, "%.*s", (int)sizeof blas->name - 1, text);
+    }
+    return 1;
+}
+
+static void load_others(void *library, cmm_blas *blas)
+{
+    static const char *const set[] = {"openblas_set_num_threads", "scipy_openblas_set_num_threads",
+                                      "bli_thread_set_num_threads", "flexiblas_set_num_threads", NULL};
+    static const char *const get[] = {"openblas_get_num_threads", "scipy_openblas_get_num_threads",
+                                      "bli_thread_get_num_threads", "flexiblas_get_num_threads", NULL};
+    static const char *const config[] = {"openblas_get_config", "scipy_openblas_get_config", NULL};
+    const char *(*describe)(void) = NULL;
+    TAKE(blas->set_threads, find_first(library, set));
+    TAKE(blas->get_threads, find_first(library, get));
+    TAKE(describe, find_first(library, config));
+    if (describe)
+        (void)snprintf(blas->name, sizeof blas->name, "%s", describe());
+    else
+        (void)snprintf(blas->name, sizeof blas->name, "%s",
+                       dlsym(library, "bli_info_get_version_str") ? "BLIS" : "BLAS");
+}
+
+static cmm_status take_all(void *library, cmm_blas *blas)
+{
+    memset(blas, 0, sizeof *blas);
+    blas->size = sizeof *blas;
+    TAKE(blas->sdot, find(library, "sdot"));
+    TAKE(blas->ddot, find(library, "ddot"));
+    TAKE(blas->saxpy, find(library, "saxpy"));
+    TAKE(blas->daxpy, find(library, "daxpy"));
+    TAKE(blas->sgemv, find(library, "sgemv"));
+    TAKE(blas->dgemv, find(library, "dgemv"));
+    TAKE(blas->sgemm, find(library, "sgemm"));
+    TAKE(blas->dgemm, find(library, "dgemm"));
+    if (!blas->sdot || !blas->ddot || !blas->saxpy || !blas->daxpy || !blas->sgemv || !blas->dgemv || !blas->sgemm ||
+        !blas->dgemm) {
+        memset(blas, 0, sizeof *blas);
+        return CMM_ERROR_BLAS_SYMBOLS;
+    }
+    if (!load_mkl(library, blas))
+        load_others(library, blas);
+    return CMM_OK;
+}
+
+cmm_status cmm_blas_load(const char *file, cmm_blas *blas)
+{
+    if (!blas)
+        return CMM_ERROR_BLAS_NULL;
+    if (!file)
+        return CMM_ERROR_BLAS_FILE_NULL;
+    void *const library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    if (!library)
+        return CMM_ERROR_BLAS_FILE;
+    cmm_blas found;
+    const cmm_status status = take_all(library, &found);
+    if (status != CMM_OK) {
+        (void)dlclose(library);
+        return status;
+    }
+    *blas = found;
+    return CMM_OK;
+}
+
+#if defined(CMM_BLAS_LINKED)
+/* Declared as data to take their addresses without repeating their types; dlsym on the program itself would miss
+ * libraries that are linked statically. */
+#define LINKED(name) extern void name(void)
+LINKED(sdot_);
+LINKED(ddot_);
+LINKED(saxpy_);
+LINKED(daxpy_);
+LINKED(sgemv_);
+LINKED(dgemv_);
+LINKED(sgemm_);
+LINKED(dgemm_);
+
+cmm_status cmm_blas_linked(cmm_blas *blas)
+{
+    if (!blas)
+        return CMM_ERROR_BLAS_NULL;
+    memset(blas, 0, sizeof *blas);
+    blas->size = sizeof *blas;
+#define TAKE_LINKED(name)                                                                                            \
+    do {                                                                                                             \
+        void (*const found)(void) = name##_;                                                                         \
+        memcpy(&blas->name, &found, sizeof found);                                                                   \
+    } while (0)
+    TAKE_LINKED(sdot);
+    TAKE_LINKED(ddot);
+    TAKE_LINKED(saxpy);
+    TAKE_LINKED(daxpy);
+    TAKE_LINKED(sgemv);
+    TAKE_LINKED(dgemv);
+    TAKE_LINKED(sgemm);
+    TAKE_LINKED(dgemm);
+    void *const self = dlopen(NULL, RTLD_NOW);
+    if (self && !load_mkl(self, blas))
+        load_others(self, blas);
+    return CMM_OK;
+}
+#else
+cmm_status cmm_blas_linked(cmm_blas *blas)
+{
+    return blas ? CMM_ERROR_BLAS_MISSING : CMM_ERROR_BLAS_NULL;
+}
+#endif

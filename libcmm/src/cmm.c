@@ -1,0 +1,488 @@
+/* The front door: every check, every default, the choice of a kernel. Nothing behind it can fail. */
+#include "cmm.h"
+
+#include "cpu.h"
+#include "kernel.h"
+#include "process.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the table of kernels -------------------------------------------------------------------------------------- */
+
+#define CMM_KERNEL(op, name, architecture, flags) extern const cmm_kernel cmm_##op##_##name;
+#include "kernels.inc"
+#undef CMM_KERNEL
+
+static const cmm_kernel *const kernels[] = {
+#define CMM_KERNEL(op, name, architecture, flags) &cmm_##op##_##name,
+#include "kernels.inc"
+#undef CMM_KERNEL
+};
+
+enum { KERNELS = (int)(sizeof kernels / sizeof kernels[0]) };
+
+static const char *const level_names[] = {"naive", "blas1", "blas2", "blas3", "native"};
+static const char *const isa_names[] = {"avx512", "avx2", "neon", "scalar"};
+
+enum {
+    LEVELS = (int)(sizeof level_names / sizeof level_names[0]),
+    ISAS = (int)(sizeof isa_names / sizeof isa_names[0])
+};
+
+static int is_one_of(const char *name, const char *const *names, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (strcmp(name, names[i]) == 0)
+            return 1;
+    return 0;
+}
+
+static int same(const char *wanted, const char *name)
+{
+    return !wanted || strcmp(wanted, name) == 0;
+}
+
+static int runs_here(const cmm_kernel *kernel)
+{
+    return !kernel->absent && (kernel->cpu & ~cmm_process_machine()->cpu) == 0;
+}
+
+/* ---- how to run ------------------------------------------------------------------------------------------------ */
+
+/* A cmm_run with its defaults filled in. */
+typedef struct choice {
+    const char *level, *isa, *method; /* NULL: any */
+    int32_t threads;
+    const cmm_blas *blas; /* NULL: none */
+    cmm_blas linked;
+} choice;
+
+static cmm_status choose(const cmm_run *run, choice *chosen)
+{
+    memset(chosen, 0, offsetof(choice, linked));
+    if (run) {
+        if (run->size != sizeof *run)
+            return CMM_ERROR_RUN_SIZE;
+        if (run->threads < 0)
+            return CMM_ERROR_THREADS;
+        chosen->level = run->level && strcmp(run->level, "auto") != 0 ? run->level : NULL;
+        chosen->isa = run->isa;
+        chosen->method = run->method;
+        chosen->threads = run->threads;
+        chosen->blas = run->blas;
+        if (chosen->level && !is_one_of(chosen->level, level_names, LEVELS))
+            return CMM_ERROR_LEVEL;
+        if (chosen->isa && !is_one_of(chosen->isa, isa_names, ISAS))
+            return CMM_ERROR_ISA;
+        if (chosen->blas && chosen->blas->size != sizeof *chosen->blas)
+            return CMM_ERROR_BLAS_SIZE;
+    }
+    if (!chosen->blas && cmm_blas_linked(&chosen->linked) == CMM_OK)
+        chosen->blas = &chosen->linked;
+    return CMM_OK;
+}
+
+/* CMM_OK when the BLAS has what level number 1, 2 or 3 needs. A level uses only functions of its own number or below. */
+static cmm_status check_blas(const cmm_blas *blas, int32_t number, int32_t dtype)
+{
+    if (number == 0)
+        return CMM_OK;
+    if (!blas)
+        return CMM_ERROR_BLAS_MISSING;
+    const int f32 = blas->sdot && blas->saxpy && (number < 2 || blas->sgemv) && (number < 3 || blas->sgemm);
+    const int f64 = blas->ddot && blas->daxpy && (number < 2 || blas->dgemv) && (number < 3 || blas->dgemm);
+    return (dtype == CMM_F32 ? f32 : f64) ? CMM_OK : CMM_ERROR_BLAS_INCOMPLETE;
+}
+
+/* The activation functions: of the forced instruction set, or of the best one. */
+static cmm_status find_activation(const choice *chosen, cmm_task *task)
+{
+    cmm_status status = CMM_ERROR_ISA_UNUSABLE;
+    for (int i = 0; i < KERNELS; i++) {
+        if (kernels[i]->op == CMM_OP_ACT && same(chosen->isa, kernels[i]->isa) && runs_here(kernels[i])) {
+            task->activate_f32 = kernels[i]->activate_f32;
+            task->activate_f64 = kernels[i]->activate_f64;
+            status = CMM_OK;
+        }
+    }
+    return status;
+}
+
+/* The kernel for a task: the last one of the list that can run and is what was asked for; of several methods that
+ * differ in nothing else, the one of least cost. */
+static cmm_status find_kernel(cmm_op op, const choice *chosen, const cmm_task *task, const cmm_kernel **found)
+{
+    cmm_status blame = CMM_ERROR_LEVEL_UNUSABLE;
+    const cmm_kernel *best = NULL;
+    for (int i = KERNELS - 1; i >= 0; i--) {
+        const cmm_kernel *const kernel = kernels[i];
+        if (kernel->op != op || !same(chosen->level, kernel->level))
+            continue;
+        if (best && (strcmp(kernel->level, best->level) != 0 || strcmp(kernel->isa, best->isa) != 0))
+            continue;
+        if (chosen->isa && strcmp(kernel->isa, "any") != 0 && strcmp(kernel->isa, chosen->isa) != 0)
+            continue;
+        if (!runs_here(kernel))
+            continue;
+        if (chosen->method && strcmp(kernel->method, chosen->method) != 0) {
+            blame = CMM_ERROR_METHOD;
+            continue;
+        }
+        const cmm_status status = check_blas(chosen->blas, kernel->blas, task->dtype);
+        if (status != CMM_OK) {
+            blame = status;
+            continue;
+        }
+        if (!best || (kernel->cost && best->cost && kernel->cost(task, task->batch) < best->cost(task, task->batch)))
+            best = kernel;
+    }
+    *found = best;
+    return best ? CMM_OK : blame;
+}
+
+/* ---- checks ---------------------------------------------------------------------------------------------------- */
+
+static int64_t element_size(int32_t dtype)
+{
+    return dtype == CMM_F32 ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
+}
+
+/* a * b * c bytes, or -1 when that does not fit in the address space. */
+static int64_t bytes_of(int64_t a, int64_t b, int64_t c)
+{
+    int64_t product;
+    if (__builtin_mul_overflow(a, b, &product) || __builtin_mul_overflow(product, c, &product) ||
+        (uint64_t)product > (uint64_t)PTRDIFF_MAX)
+        return -1;
+    return product;
+}
+
+typedef struct extent {
+    uintptr_t first, end;
+} extent;
+
+static extent extent_of(const void *start, int64_t bytes)
+{
+    const extent e = {(uintptr_t)start, start ? (uintptr_t)start + (uintptr_t)bytes : (uintptr_t)start};
+    return e;
+}
+
+static int overlap(extent a, extent b)
+{
+    return a.first < b.end && b.first < a.end;
+}
+
+static int misaligned(const void *pointer, int64_t size)
+{
+    return ((uintptr_t)pointer & ((uintptr_t)size - 1)) != 0;
+}
+
+/* What cmm_fff and cmm_ff have in common, once their fields are in the task. */
+static cmm_status check_layer(const cmm_task *task)
+{
+    if (task->dtype != CMM_F32 && task->dtype != CMM_F64)
+        return CMM_ERROR_DTYPE;
+    if (task->activation < CMM_GELU || task->activation > CMM_IDENTITY)
+        return CMM_ERROR_ACTIVATION;
+    if (task->d_in < 1)
+        return CMM_ERROR_D_IN;
+    if (task->d_out < 1)
+        return CMM_ERROR_D_OUT;
+    if (task->ld_in < task->d_in)
+        return CMM_ERROR_LD_IN;
+    if (task->ld_out < task->d_out)
+        return CMM_ERROR_LD_OUT;
+    const int64_t size = element_size(task->dtype);
+    int64_t rows;
+    if (__builtin_mul_overflow(task->trees, task->nodes, &rows) || bytes_of(rows, task->ld_in, size) < 0 ||
+        bytes_of(rows, task->ld_out, size) < 0)
+        return CMM_ERROR_LAYER_TOO_LARGE;
+    return CMM_OK;
+}
+
+static cmm_status check_arrays(const cmm_task *task, int wants_y)
+{
+    const int64_t size = element_size(task->dtype), rows = task->trees * task->nodes;
+    const int64_t path = bytes_of(task->batch, task->trees, task->depth + 1);
+    const int64_t x_bytes = bytes_of(task->batch, task->d_in, size);
+    const int64_t y_bytes = wants_y ? bytes_of(task->batch, task->d_out, size) : 0;
+    if (task->batch < 0)
+        return CMM_ERROR_BATCH;
+    if (x_bytes < 0 || y_bytes < 0 || path < 0 || bytes_of(path, 8, 1) < 0)
+        return CMM_ERROR_BATCH_TOO_LARGE;
+    if (rows > 0) {
+        if (!task->w_in)
+            return CMM_ERROR_W_IN_NULL;
+        if (wants_y && !task->w_out)
+            return CMM_ERROR_W_OUT_NULL;
+    }
+    if (task->batch > 0) {
+        if (!task->x)
+            return CMM_ERROR_X_NULL;
+        if (wants_y && !task->y)
+            return CMM_ERROR_Y_NULL;
+        if (!wants_y && !task->nodes_out && !task->logits_out)
+            return CMM_ERROR_PATH_NULL;
+    }
+    if (misaligned(task->w_in, size))
+        return CMM_ERROR_W_IN_ALIGN;
+    if (misaligned(task->bias, size))
+        return CMM_ERROR_BIAS_ALIGN;
+    if (wants_y && misaligned(task->w_out, size))
+        return CMM_ERROR_W_OUT_ALIGN;
+    if (misaligned(task->x, size))
+        return CMM_ERROR_X_ALIGN;
+    if (misaligned(task->y, size))
+        return CMM_ERROR_Y_ALIGN;
+    if (misaligned(task->nodes_out, (int64_t)sizeof(int32_t)))
+        return CMM_ERROR_NODES_ALIGN;
+    if (misaligned(task->logits_out, size))
+        return CMM_ERROR_LOGITS_ALIGN;
+
+    const extent y = extent_of(task->y, y_bytes);
+    const extent nodes = extent_of(task->nodes_out, path * (int64_t)sizeof(int32_t));
+    const extent logits = extent_of(task->logits_out, path * size);
+    const extent inputs[] = {
+        extent_of(task->x, x_bytes),
+        extent_of(task->w_in, rows ? ((rows - 1) * task->ld_in + task->d_in) * size : 0),
+        extent_of(task->bias, rows * size),
+        extent_of(wants_y ? task->w_out : NULL, rows ? ((rows - 1) * task->ld_out + task->d_out) * size : 0),
+    };
+    for (size_t i = 0; i < sizeof inputs / sizeof inputs[0]; i++) {
+        if (overlap(y, inputs[i]))
+            return CMM_ERROR_Y_OVERLAP;
+        if (overlap(nodes, inputs[i]))
+            return CMM_ERROR_NODES_OVERLAP;
+        if (overlap(logits, inputs[i]))
+            return CMM_ERROR_LOGITS_OVERLAP;
+    }
+    if (overlap(nodes, y))
+        return CMM_ERROR_NODES_OVERLAP;
+    if (overlap(logits, y) || overlap(logits, nodes))
+        return CMM_ERROR_LOGITS_OVERLAP;
+    return CMM_OK;
+}
+
+/* BLAS counts in 32 bits. */
+static int fits_blas(const cmm_task *task)
+{
+    return task->d_in <= INT32_MAX && task->d_out <= INT32_MAX && task->ld_in <= INT32_MAX &&
+           task->ld_out <= INT32_MAX && task->nodes <= INT32_MAX;
+}
+
+/* ---- running --------------------------------------------------------------------------------------------------- */
+
+/* Waking a thread costs some microseconds; a piece of work below this many flops is not worth it. */
+static const double FLOPS_PER_PIECE = 2e6;
+
+typedef struct split {
+    const cmm_kernel *kernel;
+    const cmm_task *task;
+    char *scratch;
+    int64_t scratch_stride;
+    int32_t pieces;
+} split;
+
+static void run_piece(void *context, int32_t index)
+{
+    const split *const s = context;
+    const int64_t batch = s->task->batch;
+    const int64_t first = batch / s->pieces * index + (index < batch % s->pieces ? index : batch % s->pieces);
+    const int64_t count = batch / s->pieces + (index < batch % s->pieces);
+    s->kernel->run[s->task->dtype](s->task, first, count, s->scratch ? s->scratch + index * s->scratch_stride : NULL);
+}
+
+static cmm_status run(const cmm_kernel *kernel, const cmm_task *task, int32_t threads)
+{
+    const double visited = kernel->op == CMM_OP_FFF ? (double)task->depth + 1 : (double)task->nodes;
+    const double flops = 2.0 * visited * (double)task->trees * (double)(task->d_in + task->d_out) * (double)task->batch;
+    if (threads == 0)
+        threads = flops < 2 * FLOPS_PER_PIECE ? 1 : cmm_threads_default();
+    split s = {kernel, task, NULL, 0, threads};
+    if (s.pieces > flops / FLOPS_PER_PIECE)
+        s.pieces = flops < FLOPS_PER_PIECE ? 1 : (int32_t)(flops / FLOPS_PER_PIECE);
+    if (s.pieces > task->batch)
+        s.pieces = (int32_t)task->batch;
+    if (kernel->scratch) {
+        const int64_t largest = (task->batch + s.pieces - 1) / s.pieces;
+        s.scratch_stride = (kernel->scratch(task, largest) + CMM_ALIGNMENT - 1) / CMM_ALIGNMENT * CMM_ALIGNMENT;
+        if (s.scratch_stride > 0) {
+            s.scratch = aligned_alloc(CMM_ALIGNMENT, (size_t)(s.scratch_stride * s.pieces));
+            if (!s.scratch)
+                return CMM_ERROR_MEMORY;
+        }
+    }
+    if (kernel->blas)
+        cmm_process_borrow_blas(task->blas);
+    cmm_process_run(threads, s.pieces, run_piece, &s);
+    if (kernel->blas)
+        cmm_process_return_blas(task->blas);
+    free(s.scratch);
+    return CMM_OK;
+}
+
+static cmm_status forward(cmm_op op, cmm_task *task, const cmm_run *how, int wants_y)
+{
+    choice chosen;
+    const cmm_kernel *kernel;
+    cmm_status status = check_layer(task);
+    if (status == CMM_OK)
+        status = choose(how, &chosen);
+    if (status == CMM_OK)
+        status = check_arrays(task, wants_y);
+    if (status != CMM_OK)
+        return status;
+    task->machine = cmm_process_machine();
+    task->blas = chosen.blas;
+    status = find_activation(&chosen, task);
+    if (status == CMM_OK)
+        status = find_kernel(op, &chosen, task, &kernel);
+    if (status != CMM_OK)
+        return status;
+    if (kernel->blas && !fits_blas(task))
+        return CMM_ERROR_LAYER_TOO_LARGE;
+    return task->batch > 0 ? run(kernel, task, chosen.threads) : CMM_OK;
+}
+
+static cmm_status fff_forward(const cmm_fff *layer, const cmm_run *how, cmm_task *task, int wants_y)
+{
+    if (!layer)
+        return CMM_ERROR_LAYER_NULL;
+    if (layer->size != sizeof *layer)
+        return CMM_ERROR_LAYER_SIZE;
+    if (layer->reserved != 0)
+        return CMM_ERROR_RESERVED;
+    if (layer->tie != CMM_TIE_LEFT && layer->tie != CMM_TIE_RIGHT)
+        return CMM_ERROR_TIE;
+    if (layer->depth < 0 || layer->depth > CMM_MAX_DEPTH)
+        return CMM_ERROR_DEPTH;
+    if (layer->trees < 1)
+        return CMM_ERROR_TREES;
+    task->dtype = layer->dtype;
+    task->activation = layer->activation;
+    task->tie = layer->tie;
+    task->depth = layer->depth;
+    task->trees = layer->trees;
+    task->nodes = ((int64_t)2 << layer->depth) - 1;
+    task->d_in = layer->d_in;
+    task->d_out = wants_y ? layer->d_out : 1;
+    task->ld_in = layer->ld_in ? layer->ld_in : layer->d_in;
+    task->ld_out = wants_y ? layer->ld_out ? layer->ld_out : layer->d_out : 1;
+    task->w_in = layer->w_in;
+    task->bias = layer->bias;
+    task->w_out = layer->w_out;
+    return forward(CMM_OP_FFF, task, how, wants_y);
+}
+
+cmm_status cmm_fff_forward(const cmm_fff *layer, const cmm_run *how, int64_t batch, const void *x, void *y,
+                           int32_t *nodes, void *logits)
+{
+    cmm_task task = {.batch = batch, .x = x, .y = y, .nodes_out = nodes, .logits_out = logits};
+    return fff_forward(layer, how, &task, 1);
+}
+
+cmm_status cmm_cmm_forward(const cmm_fff *layer, const cmm_run *how, int64_t batch, const void *x, int32_t *nodes,
+                           void *logits)
+{
+    cmm_task task = {.batch = batch, .x = x, .nodes_out = nodes, .logits_out = logits};
+    return fff_forward(layer, how, &task, 0);
+}
+
+cmm_status cmm_ff_forward(const cmm_ff *layer, const cmm_run *how, int64_t batch, const void *x, void *y)
+{
+    if (!layer)
+        return CMM_ERROR_LAYER_NULL;
+    if (layer->size != sizeof *layer)
+        return CMM_ERROR_LAYER_SIZE;
+    if (layer->reserved != 0)
+        return CMM_ERROR_RESERVED;
+    if (layer->neurons < 0)
+        return CMM_ERROR_NEURONS;
+    cmm_task task = {.dtype = layer->dtype,
+                     .activation = layer->activation,
+                     .trees = 1,
+                     .nodes = layer->neurons,
+                     .d_in = layer->d_in,
+                     .d_out = layer->d_out,
+                     .ld_in = layer->ld_in ? layer->ld_in : layer->d_in,
+                     .ld_out = layer->ld_out ? layer->ld_out : layer->d_out,
+                     .w_in = layer->w_in,
+                     .bias = layer->bias,
+                     .w_out = layer->w_out,
+                     .batch = batch,
+                     .x = x,
+                     .y = y};
+    return forward(CMM_OP_FF, &task, how, 1);
+}
+
+/* ---- what there is --------------------------------------------------------------------------------------------- */
+
+int32_t cmm_level_count(void)
+{
+    return LEVELS;
+}
+
+/* Why no kernel of the level can run; the last reason found, in the order of the list. */
+static const char *why_not(const char *level, const choice *chosen, const char **isa)
+{
+    const char *why = "this build has no kernel for it";
+    for (int i = KERNELS - 1; i >= 0; i--) {
+        const cmm_kernel *const kernel = kernels[i];
+        if (kernel->op != CMM_OP_FFF || strcmp(kernel->level, level) != 0)
+            continue;
+        if (chosen->isa && strcmp(kernel->isa, "any") != 0 && strcmp(kernel->isa, chosen->isa) != 0)
+            continue;
+        if (kernel->absent)
+            why = kernel->absent;
+        else if (!runs_here(kernel))
+            why = "this CPU lacks its instructions";
+        else if (check_blas(chosen->blas, kernel->blas, CMM_F32) != CMM_OK)
+            why = chosen->blas ? "the BLAS lacks functions it needs" : "no BLAS: none is linked, and none was given";
+        else {
+            *isa = kernel->isa;
+            return "";
+        }
+    }
+    return why;
+}
+
+cmm_status cmm_level_get(int32_t index, const cmm_run *how, cmm_level *info)
+{
+    choice chosen;
+    if (!info)
+        return CMM_ERROR_INFO_NULL;
+    if (info->size != sizeof *info)
+        return CMM_ERROR_INFO_SIZE;
+    if (index < 0 || index >= LEVELS)
+        return CMM_ERROR_INDEX;
+    const cmm_status status = choose(how, &chosen);
+    if (status != CMM_OK)
+        return status;
+    info->name = level_names[index];
+    info->isa = "any";
+    info->why = why_not(info->name, &chosen, &info->isa);
+    info->usable = info->why[0] == '\0';
+    return CMM_OK;
+}
+
+const char *cmm_isa_known(void)
+{
+    return "avx512 avx2 neon scalar";
+}
+
+const char *cmm_isa_usable(void)
+{
+    const uint32_t cpu = cmm_process_machine()->cpu;
+    return cpu & CMM_CPU_AVX512 ? "avx512 avx2 scalar"
+           : cpu & CMM_CPU_AVX2 ? "avx2 scalar"
+           : cpu & CMM_CPU_NEON ? "neon scalar"
+                                : "scalar";
+}
+
+const char *cmm_version(void)
+{
+#define TEXT(x) #x
+#define VERSION(major, minor, patch) TEXT(major) "." TEXT(minor) "." TEXT(patch)
+    return VERSION(CMM_VERSION_MAJOR, CMM_VERSION_MINOR, CMM_VERSION_PATCH);
+}

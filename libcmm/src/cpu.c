@@ -1,0 +1,98 @@
+/* What this CPU and its operating system can do. The compiler's own __builtin_cpu_supports is not used: under some
+ * compilers it reports nothing. */
+#include "cpu.h"
+
+#include <unistd.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+
+static uint64_t xgetbv0(void)
+{
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+static uint32_t find_bits(void)
+{
+    uint32_t a, b, c, d, bits = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d))
+        return 0;
+    const uint32_t osxsave_avx_fma = 1u << 27 | 1u << 28 | 1u << 12;
+    if ((c & osxsave_avx_fma) != osxsave_avx_fma)
+        return 0;
+    const uint64_t saved = xgetbv0(); /* register state that the operating system saves on a switch */
+    if ((saved & 0x6) != 0x6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & 1u << 5))
+        return 0;
+    bits |= CMM_CPU_AVX2;
+    const uint32_t f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
+    if ((saved & 0xe6) == 0xe6 && (b & f_dq_bw_vl) == f_dq_bw_vl)
+        bits |= CMM_CPU_AVX512;
+    return bits;
+}
+
+/* Intel's leaf 4 and AMD's leaf 0x8000001d describe the caches in the same format. */
+static void find_caches(cmm_machine *machine)
+{
+    uint32_t a, b, c, d;
+    const uint32_t leaf = __get_cpuid_max(0x80000000u, NULL) >= 0x8000001du &&
+                                  __get_cpuid_count(0x8000001du, 0, &a, &b, &c, &d) && (a & 31)
+                              ? 0x8000001du
+                              : 4;
+    for (uint32_t i = 0; i < 16; i++) {
+        if (!__get_cpuid_count(leaf, i, &a, &b, &c, &d) || (a & 31) == 0)
+            return;
+        const int64_t bytes = ((int64_t)(b >> 22) + 1) * ((int64_t)(b >> 12 & 1023) + 1) *
+                              ((int64_t)(b & 4095) + 1) * ((int64_t)c + 1);
+        const uint32_t type = a & 31, level = a >> 5 & 7;
+        if (type == 2)
+            continue; /* instructions */
+        if (level == 1)
+            machine->l1d = bytes;
+        else if (level == 2)
+            machine->l2 = bytes;
+        else if (level == 3)
+            machine->l3 = bytes;
+    }
+}
+#else
+static uint32_t find_bits(void)
+{
+#if defined(__aarch64__)
+    return CMM_CPU_NEON; /* part of the architecture */
+#else
+    return 0;
+#endif
+}
+
+static void find_caches(cmm_machine *machine)
+{
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+    machine->l1d = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+    machine->l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    machine->l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#else
+    (void)machine;
+#endif
+}
+#endif
+
+void cmm_cpu_find(cmm_machine *machine)
+{
+    machine->cpu = find_bits();
+    machine->l1d = machine->l2 = machine->l3 = 0;
+    find_caches(machine);
+    /* What a CPU does not tell is taken to be small, which costs a little speed and nothing else. */
+    if (machine->l1d < 16 << 10)
+        machine->l1d = 32 << 10;
+    if (machine->l2 < 128 << 10)
+        machine->l2 = 256 << 10;
+    if (machine->l3 < machine->l2)
+        machine->l3 = machine->l2;
+}
+
+const char *cmm_cpu_name(uint32_t bits)
+{
+    return bits & CMM_CPU_AVX512 ? "avx512" : bits & CMM_CPU_AVX2 ? "avx2" : bits & CMM_CPU_NEON ? "neon" : "scalar";
+}

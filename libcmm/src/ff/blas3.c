@@ -1,0 +1,66 @@
+/* Dense, level 3: two matrix products over a chunk of tokens, with the activation in between.
+ * Work:   2 (d_in + d_out) flops per neuron.
+ * Memory: all weights once per chunk; the hidden values of a chunk are written and read once.
+ * Sums:   those of the BLAS, then the bias.
+ * Limit:  the rate of gemm. */
+#ifndef REAL
+#include "../kernel.h"
+
+#define CMM_BODY "ff/blas3.c"
+
+/* Tokens of a chunk: enough for gemm to run at its full rate, few enough for the hidden values to stay in L3. */
+static int64_t chunk_tokens(const cmm_task *task, int64_t count)
+{
+    const int64_t size = task->dtype == CMM_F32 ? 4 : 8, neurons = task->nodes > 0 ? task->nodes : 1;
+    int64_t tokens = task->machine->l3 / 4 / (neurons * size);
+    tokens = tokens < 64 ? 64 : tokens > 1024 ? 1024 : tokens;
+    return tokens < count ? tokens : count;
+}
+
+#include "../each_real.h"
+
+static int64_t scratch(const cmm_task *task, int64_t count)
+{
+    return chunk_tokens(task, count) * task->nodes * (task->dtype == CMM_F32 ? 4 : 8);
+}
+
+const cmm_kernel cmm_ff_blas3 = {.op = CMM_OP_FF,
+                                 .name = "blas3",
+                                 .level = "blas3",
+                                 .method = "",
+                                 .isa = "any",
+                                 .blas = 3,
+                                 .scratch = scratch,
+                                 .run = {run_f32, run_f64}};
+
+#else
+
+static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
+{
+    REAL *const h = memory;
+    const int32_t d_in = (int32_t)task->d_in, d_out = (int32_t)task->d_out, neurons = (int32_t)task->nodes;
+    const int32_t ld_in = (int32_t)task->ld_in, ld_out = (int32_t)task->ld_out;
+    const int64_t chunk = chunk_tokens(task, count);
+    const REAL unit = 1, zero = 0;
+    const REAL *const bias = task->bias;
+    for (int64_t i = 0; neurons == 0 && i < count * d_out; i++)
+        ((REAL *)task->y)[first * d_out + i] = 0;
+    for (int64_t done = 0; neurons > 0 && done < count; done += chunk) {
+        const int32_t tokens = (int32_t)(chunk < count - done ? chunk : count - done);
+        const REAL *const x = (const REAL *)task->x + (first + done) * d_in;
+        REAL *const y = (REAL *)task->y + (first + done) * d_out;
+        /* BLAS is column-major: what it calls h (neurons x tokens) is our row-major h (tokens x neurons). */
+        task->blas->BLAS(gemm)("T", "N", &neurons, &tokens, &d_in, &unit, task->w_in, &ld_in, x, &d_in, &zero, h,
+                               &neurons);
+        for (int64_t t = 0; t < tokens; t++) {
+            REAL *const row = h + t * neurons;
+            for (int64_t n = 0; bias && n < neurons; n++)
+                row[n] += bias[n];
+            task->NAME(activate)(task->activation, neurons, row);
+        }
+        task->blas->BLAS(gemm)("N", "N", &d_out, &tokens, &neurons, &unit, task->w_out, &ld_out, h, &neurons, &zero, y,
+                               &d_out);
+    }
+}
+
+#endif

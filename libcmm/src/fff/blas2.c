@@ -1,0 +1,158 @@
+/* Level 2: pointer-batched matrix-vector products, one batch per tree level over a chunk of tokens.
+ * The items of a batch are in the order of their nodes, so that tokens at the same node use its row one after another.
+ * Work:   2 (d_in + d_out) flops per visited neuron; two batches per level (gemv_batch, where the BLAS has it; else a
+ *         loop over the same pointers: a matrix-vector product with a one-row matrix is a dot, and with a one-column
+ *         matrix an axpy).
+ * Memory: a chunk's x and y stay in L2; each row visited by the chunk comes from L3 or memory once per chunk.
+ * Sums:   those of the BLAS, then the bias; y sums trees, then levels, in order.
+ * Limit:  the cost of one item. Real matrix products over groups of tokens (level 3) move it. */
+#ifndef REAL
+#include "../kernel.h"
+
+#define CMM_BODY "fff/blas2.c"
+
+/* Tokens of a chunk: their x and y take half of L2. */
+static int64_t chunk_tokens(const cmm_task *task)
+{
+    const int64_t size = task->dtype == CMM_F32 ? 4 : 8;
+    const int64_t tokens = task->machine->l2 / 2 / ((task->d_in + task->d_out) * size);
+    return tokens < 16 ? 16 : tokens > 8192 ? 8192 : tokens;
+}
+
+#include "../each_real.h"
+
+static int64_t scratch(const cmm_task *task, int64_t count)
+{
+    const int64_t chunk = chunk_tokens(task) < count ? chunk_tokens(task) : count;
+    return chunk * (int64_t)(3 * sizeof(void *) + sizeof(double) + 3 * sizeof(int32_t));
+}
+
+const cmm_kernel cmm_fff_blas2 = {.op = CMM_OP_FFF,
+                                  .name = "blas2",
+                                  .level = "blas2",
+                                  .method = "",
+                                  .isa = "any",
+                                  .blas = 2,
+                                  .scratch = scratch,
+                                  .run = {run_f32, run_f64}};
+
+#else
+
+/* The items of one batch, all of the same shape; item i belongs to token order[i] of the chunk. */
+typedef struct {
+    const REAL **row, **x;
+    REAL **y;
+    REAL *logit;
+    int32_t *order, *next, *node;
+} NAME(batch);
+
+/* logit[i] = dot(row[i], x[i]) */
+static void NAME(dots)(const cmm_blas *blas, const NAME(batch) *b, int32_t items, int32_t d, int32_t ld)
+{
+    const int32_t one = 1;
+    if (blas->BLAS(gemv_batch)) {
+        const REAL unit = 1, zero = 0;
+        for (int32_t i = 0; i < items; i++)
+            b->y[i] = &b->logit[i];
+        blas->BLAS(gemv_batch)("T", &d, &one, &unit, b->row, &ld, b->x, &one, &zero, b->y, &one, &one, &items);
+        return;
+    }
+    for (int32_t i = 0; i < items; i++)
+        b->logit[i] = blas->BLAS(dot)(&d, b->row[i], &one, b->x[i], &one);
+}
+
+/* y[i] += logit[i] * row[i] */
+static void NAME(axpys)(const cmm_blas *blas, const NAME(batch) *b, int32_t items, int32_t d, int32_t ld)
+{
+    const int32_t one = 1;
+    if (blas->BLAS(gemv_batch)) {
+        const REAL unit = 1;
+        for (int32_t i = 0; i < items; i++)
+            b->x[i] = &b->logit[i];
+        blas->BLAS(gemv_batch)("N", &d, &one, &unit, b->row, &ld, b->x, &one, &unit, b->y, &one, &one, &items);
+        return;
+    }
+    for (int32_t i = 0; i < items; i++)
+        blas->BLAS(axpy)(&d, &b->logit[i], b->row[i], &one, b->y[i], &one);
+}
+
+/* Move every token to its child, and bring the order from nodes of one level to nodes of the next: within each run of
+ * tokens at one node, those that go left come first. */
+static void NAME(descend)(const cmm_task *task, NAME(batch) *b, int32_t items)
+{
+    int32_t to = 0;
+    for (int32_t begin = 0, end; begin < items; begin = end) {
+        const int32_t node = b->node[b->order[begin]];
+        for (end = begin; end < items && b->node[b->order[end]] == node; end++)
+            ;
+        for (int32_t right = 0; right < 2; right++)
+            for (int32_t i = begin; i < end; i++)
+                if ((task->tie == CMM_TIE_RIGHT ? b->logit[i] >= 0 : b->logit[i] > 0) == right)
+                    b->next[to++] = b->order[i];
+        for (int32_t i = begin; i < end; i++)
+            b->node[b->order[i]] = 2 * node + 1 + (task->tie == CMM_TIE_RIGHT ? b->logit[i] >= 0 : b->logit[i] > 0);
+    }
+    int32_t *const order = b->order;
+    b->order = b->next;
+    b->next = order;
+}
+
+static void NAME(chunk)(const cmm_task *task, int64_t first, int32_t items, NAME(batch) *b)
+{
+    const int32_t levels = task->depth + 1, d_in = (int32_t)task->d_in, d_out = (int32_t)task->d_out;
+    const REAL *const x = (const REAL *)task->x + first * d_in, *const bias = task->bias;
+    REAL *const y = task->y ? (REAL *)task->y + first * d_out : NULL;
+    for (int64_t i = 0; y && i < (int64_t)items * d_out; i++)
+        y[i] = 0;
+    for (int64_t tree = 0; tree < task->trees; tree++) {
+        const REAL *const w_in = (const REAL *)task->w_in + tree * task->nodes * task->ld_in;
+        const REAL *const w_out = y ? (const REAL *)task->w_out + tree * task->nodes * task->ld_out : NULL;
+        for (int32_t i = 0; i < items; i++) {
+            b->order[i] = i;
+            b->node[i] = 0;
+        }
+        for (int32_t level = 0; level < levels; level++) {
+            for (int32_t i = 0; i < items; i++) {
+                b->row[i] = w_in + b->node[b->order[i]] * task->ld_in;
+                b->x[i] = x + (int64_t)b->order[i] * d_in;
+            }
+            NAME(dots)(task->blas, b, items, d_in, (int32_t)task->ld_in);
+            for (int32_t i = 0; i < items; i++) {
+                const int32_t token = b->order[i], node = b->node[token];
+                const int64_t step = ((first + token) * task->trees + tree) * levels + level;
+                if (bias)
+                    b->logit[i] += bias[tree * task->nodes + node];
+                if (task->nodes_out)
+                    task->nodes_out[step] = node;
+                if (task->logits_out)
+                    ((REAL *)task->logits_out)[step] = b->logit[i];
+                if (y) {
+                    b->row[i] = w_out + node * task->ld_out;
+                    b->y[i] = y + (int64_t)token * d_out;
+                }
+            }
+            NAME(descend)(task, b, items);
+            if (y) {
+                task->NAME(activate)(task->activation, items, b->logit);
+                NAME(axpys)(task->blas, b, items, d_out, (int32_t)task->ld_out);
+            }
+        }
+    }
+}
+
+static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
+{
+    const int64_t limit = chunk_tokens(task), chunk = limit < count ? limit : count;
+    NAME(batch) b;
+    b.row = memory;
+    b.x = b.row + chunk;
+    b.y = (REAL **)(b.x + chunk);
+    b.logit = (REAL *)(b.y + chunk);
+    b.order = (int32_t *)(b.logit + chunk);
+    b.next = b.order + chunk;
+    b.node = b.next + chunk;
+    for (int64_t done = 0; done < count; done += chunk)
+        NAME(chunk)(task, first + done, (int32_t)(chunk < count - done ? chunk : count - done), &b);
+}
+
+#endif

@@ -1,0 +1,67 @@
+/* What a kernel is, and what it sees of a call.
+ *
+ * The front door (cmm.c) checks a call, widens it into a cmm_task with every default filled in, picks one kernel and
+ * gives it scratch memory. A kernel trusts its task: it is arithmetic only and cannot fail. */
+#ifndef CMM_KERNEL_H
+#define CMM_KERNEL_H
+
+#include "cmm.h"
+
+/* What a CPU and its operating system must have for a kernel to run; cpu.c finds out. */
+enum {
+    CMM_CPU_AVX2 = 1,   /* AVX2 and FMA */
+    CMM_CPU_AVX512 = 2, /* AVX-512 F, BW, DQ, VL */
+    CMM_CPU_NEON = 4
+};
+
+typedef struct cmm_machine {
+    uint32_t cpu;            /* CMM_CPU_ bits */
+    int64_t l1d, l2, l3;     /* bytes of one core's data caches; l3 is its share */
+} cmm_machine;
+
+/* Apply an activation (CMM_GELU, ...) to n values in place. Every instruction set gives the same bits. */
+typedef void cmm_activate_f32(int32_t activation, int64_t n, float *z);
+typedef void cmm_activate_f64(int32_t activation, int64_t n, double *z);
+
+/* A checked call. A cmm_ff layer is a task with nodes = neurons, trees = 1 and no path. */
+typedef struct cmm_task {
+    int32_t dtype, activation, tie, depth;
+    int64_t trees, nodes, d_in, d_out, ld_in, ld_out;
+    const void *w_in, *bias, *w_out;
+    int64_t batch;
+    const void *x;
+    void *y;        /* NULL: the path alone is wanted */
+    int32_t *nodes_out; /* NULL: not wanted */
+    void *logits_out;   /* NULL: not wanted */
+    const cmm_blas *blas;
+    const cmm_machine *machine;
+    cmm_activate_f32 *activate_f32;
+    cmm_activate_f64 *activate_f64;
+} cmm_task;
+
+/* What a kernel computes. */
+typedef enum cmm_op { CMM_OP_FFF, CMM_OP_FF, CMM_OP_ACT, CMM_OPS } cmm_op;
+
+typedef struct cmm_kernel {
+    cmm_op op;
+    const char *name;   /* its file's name */
+    const char *level;  /* "naive", "blas1", ..., "native" */
+    const char *method; /* of several kernels of one level and isa: "walk", "group"; else "" */
+    const char *isa;    /* "any": whatever the compiler chose; else "scalar", "avx2", ... */
+    uint32_t cpu;       /* CMM_CPU_ bits that must be there */
+    int32_t blas;       /* 1: needs a BLAS */
+    const char *absent; /* NULL, or why this build left the kernel out */
+
+    /* Estimated time of count tokens in one thread, for a choice between the methods of one level: microseconds of
+     * an imaginary machine, comparable with each other only. NULL where there is nothing to choose. */
+    double (*cost)(const cmm_task *task, int64_t count);
+    /* Bytes of scratch memory that run() needs for count tokens, aligned to CMM_ALIGNMENT. NULL means none. */
+    int64_t (*scratch)(const cmm_task *task, int64_t count);
+    /* For CMM_F32 and CMM_F64: do tokens first .. first + count - 1. count is at least 1. */
+    void (*run[2])(const cmm_task *task, int64_t first, int64_t count, void *scratch);
+
+    cmm_activate_f32 *activate_f32; /* of CMM_OP_ACT */
+    cmm_activate_f64 *activate_f64;
+} cmm_kernel;
+
+#endif

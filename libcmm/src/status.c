@@ -1,0 +1,82 @@
+/* What each status says. */
+#include "cmm.h"
+
+static const struct {
+    cmm_status status;
+    const char *name, *message;
+} statuses[] = {
+#define STATUS(name, message) {name, #name, message}
+    STATUS(CMM_OK, "no error"),
+    STATUS(CMM_ERROR_LAYER_NULL, "layer is NULL; it should point to a layer"),
+    STATUS(CMM_ERROR_LAYER_SIZE, "layer->size is not sizeof the struct; set it, and compile against this version's cmm.h"),
+    STATUS(CMM_ERROR_DTYPE, "layer->dtype is unknown; it should be CMM_F32 or CMM_F64"),
+    STATUS(CMM_ERROR_ACTIVATION,
+           "layer->activation is unknown; it should be CMM_GELU, CMM_GELU_TANH, CMM_RELU, CMM_SILU or CMM_IDENTITY"),
+    STATUS(CMM_ERROR_TIE, "layer->tie is unknown; it should be CMM_TIE_LEFT or CMM_TIE_RIGHT"),
+    STATUS(CMM_ERROR_TREES, "layer->trees is less than 1; it should count the trees"),
+    STATUS(CMM_ERROR_DEPTH, "layer->depth is out of range; it should be the edges from root to leaf, 0 to 30"),
+    STATUS(CMM_ERROR_NEURONS, "layer->neurons is negative; it should count the rows of w_in"),
+    STATUS(CMM_ERROR_D_IN, "layer->d_in is less than 1; it should be the width of a token"),
+    STATUS(CMM_ERROR_D_OUT, "layer->d_out is less than 1; it should be the width of an output"),
+    STATUS(CMM_ERROR_LD_IN, "layer->ld_in is less than d_in; it should be 0 or the elements from row to row of w_in"),
+    STATUS(CMM_ERROR_LD_OUT, "layer->ld_out is less than d_out; it should be 0 or the elements from row to row of w_out"),
+    STATUS(CMM_ERROR_LAYER_TOO_LARGE, "the layer's weights are too large for the address space, or for the BLAS"),
+    STATUS(CMM_ERROR_RESERVED, "a reserved field is not 0; set every field that you do not use to 0"),
+    STATUS(CMM_ERROR_RUN_SIZE, "run->size is not sizeof(cmm_run); set it, and compile against this version's cmm.h"),
+    STATUS(CMM_ERROR_THREADS, "run->threads is negative; it should be a number of threads, or 0 for all cores"),
+    STATUS(CMM_ERROR_LEVEL, "run->level names no level; cmm_level_get() lists them"),
+    STATUS(CMM_ERROR_LEVEL_UNUSABLE, "run->level cannot be used in this build or on this CPU; cmm_level_get() says why"),
+    STATUS(CMM_ERROR_ISA, "run->isa names no instruction set; cmm_isa_known() lists them"),
+    STATUS(CMM_ERROR_ISA_UNUSABLE, "run->isa cannot be used in this build or on this CPU; cmm_isa_usable() lists those that can"),
+    STATUS(CMM_ERROR_METHOD, "run->method is not a method of this level; it should be NULL, \"walk\" or \"group\""),
+    STATUS(CMM_ERROR_BLAS_MISSING, "the level needs a BLAS; put one in run->blas (see cmm_blas_load), or link libcmm with one"),
+    STATUS(CMM_ERROR_BLAS_SIZE, "run->blas->size is not sizeof(cmm_blas); set it, and compile against this version's cmm.h"),
+    STATUS(CMM_ERROR_BLAS_INCOMPLETE, "run->blas lacks a function that the level needs (dot, axpy; gemv; gemm, of the layer's dtype)"),
+    STATUS(CMM_ERROR_BATCH, "batch is negative; it should count the tokens"),
+    STATUS(CMM_ERROR_BATCH_TOO_LARGE, "batch is too large: x, y or the path would not fit in the address space"),
+    STATUS(CMM_ERROR_W_IN_NULL, "layer->w_in is NULL; it should point to the input weights"),
+    STATUS(CMM_ERROR_W_OUT_NULL, "layer->w_out is NULL; it should point to the output weights"),
+    STATUS(CMM_ERROR_X_NULL, "x is NULL; it should point to batch tokens"),
+    STATUS(CMM_ERROR_Y_NULL, "y is NULL; it should point to room for batch outputs"),
+    STATUS(CMM_ERROR_PATH_NULL, "nodes and logits are both NULL; at least one should point to room for the path"),
+    STATUS(CMM_ERROR_W_IN_ALIGN, "layer->w_in is misaligned; it should start at a multiple of its element's size"),
+    STATUS(CMM_ERROR_BIAS_ALIGN, "layer->bias is misaligned; it should start at a multiple of its element's size"),
+    STATUS(CMM_ERROR_W_OUT_ALIGN, "layer->w_out is misaligned; it should start at a multiple of its element's size"),
+    STATUS(CMM_ERROR_X_ALIGN, "x is misaligned; it should start at a multiple of its element's size"),
+    STATUS(CMM_ERROR_Y_ALIGN, "y is misaligned; it should start at a multiple of its element's size"),
+    STATUS(CMM_ERROR_NODES_ALIGN, "nodes is misaligned; it should start at a multiple of 4 bytes"),
+    STATUS(CMM_ERROR_LOGITS_ALIGN, "logits is misaligned; it should start at a multiple of its element's size"),
+    STATUS(CMM_ERROR_Y_OVERLAP, "y overlaps x or a weight; it should be memory of its own"),
+    STATUS(CMM_ERROR_NODES_OVERLAP, "nodes overlaps an input or y; it should be memory of its own"),
+    STATUS(CMM_ERROR_LOGITS_OVERLAP, "logits overlaps an input, y or nodes; it should be memory of its own"),
+    STATUS(CMM_ERROR_MEMORY, "no memory for the scratch space of the call; use fewer threads or a smaller batch"),
+    STATUS(CMM_ERROR_BLAS_NULL, "blas is NULL; it should point to the table to fill"),
+    STATUS(CMM_ERROR_BLAS_FILE_NULL, "file is NULL; it should be the path of a BLAS library"),
+    STATUS(CMM_ERROR_BLAS_FILE, "file cannot be loaded; it should be the path of a shared library for this machine"),
+    STATUS(CMM_ERROR_BLAS_SYMBOLS, "file holds no BLAS with 32-bit integers (sgemm_, scipy_sgemm_ and the like)"),
+    STATUS(CMM_ERROR_INDEX, "index is out of range; it should be 0 to cmm_level_count() - 1"),
+    STATUS(CMM_ERROR_INFO_NULL, "info is NULL; it should point to the cmm_level to fill"),
+    STATUS(CMM_ERROR_INFO_SIZE, "info->size is not sizeof(cmm_level); set it before the call"),
+    STATUS(CMM_ERROR_MEMORY_NULL, "memory is NULL; it should point to cmm_fff_pack_size() bytes"),
+    STATUS(CMM_ERROR_MEMORY_ALIGN, "memory is misaligned; it should start at a multiple of CMM_ALIGNMENT"),
+    STATUS(CMM_ERROR_MEMORY_SIZE, "memory is too small; it should have cmm_fff_pack_size() bytes"),
+    STATUS(CMM_ERROR_PACKED_NULL, "packed is NULL; it should point to the descriptor to fill"),
+};
+
+static const size_t status_count = sizeof statuses / sizeof statuses[0];
+
+const char *cmm_status_name(cmm_status status)
+{
+    for (size_t i = 0; i < status_count; i++)
+        if (statuses[i].status == status)
+            return statuses[i].name;
+    return "CMM_ERROR_UNKNOWN";
+}
+
+const char *cmm_status_message(cmm_status status)
+{
+    for (size_t i = 0; i < status_count; i++)
+        if (statuses[i].status == status)
+            return statuses[i].message;
+    return "unknown status; it does not come from this version of libcmm";
+}
