@@ -37,18 +37,18 @@
 
 CMM_HD static inline float cmm_mills_f32(float t)
 {
-    float p = -0x1.848b1p-5f;
-    p = p * t - 0x1.d1af94p-4f;
-    p = p * t + 0x1.667cbap-5f;
-    p = p * t + 0x1.ad2706p-3f;
-    p = p * t - 0x1.c99c7cp-3f;
-    p = p * t - 0x1.ee54f4p-3f;
-    p = p * t + 0x1.eec818p-1f;
-    p = p * t - 0x1.7dff04p+0f;
-    p = p * t + 0x1.8c6dbap+0f;
-    p = p * t - 0x1.373e3ap+0f;
-    p = p * t + 0x1.82b4bcp-1f;
-    return p;
+    float p = -0x1.15309p-3f;
+    p = p * t - 0x1.386fdcp-3f;
+    p = p * t + 0x1.1a75d6p-4f;
+    p = p * t + 0x1.b6837ap-3f;
+    p = p * t + 0x1.aee9eap-4f;
+    p = p * t - 0x1.ff96bp-4f;
+    p = p * t - 0x1.b94eccp-3f;
+    p = p * t - 0x1.ec8dd4p-8f;
+    p = p * t + 0x1.2ccdecp-2f;
+    p = p * t + 0x1.d7d0ecp-4f;
+    p = p * t - 0x1.535bb2p-1f;
+    return p * t;
 }
 
 CMM_HD static inline float cmm_expm1_tail_f32(float r)
@@ -86,8 +86,7 @@ CMM_HD static inline double cmm_mills_f64(double t)
     p = p * t - 0x1.7dff2bff68398p+0;
     p = p * t + 0x1.8c6dbf2cfc2b4p+0;
     p = p * t - 0x1.373e3a893c28ap+0;
-    p = p * t + 0x1.82b4bb8c94dcep-1;
-    return p;
+    return p * t;
 }
 
 CMM_HD static inline double cmm_expm1_tail_f64(double r)
@@ -115,7 +114,9 @@ CMM_HD static inline double cmm_expm1_tail_f64(double r)
 #define CMM_K_f32_LOG2E 0x1.715476p0f
 #define CMM_K_f32_LN2_UPPER 0x1.62e4p-1f
 #define CMM_K_f32_LN2_LOWER 0x1.7f7d1cp-20f
-#define CMM_K_f32_MILLS_SHIFT 4.0f
+#define CMM_K_f32_MILLS_SHIFT 2.0f
+#define CMM_K_f32_MILLS_LOST 0x1p+0f
+#define CMM_K_f32_MILLS_MIDDLE 0x1.5845dcp-1f
 #define CMM_K_f32_TANH_C0_UPPER 0x1.98p+0f
 #define CMM_K_f32_TANH_C0_LOWER 0x1.08a67ap-9f
 #define CMM_K_f32_TANH_C1_UPPER 0x1.244p-4f
@@ -133,6 +134,8 @@ CMM_HD static inline double cmm_expm1_tail_f64(double r)
 #define CMM_K_f64_LN2_UPPER 0x1.62e42fefa38p-1
 #define CMM_K_f64_LN2_LOWER 0x1.ef35793c7673p-45
 #define CMM_K_f64_MILLS_SHIFT 4.0
+#define CMM_K_f64_MILLS_LOST 0x1p-1
+#define CMM_K_f64_MILLS_MIDDLE 0x1.82b4bb8c94dcep-1
 #define CMM_K_f64_TANH_C0_UPPER 0x1.98846p+0
 #define CMM_K_f64_TANH_C0_LOWER -0x1.9857935ee5e07p-21
 #define CMM_K_f64_TANH_C1_UPPER 0x1.2444f28p-4

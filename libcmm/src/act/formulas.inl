@@ -57,10 +57,15 @@ CMM_HD static inline CMM_R CMM_F(cmm_act_gelu)(CMM_R x)
     CMM_R b = CMM_F(cmm_abs)(x);
     CMM_R a = b > CMM_K(GELU_END) ? CMM_K(GELU_END) : b;
     CMM_R h = CMM_F(cmm_upper)(a); /* a^2 = h^2 + (a - h)(a + h), h^2 exact */
-    CMM_F(cmm_decay) d = CMM_F(cmm_decay_at)(h * h * (CMM_R)0.5, (a - h) * (a + h) * (CMM_R)0.5);
-    CMM_R u = a / (a + CMM_K(MILLS_SHIFT));
-    CMM_R y = u * CMM_F(cmm_mills)(u - (CMM_R)0.5);
-    y = (y + y * d.m) * d.s * d.t;
+    CMM_R s = a + CMM_K(MILLS_SHIFT);
+    CMM_R e = a - (s - CMM_K(MILLS_SHIFT)); /* what the addition lost */
+    CMM_R u = a / s, i = 1 - u;
+    CMM_R w = (a - h) * (a + h) + CMM_K(MILLS_LOST) * (e * (i * i));
+    CMM_F(cmm_decay) d = CMM_F(cmm_decay_at)(h * h * (CMM_R)0.5, w * (CMM_R)0.5);
+    CMM_R g = CMM_F(cmm_mills)(u - (CMM_R)0.5);
+    CMM_R p = CMM_K(MILLS_MIDDLE) + g;
+    CMM_R lost = g - (p - CMM_K(MILLS_MIDDLE));
+    CMM_R y = u * (p + (p * d.m + lost)) * d.s * d.t;
     return (x < 0 ? x * 0 : x) - y; /* x * 0 is NaN at -inf, as x * Phi(x) is */
 }
 

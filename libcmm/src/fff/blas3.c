@@ -18,9 +18,9 @@
 #define CMM_BODY "fff/blas3.c"
 
 enum {
-    TIER = 4,        /* levels of a tier */
+    TIER = 3,        /* levels of a tier */
     SHALLOW = 3,     /* whole trees of up to so many levels are cheaper than sorting tokens */
-    BLOCK = 128,     /* tokens gathered at a time; their x stays in L2 */
+    BLOCK = 48,      /* tokens gathered at a time; their x stays in L2 */
     CHUNK = 16384,   /* tokens grouped at a time; bounds the scratch memory */
     MERGED = 256,    /* rows of many small trees in one gemm */
     SMALL_GROUP = 6, /* fewer tokens than this go on one by one */
@@ -210,6 +210,13 @@ typedef struct {
     REAL *y;
 } NAME(pass);
 
+/* The first tree finds no output yet. */
+static void NAME(clear)(const NAME(pass) *p, int32_t token)
+{
+    if (p->tree == 0)
+        memset(p->y + token * p->task->d_out, 0, (size_t)p->task->d_out * sizeof(REAL));
+}
+
 static void NAME(add_row)(const NAME(pass) *p, int32_t token, int32_t level)
 {
     const int32_t one = 1, d_out = (int32_t)p->task->d_out;
@@ -244,6 +251,7 @@ static void NAME(finish_alone)(const NAME(pass) *p, int32_t token, int64_t node,
     }
     if (!p->y)
         return;
+    NAME(clear)(p, token);
     p->task->NAME(activate)(p->task->activation, levels, p->work->logit + (int64_t)token * levels);
     for (level = 0; level < levels; level++)
         NAME(add_row)(p, token, level);
@@ -291,10 +299,12 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
         for (int32_t t = 0; t < tokens; t++) {
             const int32_t token = w->order[done + t];
             REAL *const y = p->y + token * d_out;
+            if (!finite)
+                NAME(clear)(p, token);
             for (int32_t i = 0; !finite && i < levels; i++)
                 NAME(add_row)(p, token, i);
             for (int64_t o = 0; finite && o < d_out; o++)
-                y[o] += w->y[t * d_out + o];
+                y[o] = p->tree == 0 ? w->y[t * d_out + o] : y[o] + w->y[t * d_out + o];
         }
     }
 }
@@ -376,8 +386,6 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
         NAME(pass) p = {.task = task, .work = &w, .first = first + done};
         p.x = (const REAL *)task->x + p.first * task->d_in;
         p.y = task->y ? (REAL *)task->y + p.first * task->d_out : NULL;
-        if (p.y)
-            memset(p.y, 0, (size_t)(tokens * task->d_out) * sizeof(REAL));
         for (p.tree = 0; p.tree < task->trees; p.tree++) {
             p.w_in = (const REAL *)task->w_in + p.tree * task->nodes * task->ld_in;
             p.bias = task->bias ? (const REAL *)task->bias + p.tree * task->nodes : NULL;
