@@ -37,72 +37,40 @@
 
 CMM_HD static inline float cmm_mills_f32(float t)
 {
-    float p = -0x1.15309p-3f;
-    p = p * t - 0x1.386fdcp-3f;
-    p = p * t + 0x1.1a75d6p-4f;
-    p = p * t + 0x1.b6837ap-3f;
-    p = p * t + 0x1.aee9eap-4f;
-    p = p * t - 0x1.ff96bp-4f;
-    p = p * t - 0x1.b94eccp-3f;
-    p = p * t - 0x1.ec8dd4p-8f;
-    p = p * t + 0x1.2ccdecp-2f;
-    p = p * t + 0x1.d7d0ecp-4f;
-    p = p * t - 0x1.535bb2p-1f;
+    float t2 = t * t, t4 = t2 * t2;
+    float p = (0x1.6641e6p-3f - 0x1.b5d418p-3f * t) + (-0x1.1defbp-3f + 0x1.afc01ep-4f * t) * t2;
+    p = p + ((0x1.42533cp-3f + 0x1.4e466ap-9f * t) + (-0x1.f54edap-4f - 0x1.3b60b2p-4f * t) * t2) * t4;
+    p = p * t + 0x1.982a14p-2f;
+    p = p * t - 0x1.9eaf7ep-1f;
     return p * t;
 }
 
 CMM_HD static inline float cmm_expm1_tail_f32(float r)
 {
-    float p = 0x1.6c6baep-10f;
-    p = p * r + 0x1.121034p-7f;
-    p = p * r + 0x1.5555bep-5f;
-    p = p * r + 0x1.5554d8p-3f;
-    p = p * r + 0x1p-1f;
-    return p;
+    float r2 = r * r;
+    return (0x1p-1f + 0x1.5554d8p-3f * r) + ((0x1.555582p-5f + 0x1.121076p-7f * r) + 0x1.6c92a6p-10f * r2) * r2;
 }
 
 CMM_HD static inline double cmm_mills_f64(double t)
 {
-    double p = -0x1.721f608a28877p-8;
-    p = p * t - 0x1.4cc1335f6ec43p-7;
-    p = p * t + 0x1.e4c25317f619fp-9;
-    p = p * t + 0x1.4aa11482c5357p-6;
-    p = p * t + 0x1.ce176e71cb841p-8;
-    p = p * t - 0x1.6c3db547d69a2p-6;
-    p = p * t - 0x1.4cebf1f90b2ecp-6;
-    p = p * t + 0x1.23420c2f2ae31p-6;
-    p = p * t + 0x1.1236e46897751p-5;
-    p = p * t - 0x1.51e5d02ef8061p-7;
-    p = p * t - 0x1.8d4b27e949c6bp-5;
-    p = p * t + 0x1.80b206a6339dap-9;
-    p = p * t + 0x1.26d099e3dd634p-4;
-    p = p * t - 0x1.001e51b3841adp-9;
-    p = p * t - 0x1.e4a425745a124p-4;
-    p = p * t + 0x1.17a4ae2f74c96p-5;
-    p = p * t + 0x1.ab825fc113747p-3;
-    p = p * t - 0x1.c81719d546176p-3;
-    p = p * t - 0x1.ee2761047f9b7p-3;
-    p = p * t + 0x1.eec4cc3e4d258p-1;
-    p = p * t - 0x1.7dff2bff68398p+0;
-    p = p * t + 0x1.8c6dbf2cfc2b4p+0;
-    p = p * t - 0x1.373e3a893c28ap+0;
+    double t2 = t * t, t4 = t2 * t2;
+    double p = (-0x1.3a31b90e2a8dcp-5 - 0x1.114fd7390dd4cp-7 * t) + (0x1.560be7dd1d68cp-6 + 0x1.a3962025c461ep-7 * t) * t2;
+    p = p * t4 + ((-0x1.34209fc849418p-7 + 0x1.3bf88038cb405p-5 * t) + (0x1.0adb72f6da4b7p-5 - 0x1.014beb3aeeba7p-6 * t) * t2);
+    p = p * t4 + ((0x1.821908cdf774ep-5 + 0x1.7b4aaafe1f152p-5 * t) + (-0x1.38b3f8b6249e8p-6 - 0x1.8d0a72ae03871p-5 * t) * t2);
+    p = p * t4 + ((0x1.f3cfaac022468p-4 + 0x1.1928624d0ec08p-5 * t) + (-0x1.3d0669d4abf02p-4 - 0x1.3b39acb26d7d3p-5 * t) * t2);
+    p = p * t4 + ((0x1.1d35bdee16649p-2 + 0x1.a86cec766ed72p-3 * t) + (-0x1.a200796a30166p-3 - 0x1.d2a141120439bp-5 * t) * t2);
+    p = p * t - 0x1.db5837f7f5562p-1;
+    p = p * t + 0x1.42fec3680acacp+0;
+    p = p * t - 0x1.2191517fa27b8p+0;
     return p * t;
 }
 
 CMM_HD static inline double cmm_expm1_tail_f64(double r)
 {
-    double p = 0x1.1f1ae50acd73ap-29;
-    p = p * r + 0x1.af5275b3a019cp-26;
-    p = p * r + 0x1.27e511b457df6p-22;
-    p = p * r + 0x1.71ddfffe543edp-19;
-    p = p * r + 0x1.a01a018f6af52p-16;
-    p = p * r + 0x1.a01a01ac9aab4p-13;
-    p = p * r + 0x1.6c16c16c1a4dp-10;
-    p = p * r + 0x1.111111110ff93p-7;
-    p = p * r + 0x1.555555555554ep-5;
-    p = p * r + 0x1.5555555555557p-3;
-    p = p * r + 0x1p-1;
-    return p;
+    double r2 = r * r, r4 = r2 * r2;
+    double p = (0x1.27e50e99468d4p-22 + 0x1.af521256d7a82p-26 * r) + 0x1.1f1e14d45e83ap-29 * r2;
+    p = p * r4 + ((0x1.6c16c16c19af2p-10 + 0x1.a01a01ac8300ap-13 * r) + (0x1.a01a019187886p-16 + 0x1.71de0038d9182p-19 * r) * r2);
+    return p * r4 + ((0x1p-1 + 0x1.5555555555557p-3 * r) + (0x1.555555555555p-5 + 0x1.111111110ffcfp-7 * r) * r2);
 }
 
 /* Constants of formulas.inl. END: from there on the result for negative x is 0. */
@@ -114,9 +82,9 @@ CMM_HD static inline double cmm_expm1_tail_f64(double r)
 #define CMM_K_f32_LOG2E 0x1.715476p0f
 #define CMM_K_f32_LN2_UPPER 0x1.62e4p-1f
 #define CMM_K_f32_LN2_LOWER 0x1.7f7d1cp-20f
-#define CMM_K_f32_MILLS_SHIFT 2.0f
-#define CMM_K_f32_MILLS_LOST 0x1p+0f
-#define CMM_K_f32_MILLS_MIDDLE 0x1.5845dcp-1f
+#define CMM_K_f32_MILLS_SHIFT 2.34375f
+#define CMM_K_f32_MILLS_LOST 0.8533f
+#define CMM_K_f32_MILLS_MIDDLE 0x1.6523p-1f
 #define CMM_K_f32_TANH_C0_UPPER 0x1.98p+0f
 #define CMM_K_f32_TANH_C0_LOWER 0x1.08a67ap-9f
 #define CMM_K_f32_TANH_C1_UPPER 0x1.244p-4f
@@ -133,9 +101,9 @@ CMM_HD static inline double cmm_expm1_tail_f64(double r)
 #define CMM_K_f64_LOG2E 0x1.71547652b82fep0
 #define CMM_K_f64_LN2_UPPER 0x1.62e42fefa38p-1
 #define CMM_K_f64_LN2_LOWER 0x1.ef35793c7673p-45
-#define CMM_K_f64_MILLS_SHIFT 4.0
-#define CMM_K_f64_MILLS_LOST 0x1p-1
-#define CMM_K_f64_MILLS_MIDDLE 0x1.82b4bb8c94dcep-1
+#define CMM_K_f64_MILLS_SHIFT 3.5
+#define CMM_K_f64_MILLS_LOST 0.5714
+#define CMM_K_f64_MILLS_MIDDLE 0x1.7d241a953a614p-1
 #define CMM_K_f64_TANH_C0_UPPER 0x1.98846p+0
 #define CMM_K_f64_TANH_C0_LOWER -0x1.9857935ee5e07p-21
 #define CMM_K_f64_TANH_C1_UPPER 0x1.2444f28p-4

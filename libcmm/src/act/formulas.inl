@@ -73,9 +73,14 @@ CMM_HD static inline CMM_R CMM_F(cmm_act_gelu)(CMM_R x)
 CMM_HD static inline CMM_R CMM_F(cmm_logistic)(CMM_R x, CMM_R v0, CMM_R v1, CMM_R end)
 {
     CMM_F(cmm_decay) d = CMM_F(cmm_decay_at)(v0, v1);
-    CMM_R q = CMM_F(cmm_abs)(x) / (1 + (1 + d.m) * d.s * d.t);
+    CMM_R f = 1 + d.m;
+    CMM_R tiny = f * d.s * d.t; /* exp(-v), which may underflow */
+    CMM_R sum = 1 + tiny;
+    CMM_R lost = tiny - (sum - 1);
+    CMM_R q = CMM_F(cmm_abs)(x) / sum;
     CMM_R a = q > end ? end : q;
-    CMM_R y = (a + a * d.m) * d.s * d.t;
+    CMM_R m = d.m - lost * (f * (1 - (CMM_R)0.6 * tiny)); /* about f / sum */
+    CMM_R y = (a + a * m) * d.s * d.t;
     return x < 0 ? x * 0 - y : q;
 }
 

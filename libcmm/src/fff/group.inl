@@ -1,0 +1,257 @@
+/* Native, tokens grouped by subtree: a row is read once for all tokens that visit it, while they are in cache.
+ *
+ * A block of tokens descends a tree depth first. All tokens of a group are at one node; TILE of them at a time share
+ * its row; then the group is split in two, and first the left and then the right half goes on. So a group's x moves
+ * from L2 into L1 as the group shrinks, and at the leaves the tokens lie in the order of their paths, in which
+ * neighbours share most rows of w_out as well.
+ * Where a tree is larger than L2 and the tokens are many, that is done in two phases: blocks of tokens, as they come,
+ * through the top levels; a counting sort by the subtree they reach; and then, subtree by subtree, blocks of its tokens
+ * through the rest, while its rows stay in L2.
+ * Work:   2 (d_in + d_out) flops per visited neuron.
+ * Memory: x twice and y once; each row of the top once per block, each row below about once.
+ * Sums:   fff/tile.inl; the same bits as every other native kernel.
+ * Limit:  reading x from L2 at each level of the descent, and x and y from memory. */
+#ifndef REAL
+#include "cost.h"
+
+#define CMM_BODY "fff/group.inl"
+
+enum {
+    BLOCK = 128,   /* tokens that descend together: their x fits in L2 */
+    CHUNK = 16384, /* tokens grouped at a time; bounds the scratch memory */
+    BUCKET = 64    /* tokens that the second phase wants at each subtree */
+};
+
+/* Levels of the first phase: 0 when one phase is enough. */
+static int32_t split_level(const cmm_task *task, int64_t tokens)
+{
+    if (task->nodes * row_bytes(task) <= task->machine->l2 / 2 || tokens <= 2 * BLOCK)
+        return 0;
+    int32_t level = 0;
+    while (level < task->depth && tokens >> (level + 1) >= BUCKET)
+        level++;
+    return level;
+}
+
+static void *take(char *memory, int64_t *used, int64_t bytes)
+{
+    void *const piece = memory ? memory + *used : NULL;
+    *used += (bytes + CMM_ALIGNMENT - 1) / CMM_ALIGNMENT * CMM_ALIGNMENT;
+    return piece;
+}
+
+#include "../each_real.h"
+
+static int64_t scratch(const cmm_task *task, int64_t count)
+{
+    return task->dtype == CMM_F32 ? lay_out_f32(task, count, NULL, &(pass_f32){0})
+                                  : lay_out_f64(task, count, NULL, &(pass_f64){0});
+}
+
+/* Each row that is visited at all is read once; what is read per token, x and y, comes on top. */
+static double cost(const cmm_task *task, int64_t count)
+{
+    double rows = 0;
+    for (int32_t level = 0; level <= task->depth; level++)
+        rows += (double)least((int64_t)1 << level, count);
+    const double visits = (double)count * (double)(task->depth + 1) * (double)task->trees;
+    return rows * (double)task->trees * row_time(task) + visits * (double)row_bytes(task) / 80 + 500;
+}
+
+#define METHOD group
+#include "kernel_value.h"
+
+#else
+#include "tile.inl"
+
+/* One tree over one chunk of tokens; tokens are counted from the chunk's first. */
+typedef struct {
+    const cmm_task *task;
+    int64_t first, tree;
+    const REAL *w_in, *bias, *w_out; /* of this tree */
+    const REAL *x;
+    REAL *y;
+    int32_t *order;     /* [tokens] in the order of their groups */
+    int32_t *spare;     /* [tokens] room for a split or a sort */
+    int32_t *node;      /* [tokens] where each token is going to */
+    REAL *logit;        /* [tokens][levels] */
+    REAL *c;            /* [TILE][levels] activations */
+    const REAL **row;   /* [TILE][levels] */
+} NAME(pass);
+
+static int64_t NAME(lay_out)(const cmm_task *task, int64_t count, char *memory, NAME(pass) *p)
+{
+    const int64_t tokens = least(count, CHUNK), levels = task->depth + 1;
+    int64_t used = 0;
+    p->order = take(memory, &used, tokens * (int64_t)sizeof(int32_t));
+    p->spare = take(memory, &used, tokens * (int64_t)sizeof(int32_t));
+    p->node = take(memory, &used, tokens * (int64_t)sizeof(int32_t));
+    p->logit = take(memory, &used, tokens * levels * (int64_t)sizeof(REAL));
+    p->c = take(memory, &used, TILE * levels * (int64_t)sizeof(REAL));
+    p->row = take(memory, &used, TILE * levels * (int64_t)sizeof(REAL *));
+    return used;
+}
+
+/* Visit `node` with the tokens order[begin .. end), and split them: those that go left come first. Returns how many. */
+static int64_t NAME(visit)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level)
+{
+    const cmm_task *const task = p->task;
+    const int64_t levels = task->depth + 1, d_in = task->d_in;
+    const REAL *const row = p->w_in + node * task->ld_in;
+    int64_t left = begin, right = 0;
+    for (int64_t i = begin; i < end; i += TILE) {
+        const int tokens = (int)least(TILE, end - i);
+        const REAL *x[TILE];
+        REAL logits[TILE];
+        int32_t token[TILE];
+        for (int t = 0; t < tokens; t++) {
+            token[t] = p->order[i + t];
+            x[t] = p->x + token[t] * d_in;
+        }
+        NAME(dots)(tokens, row, x, d_in, logits);
+        for (int t = 0; t < tokens; t++) {
+            const REAL logit = p->bias ? logits[t] + p->bias[node] : logits[t];
+            const int goes_right = NAME(goes_right)(task, logit);
+            p->logit[token[t] * levels + level] = logit;
+            p->order[left] = token[t];
+            p->spare[right] = token[t];
+            left += !goes_right;
+            right += goes_right;
+        }
+    }
+    memcpy(p->order + left, p->spare, (size_t)right * sizeof *p->order);
+    return left - begin;
+}
+
+/* The tokens order[begin .. end), all at `node` of `level`, down to level `stop`. */
+static void NAME(descend)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level, int32_t stop)
+{
+    const cmm_task *const task = p->task;
+    for (; level < stop; level++) {
+        if (level + 1 < stop) {
+            NAME(prefetch)(p->w_in + (2 * node + 1) * task->ld_in, task->d_in);
+            NAME(prefetch)(p->w_in + (2 * node + 2) * task->ld_in, task->d_in);
+        }
+        const int64_t left = NAME(visit)(p, begin, end, node, level);
+        node = 2 * node + 1;
+        if (left == end - begin)
+            continue;
+        if (left > 0)
+            NAME(descend)(p, begin, begin + left, node, level + 1, stop);
+        begin += left;
+        node++;
+    }
+    for (int64_t i = begin; i < end; i++)
+        p->node[p->order[i]] = (int32_t)node;
+}
+
+/* How many rows two tokens have in common, from where they left the tree. */
+static inline int NAME(shared_rows)(int32_t a, int32_t b, int32_t levels)
+{
+    const uint32_t differ = (uint32_t)(a + 1) ^ (uint32_t)(b + 1);
+    return differ ? levels - (31 - __builtin_clz(differ)) : levels;
+}
+
+/* The path and the outputs of the tokens order[begin .. end), which have left the tree, in the order of their leaves. */
+static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end)
+{
+    const cmm_task *const task = p->task;
+    const int32_t levels = task->depth + 1;
+    for (int64_t i = begin; i < end; i += TILE) {
+        const int tokens = (int)least(TILE, end - i);
+        NAME(share) share[TILE];
+        for (int t = 0; t < tokens; t++) {
+            const int64_t token = p->order[i + t];
+            const uint32_t leaf = (uint32_t)p->node[token] + 1; /* one level below the last visited node */
+            const REAL *const logit = p->logit + token * levels;
+            REAL *const c = p->c + t * levels;
+            const REAL **const row = p->row + t * levels;
+            for (int32_t level = 0; level < levels; level++) {
+                const int64_t node = (int64_t)(leaf >> (levels - level)) - 1;
+                c[level] = logit[level];
+                row[level] = p->w_out + node * task->ld_out;
+            }
+            const int64_t step = ((p->first + token) * task->trees + p->tree) * levels;
+            for (int32_t level = 0; task->nodes_out && level < levels; level++)
+                task->nodes_out[step + level] = (int32_t)(leaf >> (levels - level)) - 1;
+            if (task->logits_out)
+                memcpy((REAL *)task->logits_out + step, logit, (size_t)levels * sizeof(REAL));
+            share[t] = (NAME(share)){row, c, p->y + token * task->d_out};
+        }
+        if (!p->y)
+            continue;
+        task->NAME(activate)(task->activation, tokens * levels, p->c);
+        const int shared =
+            NAME(shared_rows)(p->node[p->order[i]], p->node[p->order[i + tokens - 1]], levels);
+        NAME(outputs)(tokens, share, task->d_out, p->tree > 0, shared, levels);
+    }
+}
+
+static void NAME(through)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level)
+{
+    for (int64_t at = begin; at < end; at += BLOCK) {
+        const int64_t stop = least(at + BLOCK, end);
+        NAME(descend)(p, at, stop, node, level, p->task->depth + 1);
+        NAME(leave)(p, at, stop);
+    }
+}
+
+/* Sort the chunk's tokens by the node of level `level` that they go to; start[i] is where those of the i-th begin. */
+static void NAME(sort)(const NAME(pass) *p, int64_t tokens, int32_t level, int32_t *start)
+{
+    const int32_t buckets = 1 << level, first = buckets - 1;
+    memset(start, 0, (size_t)(buckets + 1) * sizeof *start);
+    for (int64_t i = 0; i < tokens; i++)
+        start[p->node[i] - first + 1]++;
+    for (int32_t b = 0; b < buckets; b++)
+        start[b + 1] += start[b];
+    for (int64_t i = 0; i < tokens; i++)
+        p->order[start[p->node[i] - first]++] = (int32_t)i;
+    memmove(start + 1, start, (size_t)buckets * sizeof *start);
+    start[0] = 0;
+}
+
+static void NAME(aim)(NAME(pass) *p, int64_t tree)
+{
+    const cmm_task *const task = p->task;
+    p->tree = tree;
+    p->w_in = (const REAL *)task->w_in + tree * task->nodes * task->ld_in;
+    p->bias = task->bias ? (const REAL *)task->bias + tree * task->nodes : NULL;
+    p->w_out = task->y ? (const REAL *)task->w_out + tree * task->nodes * task->ld_out : NULL;
+}
+
+static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
+{
+    NAME(pass) p = {.task = task};
+    (void)NAME(lay_out)(task, count, memory, &p);
+    for (int64_t done = 0; done < count; done += CHUNK) {
+        const int64_t tokens = least(CHUNK, count - done);
+        const int32_t split = split_level(task, tokens);
+        p.first = first + done;
+        p.x = (const REAL *)task->x + p.first * task->d_in;
+        p.y = task->y ? (REAL *)task->y + p.first * task->d_out : NULL;
+        if (split == 0) {
+            for (int64_t at = 0; at < tokens; at += BLOCK)
+                for (int64_t tree = 0; tree < task->trees; tree++) {
+                    NAME(aim)(&p, tree);
+                    for (int64_t i = at; i < least(at + BLOCK, tokens); i++)
+                        p.order[i] = (int32_t)i;
+                    NAME(through)(&p, at, least(at + BLOCK, tokens), 0, 0);
+                }
+            continue;
+        }
+        for (int64_t tree = 0; tree < task->trees; tree++) {
+            int32_t start[CHUNK / BUCKET + 1];
+            NAME(aim)(&p, tree);
+            for (int64_t i = 0; i < tokens; i++)
+                p.order[i] = (int32_t)i;
+            for (int64_t at = 0; at < tokens; at += BLOCK)
+                NAME(descend)(&p, at, least(at + BLOCK, tokens), 0, 0, split);
+            NAME(sort)(&p, tokens, split, start);
+            for (int32_t b = 0; b < 1 << split; b++)
+                NAME(through)(&p, start[b], start[b + 1], ((int64_t)1 << split) - 1 + b, split);
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,17 @@
+/* The value that a native kernel file exports: cmm_fff_<METHOD>_<ISA>. */
+#define CMM_JOIN(a, b) CMM_JOIN_(a, b)
+#define CMM_JOIN_(a, b) a##b
+#define CMM_TEXT(a) CMM_TEXT_(a)
+#define CMM_TEXT_(a) #a
+
+const cmm_kernel CMM_JOIN(CMM_JOIN(cmm_fff_, METHOD), CMM_JOIN(_, ISA)) = {
+    .op = CMM_OP_FFF,
+    .name = CMM_TEXT(METHOD) "_" CMM_TEXT(ISA),
+    .level = "native",
+    .method = CMM_TEXT(METHOD),
+    .isa = CMM_TEXT(ISA),
+    .cpu = ISA_CPU,
+    .cost = cost,
+    .scratch = scratch,
+    .run = {run_f32, run_f64},
+};

@@ -1,0 +1,57 @@
+/* 512-bit vectors. What each operation means is said in simd/README.md. */
+#include <stdint.h>
+
+#include <immintrin.h>
+
+#define ISA avx512
+#define ISA_CPU CMM_CPU_AVX512
+
+typedef __m512 vec_f32;
+typedef __m512d vec_f64;
+
+enum { VL_f32 = 16, VL_f64 = 8 };
+#define TILE 4
+#define COLUMNS 6
+
+static inline vec_f32 vec_zero_f32(void) { return _mm512_setzero_ps(); }
+static inline vec_f32 vec_set_f32(float a) { return _mm512_set1_ps(a); }
+static inline vec_f32 vec_load_f32(const float *p) { return _mm512_loadu_ps(p); }
+static inline void vec_store_f32(float *p, vec_f32 a) { _mm512_storeu_ps(p, a); }
+static inline vec_f32 vec_add_f32(vec_f32 a, vec_f32 b) { return _mm512_add_ps(a, b); }
+static inline vec_f32 vec_fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm512_fmadd_ps(a, b, c); }
+
+static inline __mmask16 mask_f32(int64_t n)
+{
+    return n <= 0 ? (__mmask16)0 : n >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1);
+}
+static inline vec_f32 vec_load_part_f32(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(mask_f32(n), p); }
+static inline void vec_store_part_f32(float *p, vec_f32 a, int64_t n) { _mm512_mask_storeu_ps(p, mask_f32(n), a); }
+
+static inline float vec_halve_f32(vec_f32 a)
+{
+    const __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    const __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    const __m128 d = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+
+static inline vec_f64 vec_zero_f64(void) { return _mm512_setzero_pd(); }
+static inline vec_f64 vec_set_f64(double a) { return _mm512_set1_pd(a); }
+static inline vec_f64 vec_load_f64(const double *p) { return _mm512_loadu_pd(p); }
+static inline void vec_store_f64(double *p, vec_f64 a) { _mm512_storeu_pd(p, a); }
+static inline vec_f64 vec_add_f64(vec_f64 a, vec_f64 b) { return _mm512_add_pd(a, b); }
+static inline vec_f64 vec_fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm512_fmadd_pd(a, b, c); }
+
+static inline __mmask8 mask_f64(int64_t n)
+{
+    return n <= 0 ? (__mmask8)0 : n >= 8 ? (__mmask8)0xff : (__mmask8)((1u << n) - 1);
+}
+static inline vec_f64 vec_load_part_f64(const double *p, int64_t n) { return _mm512_maskz_loadu_pd(mask_f64(n), p); }
+static inline void vec_store_part_f64(double *p, vec_f64 a, int64_t n) { _mm512_mask_storeu_pd(p, mask_f64(n), a); }
+
+static inline double vec_halve_f64(vec_f64 a)
+{
+    const __m256d b = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd(a, 1));
+    const __m128d c = _mm_add_pd(_mm256_castpd256_pd128(b), _mm256_extractf128_pd(b, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(c, _mm_unpackhi_pd(c, c)));
+}

@@ -1,0 +1,102 @@
+/* Portable C for any CPU. What each operation means is said in simd/README.md.
+ *
+ * The other instruction sets fuse multiply and add, and this one must give their bits. Where the CPU cannot fuse, the
+ * C library's fma() is a slow call, so it is done here: the product of two floats is exact in double; adding the third
+ * in double rounds once too often, unless that first rounding is to odd (Boldo and Melquiond, "Emulation of FMA and
+ * correctly rounded sums: proved algorithms using rounding to odd", 2008). For doubles the C library's is used. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define ISA scalar
+#define ISA_CPU 0
+
+enum { VL_f32 = 4, VL_f64 = 2 };
+#define TILE 1
+#define COLUMNS 4
+
+typedef struct {
+    float v[VL_f32];
+} vec_f32;
+typedef struct {
+    double v[VL_f64];
+} vec_f64;
+
+#if defined(__FP_FAST_FMAF)
+static inline float fma_one_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+#else
+static inline float fma_one_f32(float a, float b, float c)
+{
+    const double product = (double)a * (double)b, addend = (double)c;
+    const double sum = product + addend;
+    const double of_addend = sum - product; /* Knuth's two-sum: what the addition lost */
+    const double lost = (product - (sum - of_addend)) + (addend - of_addend);
+    int64_t bits, direction;
+    memcpy(&bits, &sum, sizeof bits);
+    memcpy(&direction, &lost, sizeof direction);
+    /* Inexact, and the last bit is even: step to the odd neighbour on the side of the exact sum. A lost part that is
+     * NaN (from infinities) compares as neither, and changes nothing. */
+    const int64_t step = (direction ^ bits) < 0 ? -1 : 1;
+    bits += (lost < 0 || lost > 0) && !(bits & 1) ? step : 0;
+    double odd;
+    memcpy(&odd, &bits, sizeof odd);
+    return (float)odd;
+}
+#endif
+
+static inline double fma_one_f64(double a, double b, double c) { return fma(a, b, c); }
+
+#define OPERATIONS(REAL, NAME)                                                                                       \
+    static inline NAME(vec) NAME(vec_set)(REAL a)                                                                    \
+    {                                                                                                                \
+        NAME(vec) r;                                                                                                 \
+        for (int i = 0; i < NAME(VL); i++)                                                                           \
+            r.v[i] = a;                                                                                              \
+        return r;                                                                                                    \
+    }                                                                                                                \
+    static inline NAME(vec) NAME(vec_zero)(void) { return NAME(vec_set)(0); }                                        \
+    static inline NAME(vec) NAME(vec_load)(const REAL *p)                                                            \
+    {                                                                                                                \
+        NAME(vec) r;                                                                                                 \
+        memcpy(r.v, p, sizeof r.v);                                                                                  \
+        return r;                                                                                                    \
+    }                                                                                                                \
+    static inline void NAME(vec_store)(REAL *p, NAME(vec) a) { memcpy(p, a.v, sizeof a.v); }                         \
+    static inline NAME(vec) NAME(vec_load_part)(const REAL *p, int64_t n)                                            \
+    {                                                                                                                \
+        NAME(vec) r = NAME(vec_zero)();                                                                              \
+        for (int i = 0; i < NAME(VL) && i < n; i++)                                                                  \
+            r.v[i] = p[i];                                                                                           \
+        return r;                                                                                                    \
+    }                                                                                                                \
+    static inline void NAME(vec_store_part)(REAL *p, NAME(vec) a, int64_t n)                                         \
+    {                                                                                                                \
+        for (int i = 0; i < NAME(VL) && i < n; i++)                                                                  \
+            p[i] = a.v[i];                                                                                           \
+    }                                                                                                                \
+    static inline NAME(vec) NAME(vec_add)(NAME(vec) a, NAME(vec) b)                                                  \
+    {                                                                                                                \
+        for (int i = 0; i < NAME(VL); i++)                                                                           \
+            a.v[i] += b.v[i];                                                                                        \
+        return a;                                                                                                    \
+    }                                                                                                                \
+    static inline NAME(vec) NAME(vec_fma)(NAME(vec) a, NAME(vec) b, NAME(vec) c)                                     \
+    {                                                                                                                \
+        for (int i = 0; i < NAME(VL); i++)                                                                           \
+            c.v[i] = NAME(fma_one)(a.v[i], b.v[i], c.v[i]);                                                          \
+        return c;                                                                                                    \
+    }                                                                                                                \
+    static inline REAL NAME(vec_halve)(NAME(vec) a)                                                                  \
+    {                                                                                                                \
+        for (int half = NAME(VL) / 2; half > 0; half /= 2)                                                           \
+            for (int i = 0; i < half; i++)                                                                           \
+                a.v[i] += a.v[i + half];                                                                             \
+        return a.v[0];                                                                                               \
+    }
+#define F32(x) x##_f32
+#define F64(x) x##_f64
+OPERATIONS(float, F32)
+OPERATIONS(double, F64)
+#undef OPERATIONS
+#undef F32
+#undef F64
