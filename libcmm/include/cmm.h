@@ -125,7 +125,9 @@ enum {
     CMM_ERROR_MEMORY_NULL = 103,    /* memory is NULL */
     CMM_ERROR_MEMORY_ALIGN = 104,   /* memory does not start at a multiple of CMM_ALIGNMENT */
     CMM_ERROR_MEMORY_SIZE = 105,    /* memory is smaller than cmm_fff_pack_size() */
-    CMM_ERROR_PACKED_NULL = 106     /* packed is NULL */
+    CMM_ERROR_PACKED_NULL = 106,    /* packed is NULL */
+    CMM_ERROR_BYTES_NULL = 107,     /* bytes is NULL */
+    CMM_ERROR_MEMORY_OVERLAP = 108  /* memory shares bytes with the layer's weights */
 };
 
 /* Element type of weights, input, output and logits. Sums are accumulated in the same type. */
@@ -223,7 +225,7 @@ typedef struct cmm_run {
     int32_t threads;      /* at most this many threads; 0 means every core this process may use */
     const char *level;    /* "naive", "blas1", "blas2", "blas3", "native"; NULL or "auto" picks */
     const char *isa;      /* "scalar", "avx2", "avx512", "neon"; NULL picks the best that the CPU has */
-    const char *method;   /* of level "native": "walk", "group"; NULL lets the cost rule choose */
+    const char *method;   /* of level "native": "walk", "group", "forest"; NULL lets the cost rule choose */
     const cmm_blas *blas; /* for the blas levels; NULL means the BLAS that libcmm was linked with, if any */
 } cmm_run;
 
@@ -249,6 +251,13 @@ CMM_API cmm_status cmm_cmm_forward(const cmm_fff *layer, const cmm_run *run, int
 
 /* y[batch][d_out] = the dense layer applied to x[batch][d_in]. */
 CMM_API cmm_status cmm_ff_forward(const cmm_ff *layer, const cmm_run *run, int64_t batch, const void *x, void *y);
+
+/* Pack a layer for many calls: its rows move into `memory`, which the caller owns, each aligned to CMM_ALIGNMENT, a
+ * neuron's row of w_in beside its row of w_out. `packed` becomes an ordinary descriptor of the same layer on that
+ * memory, for every level, with the same results to the bit; the weights it was made from may go. Where the memory
+ * comes in huge pages (madvise, or an aligned allocation of a few MiB), a visited row costs no address translation. */
+CMM_API cmm_status cmm_fff_pack_size(const cmm_fff *layer, int64_t *bytes);
+CMM_API cmm_status cmm_fff_pack(const cmm_fff *layer, void *memory, int64_t bytes, cmm_fff *packed);
 
 /* What this library and this machine can do: levels 0 .. cmm_level_count() - 1. run may be NULL; its blas and isa are
  * taken into account, so that the answer is about the call you would make. Set info->size first. */

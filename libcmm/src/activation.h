@@ -48,7 +48,7 @@ CMM_HD static inline float cmm_mills_f32(float t)
 CMM_HD static inline float cmm_expm1_tail_f32(float r)
 {
     float r2 = r * r;
-    return (0x1p-1f + 0x1.5554d8p-3f * r) + ((0x1.555582p-5f + 0x1.121076p-7f * r) + 0x1.6c92a6p-10f * r2) * r2;
+    return (0x1p-1f + 0x1.555554p-3f * r) + ((0x1.5554fep-5f + 0x1.11133ep-7f * r) + (0x1.6d3456p-10f + 0x1.9d91d2p-13f * r) * r2) * r2;
 }
 
 CMM_HD static inline double cmm_mills_f64(double t)

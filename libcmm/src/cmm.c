@@ -201,9 +201,35 @@ static cmm_status check_layer(const cmm_task *task)
     return CMM_OK;
 }
 
+enum { WEIGHTS = 3 };
+
+static void weight_extents(const cmm_task *task, int wants_y, extent *weights)
+{
+    const int64_t size = element_size(task->dtype), rows = task->trees * task->nodes, last = rows > 0 ? rows - 1 : 0;
+    weights[0] = extent_of(rows ? task->w_in : NULL, (last * task->ld_in + task->d_in) * size);
+    weights[1] = extent_of(rows && wants_y ? task->w_out : NULL, (last * task->ld_out + task->d_out) * size);
+    weights[2] = extent_of(task->bias, rows * size);
+}
+
+static cmm_status check_weights(const cmm_task *task, int wants_y)
+{
+    const int64_t size = element_size(task->dtype);
+    if (task->nodes > 0 && !task->w_in)
+        return CMM_ERROR_W_IN_NULL;
+    if (task->nodes > 0 && wants_y && !task->w_out)
+        return CMM_ERROR_W_OUT_NULL;
+    if (misaligned(task->w_in, size))
+        return CMM_ERROR_W_IN_ALIGN;
+    if (wants_y && misaligned(task->w_out, size))
+        return CMM_ERROR_W_OUT_ALIGN;
+    if (misaligned(task->bias, size))
+        return CMM_ERROR_BIAS_ALIGN;
+    return CMM_OK;
+}
+
 static cmm_status check_arrays(const cmm_task *task, int wants_y)
 {
-    const int64_t size = element_size(task->dtype), rows = task->trees * task->nodes;
+    const int64_t size = element_size(task->dtype);
     const int64_t path = bytes_of(task->batch, task->trees, task->depth + 1);
     const int64_t x_bytes = bytes_of(task->batch, task->d_in, size);
     const int64_t y_bytes = wants_y ? bytes_of(task->batch, task->d_out, size) : 0;
@@ -211,12 +237,9 @@ static cmm_status check_arrays(const cmm_task *task, int wants_y)
         return CMM_ERROR_BATCH;
     if (x_bytes < 0 || y_bytes < 0 || path < 0 || bytes_of(path, 8, 1) < 0)
         return CMM_ERROR_BATCH_TOO_LARGE;
-    if (rows > 0) {
-        if (!task->w_in)
-            return CMM_ERROR_W_IN_NULL;
-        if (wants_y && !task->w_out)
-            return CMM_ERROR_W_OUT_NULL;
-    }
+    const cmm_status status = check_weights(task, wants_y);
+    if (status != CMM_OK)
+        return status;
     if (task->batch > 0) {
         if (!task->x)
             return CMM_ERROR_X_NULL;
@@ -225,12 +248,6 @@ static cmm_status check_arrays(const cmm_task *task, int wants_y)
         if (!wants_y && !task->nodes_out && !task->logits_out)
             return CMM_ERROR_PATH_NULL;
     }
-    if (misaligned(task->w_in, size))
-        return CMM_ERROR_W_IN_ALIGN;
-    if (misaligned(task->bias, size))
-        return CMM_ERROR_BIAS_ALIGN;
-    if (wants_y && misaligned(task->w_out, size))
-        return CMM_ERROR_W_OUT_ALIGN;
     if (misaligned(task->x, size))
         return CMM_ERROR_X_ALIGN;
     if (misaligned(task->y, size))
@@ -243,12 +260,9 @@ static cmm_status check_arrays(const cmm_task *task, int wants_y)
     const extent y = extent_of(task->y, y_bytes);
     const extent nodes = extent_of(task->nodes_out, path * (int64_t)sizeof(int32_t));
     const extent logits = extent_of(task->logits_out, path * size);
-    const extent inputs[] = {
-        extent_of(task->x, x_bytes),
-        extent_of(task->w_in, rows ? ((rows - 1) * task->ld_in + task->d_in) * size : 0),
-        extent_of(task->bias, rows * size),
-        extent_of(wants_y ? task->w_out : NULL, rows ? ((rows - 1) * task->ld_out + task->d_out) * size : 0),
-    };
+    extent inputs[WEIGHTS + 1];
+    weight_extents(task, wants_y, inputs);
+    inputs[WEIGHTS] = extent_of(task->x, x_bytes);
     for (size_t i = 0; i < sizeof inputs / sizeof inputs[0]; i++) {
         if (overlap(y, inputs[i]))
             return CMM_ERROR_Y_OVERLAP;
@@ -345,7 +359,8 @@ static cmm_status forward(cmm_op op, cmm_task *task, const cmm_run *how, int wan
     return task->batch > 0 ? run(kernel, task, chosen.threads) : CMM_OK;
 }
 
-static cmm_status fff_forward(const cmm_fff *layer, const cmm_run *how, cmm_task *task, int wants_y)
+/* Widen a cmm_fff into a task, after the checks of the fields that only it has. */
+static cmm_status read_fff(const cmm_fff *layer, int wants_y, cmm_task *task)
 {
     if (!layer)
         return CMM_ERROR_LAYER_NULL;
@@ -372,7 +387,13 @@ static cmm_status fff_forward(const cmm_fff *layer, const cmm_run *how, cmm_task
     task->w_in = layer->w_in;
     task->bias = layer->bias;
     task->w_out = layer->w_out;
-    return forward(CMM_OP_FFF, task, how, wants_y);
+    return CMM_OK;
+}
+
+static cmm_status fff_forward(const cmm_fff *layer, const cmm_run *how, cmm_task *task, int wants_y)
+{
+    const cmm_status status = read_fff(layer, wants_y, task);
+    return status == CMM_OK ? forward(CMM_OP_FFF, task, how, wants_y) : status;
 }
 
 cmm_status cmm_fff_forward(const cmm_fff *layer, const cmm_run *how, int64_t batch, const void *x, void *y,
@@ -414,6 +435,85 @@ cmm_status cmm_ff_forward(const cmm_ff *layer, const cmm_run *how, int64_t batch
                      .x = x,
                      .y = y};
     return forward(CMM_OP_FF, &task, how, 1);
+}
+
+/* ---- packing --------------------------------------------------------------------------------------------------- */
+
+static int64_t padded(int64_t bytes)
+{
+    return (bytes + CMM_ALIGNMENT - 1) / CMM_ALIGNMENT * CMM_ALIGNMENT;
+}
+
+/* A packed layer: per neuron its two rows, each padded; then the biases. */
+static cmm_status pack_sizes(const cmm_fff *layer, cmm_task *task, int64_t *row_in, int64_t *row, int64_t *bytes)
+{
+    cmm_status status = read_fff(layer, 1, task);
+    if (status == CMM_OK)
+        status = check_layer(task);
+    if (status != CMM_OK)
+        return status;
+    const int64_t size = element_size(task->dtype), rows = task->trees * task->nodes;
+    *row_in = padded(task->d_in * size);
+    *row = *row_in + padded(task->d_out * size);
+    const int64_t weights = bytes_of(rows, *row, 1), biases = task->bias ? rows * size : 0;
+    if (weights < 0 || __builtin_add_overflow(weights, biases, bytes))
+        return CMM_ERROR_LAYER_TOO_LARGE;
+    return CMM_OK;
+}
+
+cmm_status cmm_fff_pack_size(const cmm_fff *layer, int64_t *bytes)
+{
+    cmm_task task = {0};
+    int64_t row_in, row, needed;
+    if (!bytes)
+        return CMM_ERROR_BYTES_NULL;
+    const cmm_status status = pack_sizes(layer, &task, &row_in, &row, &needed);
+    if (status == CMM_OK)
+        *bytes = needed;
+    return status;
+}
+
+cmm_status cmm_fff_pack(const cmm_fff *layer, void *memory, int64_t bytes, cmm_fff *packed)
+{
+    cmm_task task = {0};
+    int64_t row_in, row, needed;
+    cmm_status status = pack_sizes(layer, &task, &row_in, &row, &needed);
+    if (status == CMM_OK)
+        status = check_weights(&task, 1);
+    if (status != CMM_OK)
+        return status;
+    if (!packed)
+        return CMM_ERROR_PACKED_NULL;
+    if (!memory)
+        return CMM_ERROR_MEMORY_NULL;
+    if (misaligned(memory, CMM_ALIGNMENT))
+        return CMM_ERROR_MEMORY_ALIGN;
+    if (bytes < needed)
+        return CMM_ERROR_MEMORY_SIZE;
+    const extent mine = extent_of(memory, needed);
+    extent weights[WEIGHTS];
+    weight_extents(&task, 1, weights);
+    for (int i = 0; i < WEIGHTS; i++)
+        if (overlap(mine, weights[i]))
+            return CMM_ERROR_MEMORY_OVERLAP;
+
+    const int64_t size = element_size(task.dtype), rows = task.trees * task.nodes;
+    char *to = memory;
+    for (int64_t i = 0; i < rows; i++, to += row) {
+        const int64_t in = task.d_in * size, out = task.d_out * size;
+        memcpy(to, (const char *)task.w_in + i * task.ld_in * size, (size_t)in);
+        memset(to + in, 0, (size_t)(row_in - in));
+        memcpy(to + row_in, (const char *)task.w_out + i * task.ld_out * size, (size_t)out);
+        memset(to + row_in + out, 0, (size_t)(row - row_in - out));
+    }
+    if (task.bias)
+        memcpy(to, task.bias, (size_t)(rows * size));
+    *packed = *layer;
+    packed->w_in = memory;
+    packed->w_out = (const char *)memory + row_in;
+    packed->bias = task.bias ? to : NULL;
+    packed->ld_in = packed->ld_out = row / size;
+    return CMM_OK;
 }
 
 /* ---- what there is --------------------------------------------------------------------------------------------- */

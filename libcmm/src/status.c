@@ -28,7 +28,7 @@ static const struct {
     STATUS(CMM_ERROR_LEVEL_UNUSABLE, "run->level cannot be used in this build or on this CPU; cmm_level_get() says why"),
     STATUS(CMM_ERROR_ISA, "run->isa names no instruction set; cmm_isa_known() lists them"),
     STATUS(CMM_ERROR_ISA_UNUSABLE, "run->isa cannot be used in this build or on this CPU; cmm_isa_usable() lists those that can"),
-    STATUS(CMM_ERROR_METHOD, "run->method is not a method of this level; it should be NULL, \"walk\" or \"group\""),
+    STATUS(CMM_ERROR_METHOD, "run->method is not a method of this level; it should be NULL, \"walk\", \"group\" or \"forest\""),
     STATUS(CMM_ERROR_BLAS_MISSING, "the level needs a BLAS; put one in run->blas (see cmm_blas_load), or link libcmm with one"),
     STATUS(CMM_ERROR_BLAS_SIZE, "run->blas->size is not sizeof(cmm_blas); set it, and compile against this version's cmm.h"),
     STATUS(CMM_ERROR_BLAS_INCOMPLETE, "run->blas lacks a function that the level needs (dot, axpy; gemv; gemm, of the layer's dtype)"),
@@ -61,6 +61,8 @@ static const struct {
     STATUS(CMM_ERROR_MEMORY_ALIGN, "memory is misaligned; it should start at a multiple of CMM_ALIGNMENT"),
     STATUS(CMM_ERROR_MEMORY_SIZE, "memory is too small; it should have cmm_fff_pack_size() bytes"),
     STATUS(CMM_ERROR_PACKED_NULL, "packed is NULL; it should point to the descriptor to fill"),
+    STATUS(CMM_ERROR_BYTES_NULL, "bytes is NULL; it should point to the size to fill"),
+    STATUS(CMM_ERROR_MEMORY_OVERLAP, "memory overlaps the layer's weights; it should be memory of its own"),
 };
 
 static const size_t status_count = sizeof statuses / sizeof statuses[0];

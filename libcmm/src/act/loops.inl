@@ -15,11 +15,13 @@
                 z[i] = FUNCTION(z[i]);                     \
         for (; n > 0; n -= 16, z += 16) {                  \
             REAL block[16] = {0};                          \
-            size_t count = n < 16 ? (size_t)n : 16;        \
-            memcpy(block, z, count * sizeof(REAL));        \
+            const int count = n < 16 ? (int)n : 16;        \
+            for (int i = 0; i < count; i++)                \
+                block[i] = z[i];                           \
             for (int i = 0; i < 16; i++)                   \
                 block[i] = FUNCTION(block[i]);             \
-            memcpy(z, block, count * sizeof(REAL));        \
+            for (int i = 0; i < count; i++)                \
+                z[i] = block[i];                           \
         }                                                  \
         break;                                             \
     }

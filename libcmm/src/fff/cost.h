@@ -32,4 +32,13 @@ static inline double row_time(const cmm_task *task)
     return (double)row_bytes(task) / rate;
 }
 
+/* Many trees at a time: rows from L2 if one handful fits there, and every token reads its own, but for the roots. */
+static inline double cost_of_forest(const cmm_task *task, int64_t count, int tile)
+{
+    const double handful = (double)(tile * task->nodes) * (double)row_bytes(task);
+    const double rate = handful <= (double)task->machine->l2 ? 100 : handful <= (double)task->machine->l3 ? 60 : 10;
+    const double visits = (double)task->trees * (task->depth + 0.5) * (double)count;
+    return visits * (double)row_bytes(task) / rate + (double)task->trees * (double)task->nodes * row_time(task);
+}
+
 #endif

@@ -25,7 +25,7 @@ enum {
 /* Levels of the first phase: 0 when one phase is enough. */
 static int32_t split_level(const cmm_task *task, int64_t tokens)
 {
-    if (task->nodes * row_bytes(task) <= task->machine->l2 / 2 || tokens <= 2 * BLOCK)
+    if (task->nodes * row_bytes(task) <= 4 * task->machine->l2 || tokens <= 2 * BLOCK)
         return 0;
     int32_t level = 0;
     while (level < task->depth && tokens >> (level + 1) >= BUCKET)
