@@ -336,6 +336,26 @@ static cmm_status run(const cmm_kernel *kernel, const cmm_task *task, int32_t th
     return CMM_OK;
 }
 
+/* A dense layer at level native, or at the level of our choice: the best gemm there is. Without a BLAS, or when one of
+ * our own methods is asked for, it is a forest: as many trees of one node as it has neurons. */
+static cmm_op choose_dense(choice *chosen, cmm_task *task)
+{
+    if (chosen->level && strcmp(chosen->level, "native") != 0)
+        return CMM_OP_FF;
+    if (task->nodes == 0) {
+        chosen->level = "naive";
+        return CMM_OP_FF;
+    }
+    if (!chosen->method && fits_blas(task) && check_blas(chosen->blas, 3, task->dtype) == CMM_OK) {
+        chosen->level = "blas3";
+        return CMM_OP_FF;
+    }
+    chosen->level = "native";
+    task->trees = task->nodes;
+    task->nodes = 1;
+    return CMM_OP_FFF;
+}
+
 static cmm_status forward(cmm_op op, cmm_task *task, const cmm_run *how, int wants_y)
 {
     choice chosen;
@@ -349,6 +369,8 @@ static cmm_status forward(cmm_op op, cmm_task *task, const cmm_run *how, int wan
         return status;
     task->machine = cmm_process_machine();
     task->blas = chosen.blas;
+    if (op == CMM_OP_FF)
+        op = choose_dense(&chosen, task);
     status = find_activation(&chosen, task);
     if (status == CMM_OK)
         status = find_kernel(op, &chosen, task, &kernel);
