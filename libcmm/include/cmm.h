@@ -118,7 +118,7 @@ enum {
     CMM_ERROR_BLAS_FILE = 92,       /* file is not a shared library that this process can load */
     CMM_ERROR_BLAS_SYMBOLS = 93,    /* file has no BLAS with 32-bit integers in it */
 
-    /* cmm_level_get(), cmm_fff_pack() */
+    /* cmm_level_get(), cmm_kernel_get(), cmm_fff_pack() */
     CMM_ERROR_INDEX = 100,          /* index is not in 0 .. count - 1 */
     CMM_ERROR_INFO_NULL = 101,      /* info is NULL */
     CMM_ERROR_INFO_SIZE = 102,      /* info->size is not the size of the struct */
@@ -238,6 +238,18 @@ typedef struct cmm_level {
     const char *why;    /* why it is not usable; "" when it is */
 } cmm_level;
 
+/* One entry of the list of kernels (cmm_kernel_get). The strings live as long as the library. */
+typedef struct cmm_kernel_info {
+    uint32_t size;         /* sizeof(cmm_kernel_info) */
+    int32_t usable;        /* 1 or 0; kernels of the BLAS levels also need a BLAS */
+    const char *operation; /* "fff", "ff" (dense), "act" (activations) */
+    const char *name;      /* "walk_avx2", ... */
+    const char *level;     /* "native", ...; "" for activations */
+    const char *method;    /* "walk", ...; "" where the level has only one */
+    const char *isa;       /* "avx2", ...; "any" where the compiler chose */
+    const char *why;       /* why it is not usable; "" when it is */
+} cmm_kernel_info;
+
 /* y[batch][d_out] = the layer applied to x[batch][d_in].
  * nodes[batch][trees][depth+1] and logits[batch][trees][depth+1], each optional (NULL), receive the path: the heap
  * index within its tree of every visited node, root first, and its logit, bias included.
@@ -264,9 +276,11 @@ CMM_API cmm_status cmm_fff_pack(const cmm_fff *layer, void *memory, int64_t byte
 CMM_API int32_t cmm_level_count(void);
 CMM_API cmm_status cmm_level_get(int32_t index, const cmm_run *run, cmm_level *info);
 
-/* The instruction sets this library knows, best first, as one list separated by spaces; and those usable here. */
-CMM_API const char *cmm_isa_known(void);
-CMM_API const char *cmm_isa_usable(void);
+/* The list of kernels that the levels are made of: 0 .. cmm_kernel_count() - 1. A kernel's name is its file's name.
+ * Every instruction set has one kernel of operation "act", and within an operation better ones come later. Set
+ * info->size first. */
+CMM_API int32_t cmm_kernel_count(void);
+CMM_API cmm_status cmm_kernel_get(int32_t index, cmm_kernel_info *info);
 
 /* Load the BLAS in a shared library: names with and without the prefix scipy_, with and without a trailing
  * underscore. The library stays loaded for the life of the process. MKL is put in its sequential threading layer. */

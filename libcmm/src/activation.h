@@ -38,10 +38,10 @@
 CMM_HD static inline float cmm_mills_f32(float t)
 {
     float t2 = t * t, t4 = t2 * t2;
-    float p = (0x1.6641e6p-3f - 0x1.b5d418p-3f * t) + (-0x1.1defbp-3f + 0x1.afc01ep-4f * t) * t2;
-    p = p + ((0x1.42533cp-3f + 0x1.4e466ap-9f * t) + (-0x1.f54edap-4f - 0x1.3b60b2p-4f * t) * t2) * t4;
-    p = p * t + 0x1.982a14p-2f;
-    p = p * t - 0x1.9eaf7ep-1f;
+    float p = (-0x1.92fb6cp-1f + 0x1.1dc072p-3f * t) + (0x1.0068d2p-2f - 0x1.27af1ap-3f * t) * t2;
+    p = p + ((-0x1.beef88p-4f + 0x1.4a2abap-4f * t) + (0x1.2809dcp-4f + 0x1.bae924p-10f * t) * t2) * t4;
+    p = p * t + 0x1.2e76fep+0f;
+    p = p * t - 0x1.1b21ccp+0f;
     return p * t;
 }
 
@@ -82,9 +82,9 @@ CMM_HD static inline double cmm_expm1_tail_f64(double r)
 #define CMM_K_f32_LOG2E 0x1.715476p0f
 #define CMM_K_f32_LN2_UPPER 0x1.62e4p-1f
 #define CMM_K_f32_LN2_LOWER 0x1.7f7d1cp-20f
-#define CMM_K_f32_MILLS_SHIFT 2.34375f
-#define CMM_K_f32_MILLS_LOST 0.8533f
-#define CMM_K_f32_MILLS_MIDDLE 0x1.6523p-1f
+#define CMM_K_f32_MILLS_SHIFT 3.375f
+#define CMM_K_f32_MILLS_LOST 0.5926f
+#define CMM_K_f32_MILLS_MIDDLE 0x1.7b6eep-1f
 #define CMM_K_f32_TANH_C0_UPPER 0x1.98p+0f
 #define CMM_K_f32_TANH_C0_LOWER 0x1.08a67ap-9f
 #define CMM_K_f32_TANH_C1_UPPER 0x1.244p-4f

@@ -23,17 +23,22 @@ static const cmm_kernel *const kernels[] = {
 enum { KERNELS = (int)(sizeof kernels / sizeof kernels[0]) };
 
 static const char *const level_names[] = {"naive", "blas1", "blas2", "blas3", "native"};
-static const char *const isa_names[] = {"avx512", "avx2", "neon", "scalar"};
 
-enum {
-    LEVELS = (int)(sizeof level_names / sizeof level_names[0]),
-    ISAS = (int)(sizeof isa_names / sizeof isa_names[0])
-};
+enum { LEVELS = (int)(sizeof level_names / sizeof level_names[0]) };
 
-static int is_one_of(const char *name, const char *const *names, int count)
+static int is_level(const char *name)
 {
-    for (int i = 0; i < count; i++)
-        if (strcmp(name, names[i]) == 0)
+    for (int i = 0; i < LEVELS; i++)
+        if (strcmp(name, level_names[i]) == 0)
+            return 1;
+    return 0;
+}
+
+/* The instruction sets are those that have activations. */
+static int is_isa(const char *name)
+{
+    for (int i = 0; i < KERNELS; i++)
+        if (kernels[i]->op == CMM_OP_ACT && strcmp(name, kernels[i]->isa) == 0)
             return 1;
     return 0;
 }
@@ -43,9 +48,17 @@ static int same(const char *wanted, const char *name)
     return !wanted || strcmp(wanted, name) == 0;
 }
 
+/* Why a kernel cannot run here, or "". */
+static const char *why_absent(const cmm_kernel *kernel)
+{
+    if (kernel->absent)
+        return kernel->absent;
+    return (kernel->cpu & ~cmm_process_machine()->cpu) == 0 ? "" : "this CPU lacks its instructions";
+}
+
 static int runs_here(const cmm_kernel *kernel)
 {
-    return !kernel->absent && (kernel->cpu & ~cmm_process_machine()->cpu) == 0;
+    return why_absent(kernel)[0] == '\0';
 }
 
 /* ---- how to run ------------------------------------------------------------------------------------------------ */
@@ -71,9 +84,9 @@ static cmm_status choose(const cmm_run *run, choice *chosen)
         chosen->method = run->method;
         chosen->threads = run->threads;
         chosen->blas = run->blas;
-        if (chosen->level && !is_one_of(chosen->level, level_names, LEVELS))
+        if (chosen->level && !is_level(chosen->level))
             return CMM_ERROR_LEVEL;
-        if (chosen->isa && !is_one_of(chosen->isa, isa_names, ISAS))
+        if (chosen->isa && !is_isa(chosen->isa))
             return CMM_ERROR_ISA;
         if (chosen->blas && chosen->blas->size != sizeof *chosen->blas)
             return CMM_ERROR_BLAS_SIZE;
@@ -555,10 +568,8 @@ static const char *why_not(const char *level, const choice *chosen, const char *
             continue;
         if (chosen->isa && strcmp(kernel->isa, "any") != 0 && strcmp(kernel->isa, chosen->isa) != 0)
             continue;
-        if (kernel->absent)
-            why = kernel->absent;
-        else if (!runs_here(kernel))
-            why = "this CPU lacks its instructions";
+        if (!runs_here(kernel))
+            why = why_absent(kernel);
         else if (check_blas(chosen->blas, kernel->blas, CMM_F32) != CMM_OK)
             why = chosen->blas ? "the BLAS lacks functions it needs" : "no BLAS: none is linked, and none was given";
         else {
@@ -588,18 +599,29 @@ cmm_status cmm_level_get(int32_t index, const cmm_run *how, cmm_level *info)
     return CMM_OK;
 }
 
-const char *cmm_isa_known(void)
+int32_t cmm_kernel_count(void)
 {
-    return "avx512 avx2 neon scalar";
+    return KERNELS;
 }
 
-const char *cmm_isa_usable(void)
+cmm_status cmm_kernel_get(int32_t index, cmm_kernel_info *info)
 {
-    const uint32_t cpu = cmm_process_machine()->cpu;
-    return cpu & CMM_CPU_AVX512 ? "avx512 avx2 scalar"
-           : cpu & CMM_CPU_AVX2 ? "avx2 scalar"
-           : cpu & CMM_CPU_NEON ? "neon scalar"
-                                : "scalar";
+    static const char *const operations[CMM_OPS] = {"fff", "ff", "act"};
+    if (!info)
+        return CMM_ERROR_INFO_NULL;
+    if (info->size != sizeof *info)
+        return CMM_ERROR_INFO_SIZE;
+    if (index < 0 || index >= KERNELS)
+        return CMM_ERROR_INDEX;
+    const cmm_kernel *const kernel = kernels[index];
+    info->operation = operations[kernel->op];
+    info->name = kernel->name;
+    info->level = kernel->op == CMM_OP_ACT ? "" : kernel->level;
+    info->method = kernel->method;
+    info->isa = kernel->isa;
+    info->why = why_absent(kernel);
+    info->usable = info->why[0] == '\0';
+    return CMM_OK;
 }
 
 const char *cmm_version(void)

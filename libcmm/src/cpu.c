@@ -91,8 +91,3 @@ void cmm_cpu_find(cmm_machine *machine)
     if (machine->l3 < machine->l2)
         machine->l3 = machine->l2;
 }
-
-const char *cmm_cpu_name(uint32_t bits)
-{
-    return bits & CMM_CPU_AVX512 ? "avx512" : bits & CMM_CPU_AVX2 ? "avx2" : bits & CMM_CPU_NEON ? "neon" : "scalar";
-}
