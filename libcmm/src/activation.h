@@ -38,10 +38,10 @@
 CMM_HD static inline float cmm_mills_f32(float t)
 {
     float t2 = t * t, t4 = t2 * t2;
-    float p = (-0x1.92fb6cp-1f + 0x1.1dc072p-3f * t) + (0x1.0068d2p-2f - 0x1.27af1ap-3f * t) * t2;
-    p = p + ((-0x1.beef88p-4f + 0x1.4a2abap-4f * t) + (0x1.2809dcp-4f + 0x1.bae924p-10f * t) * t2) * t4;
-    p = p * t + 0x1.2e76fep+0f;
-    p = p * t - 0x1.1b21ccp+0f;
+    float p = (0x1.73291ap-4f - 0x1.07549ep-2f * t) + (-0x1.0e8fe8p-4f + 0x1.3e6afp-3f * t) * t2;
+    p = p + ((0x1.af5aaap-4f - 0x1.04d24cp-4f * t) + (-0x1.b9d146p-4f - 0x1.37c194p-5f * t) * t2) * t4;
+    p = p * t + 0x1.046f82p-1f;
+    p = p * t - 0x1.b7dd36p-1f;
     return p * t;
 }
 
@@ -82,9 +82,9 @@ CMM_HD static inline double cmm_expm1_tail_f64(double r)
 #define CMM_K_f32_LOG2E 0x1.715476p0f
 #define CMM_K_f32_LN2_UPPER 0x1.62e4p-1f
 #define CMM_K_f32_LN2_LOWER 0x1.7f7d1cp-20f
-#define CMM_K_f32_MILLS_SHIFT 3.375f
-#define CMM_K_f32_MILLS_LOST 0.5926f
-#define CMM_K_f32_MILLS_MIDDLE 0x1.7b6eep-1f
+#define CMM_K_f32_MILLS_SHIFT 2.4765625f
+#define CMM_K_f32_MILLS_LOST 0.8076f
+#define CMM_K_f32_MILLS_MIDDLE 0x1.692586p-1f
 #define CMM_K_f32_TANH_C0_UPPER 0x1.98p+0f
 #define CMM_K_f32_TANH_C0_LOWER 0x1.08a67ap-9f
 #define CMM_K_f32_TANH_C1_UPPER 0x1.244p-4f

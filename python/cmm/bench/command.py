@@ -1,0 +1,236 @@
+"""`cmm bench`: the paper's Table 2 for this machine, or microseconds per token against the batch."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+import cmm
+from cmm.bench.floors import measure_floors
+from cmm.bench.harness import (
+    ROUTINGS,
+    Contestant,
+    Data,
+    Layer,
+    dense,
+    every_blas,
+    measure,
+    parse_layer,
+    prepare,
+    products,
+)
+from cmm.bench.machine import this_machine
+from cmm.bench.table import Report, curve_text, line, table_text
+from cmm.blas import Blas
+
+_TOKENS, _WIDTH = 16384, 768
+_FULL_PASSES = 250
+_LARGEST = 1 << 24  # of any count on the command line
+# Seconds that one pass of a dense layer (True) or of trees (False) may take, by --full. What would take longer runs
+# on fewer tokens.
+_LIMITS = {False: {True: 0.25, False: 1.5}, True: {True: 0.5, False: 60.0}}
+_BUDGET = 45.0  # seconds of timing that the default number of passes is chosen for,
+_PASSES = (5, 15)  # within these
+_WHAT = """\
+Measure fast feedforward layers against dense layers at every level, as in the paper's Table 2, on this machine.
+Tokens and weights are random, so that paths spread over the leaves; every result is checked before it is timed.
+"""
+_EXAMPLE = """\
+examples:
+  cmm bench                              the paper's Table 2 for this machine, in a minute or two
+  cmm bench --full --json table.json     the paper's protocol: 16384 tokens, width 768, 250 passes
+  cmm bench --routing same               all tokens on one path, as in the published benchmark
+  cmm bench --trees 1x11,128x4 --tokens 2048 --threads 2
+  cmm bench --curve --plot curve.png     microseconds per token against the batch, for every level
+"""
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register `cmm bench`."""
+    parser = commands.add_parser(
+        "bench",
+        help="measure the paper's Table 2 on this machine",
+        description=_WHAT,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--tokens", type=_count, metavar="N", help=f"tokens in a call (default {_TOKENS})")
+    add("--width", type=_count, metavar="N", help=f"d_in and d_out (default {_WIDTH})")
+    add(
+        "--trees",
+        "--depth",
+        type=_layers,
+        default="1x11",
+        metavar="KxD,...",
+        help="K trees of depth D (default 1x11)",
+    )
+    add("--levels", type=_names, metavar="NAME,...", help="levels to measure (default all that are usable)")
+    add("--threads", type=_count, default=1, metavar="N", help="threads of each call (default 1)")
+    add("--dtype", choices=("float32", "float64"), default="float32", help="(default float32)")
+    add("--routing", choices=ROUTINGS, default="random", help="same: all tokens take one path (default random)")
+    add("--passes", type=_count, metavar="N", help="how often each is timed (default: as often as time allows)")
+    add("--seed", type=_seed, default=0, metavar="N", help="seed of the random tokens and weights (default 0)")
+    add(
+        "--full",
+        action="store_true",
+        help=f"{_TOKENS} tokens, width {_WIDTH}, {_FULL_PASSES} passes, as in the paper",
+    )
+    add("--curve", action="store_true", help="time per token against the batch, 1 to --tokens, of the first KxD")
+    add("--json", type=Path, metavar="FILE", help="write every figure to FILE")
+    add("--plot", type=Path, metavar="FILE", help="draw the table, or the curve, to FILE (.png, .svg, .pdf)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure as the options say, and print."""
+    if options.full:
+        for name in ("tokens", "width", "passes"):
+            if getattr(options, name) is not None:
+                raise cmm.ArgumentError(f"--full is the paper's protocol and settles --{name}; leave one of them out")
+    plot = _plot_module(options.plot)
+    for file in filter(None, (options.json, options.plot)):
+        if not file.absolute().parent.is_dir():
+            raise cmm.ArgumentError(f"{file}: there is no folder {file.absolute().parent}")
+
+    report = bench(options)
+    print(curve_text(report) if options.curve else table_text(report))
+    if options.json:
+        options.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
+        print(f"\nwrote {options.json}")
+    if plot:
+        (plot.curve if options.curve else plot.table)(report, options.plot)
+        print(f"\nwrote {options.plot}")
+
+
+def bench(options: argparse.Namespace) -> Report:
+    """Measure as the options say."""
+    tokens, width, dtype = options.tokens or _TOKENS, options.width or _WIDTH, np.dtype(options.dtype)
+    blases = every_blas()
+    levels, absent = _usable(options.levels)
+    trees = options.trees[:1] if options.curve else options.trees
+    denses = dict.fromkeys(dense(layer.neurons) for layer in trees)
+    batches = [tokens]
+    if options.curve:  # 1, 4, 16, ...
+        batches = [
+            *itertools.takewhile(lambda batch: batch < tokens, (4**power for power in itertools.count())),
+            tokens,
+        ]
+    else:
+        denses[dense(3072)] = None
+    layers = [*denses, *trees]
+    data = Data(layers, tokens, width, dtype, options.routing, options.seed)
+
+    asked = {
+        Contestant(data, layer, level, blas, batch, options.threads): batch
+        for batch in batches
+        for layer in layers
+        for level in (_dense_levels(levels, options.curve) if layer.dense else levels)
+        for blas in _choices(blases, level, layer)
+    }
+    machine = this_machine()
+    peak = products(blases.values(), options.threads, dtype)
+    floors = measure_floors(machine, options.threads, dtype, peak)
+    with _progress("checking", len(asked)) as step:
+        prepare(asked, _LIMITS[options.full], step)
+    passes = _FULL_PASSES if options.full else options.passes or _affordable(asked)
+    with _progress("timing", len(asked) * passes) as step:
+        measure(asked, passes, step)
+    floors = floors.or_better(measure_floors(machine, options.threads, dtype, peak))
+    return Report(
+        machine=machine,
+        floors=floors,
+        lines=[line(contestant, floors, batch) for contestant, batch in asked.items()],
+        base=trees[0].neurons,
+        routing=options.routing,
+        absent=absent,
+        blas={short: blas.name for short, blas in blases.items()},
+    )
+
+
+def _plot_module(file: Path | None) -> ModuleType | None:
+    """Return the module that draws, found before anything is measured."""
+    if file is None:
+        return None
+    try:
+        from cmm.bench import plot
+    except ImportError as error:
+        raise cmm.UnusableError(f"--plot needs matplotlib (pip install cmm[bench]): {error}") from None
+    if file.suffix.lower() not in plot.FORMATS:
+        raise cmm.ArgumentError(f"--plot {file}: the name should end in one of {' '.join(plot.FORMATS)}")
+    return plot
+
+
+def _usable(wanted: list[str] | None) -> tuple[list[str], dict[str, str]]:
+    """Return the CPU levels to measure, and why others cannot be."""
+    known = {level.name: level for level in cmm.levels() if not level.name.startswith("cuda")}
+    for name in wanted or []:
+        if name not in known:
+            raise cmm.LevelError(f"--levels names {name!r}; it should be some of {', '.join(known)}")
+        if not known[name].usable:
+            raise cmm.UnusableError(f"--levels names {name!r}, which cannot be used here: {known[name].why}")
+    chosen = [level for level in known.values() if not wanted or level.name in wanted]
+    return [level.name for level in chosen if level.usable], {lv.name: lv.why for lv in chosen if not lv.usable}
+
+
+def _dense_levels(levels: list[str], curve: bool) -> list[str]:
+    """Return the levels to measure dense layers at: always blas3, the yardstick; never native, which has none."""
+    usable, _ = _usable(None)
+    wanted = {"blas2", "blas3"} if curve else {*levels, "blas3"}
+    return [level for level in usable if level in wanted and level != "native"]
+
+
+def _choices(blases: dict[str, Blas], level: str, layer: Layer) -> Sequence[tuple[str, Blas] | None]:
+    """Return every BLAS for a dense layer, the yardstick; for trees too, unless CMM_BLAS chooses one."""
+    if not level.startswith("blas"):
+        return [None]
+    chosen = bool(os.environ.get("CMM_BLAS")) and not layer.dense
+    return [*blases.items()][: 1 if chosen else None]
+
+
+def _affordable(contestants: Iterable[Contestant]) -> int:
+    """Return as many passes as fit in the budget."""
+    one_round = sum(contestant.time_pass() * contestant.batch * contestant.calls for contestant in contestants)
+    fewest, most = _PASSES
+    return max(fewest, min(int(_BUDGET / one_round), most))
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[], object]]:
+    """Give a progress bar's step; where tqdm is not installed or stderr is no terminal, it does nothing."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda: None
+        return
+    with tqdm(total=total, desc=what, leave=False, disable=None) as bar:
+        yield bar.update
+
+
+def _count(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or not least <= int(text) <= _LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {_LARGEST}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    return _count(text, least=0)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _layers(text: str) -> list[Layer]:
+    try:
+        return [parse_layer(name) for name in _names(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

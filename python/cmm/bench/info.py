@@ -1,0 +1,77 @@
+"""`cmm info`: what this installation is and what this machine offers it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from pathlib import Path
+
+import numpy
+import scipy
+
+import cmm
+from cmm._levels import isas
+from cmm._libcmm import lib
+from cmm.bench.harness import every_blas
+from cmm.bench.machine import this_machine
+from cmm.bench.table import grid
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register `cmm info`."""
+    parser = commands.add_parser(
+        "info",
+        help="what this installation is and what this machine offers it",
+        description="Print the version, the processor and its instruction sets, the levels and the BLAS in use.",
+        epilog="example:\n  CMM_LEVEL=naive cmm info     what holds with that variable set",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the facts."""
+    print(grid(facts(), left=2))
+
+
+def facts() -> list[tuple[str, str]]:
+    """Return names and facts, in the order of printing."""
+    machine = this_machine()
+    rows = [
+        ("cmm", f"{cmm.__version__}, in {Path(cmm.__file__).parent}"),
+        ("python", f"{platform.python_version()}, numpy {numpy.__version__}, scipy {scipy.__version__}"),
+        ("cpu", machine.cpu),
+        ("caches", machine.cache_text()),
+        ("cores", f"{machine.cores} may be used; a call without threads= takes {lib.cmm_threads_default()} threads"),
+        ("isa", _isa()),
+    ]
+    found = cmm.levels()
+    rows += [(f"level {level.name}", "usable" if level.usable else f"not usable: {level.why}") for level in found]
+    if chosen := os.environ.get("CMM_LEVEL"):
+        rows.append(("level auto", f"{chosen}, for CMM_LEVEL says so"))
+    rows += _blas()
+    gpu = [level.name for level in found if level.name.startswith("cuda")]
+    rows.append(("gpu", f"levels {', '.join(gpu)}" if gpu else "not used: this build has no GPU levels"))
+    return rows
+
+
+def _isa() -> str:
+    known, usable = isas()
+    used = os.environ.get("CMM_ISA")
+    absent = [isa for isa in known if isa not in usable]
+    return f"{f'{used}, for CMM_ISA says so' if used else usable[0]} is used; usable: {', '.join(usable)}" + (
+        f"; not here: {', '.join(absent)}" if absent else ""
+    )
+
+
+def _blas() -> list[tuple[str, str]]:
+    """Return the BLAS in use, and the others that are there."""
+    try:
+        current = cmm.blas.current()
+    except cmm.UnusableError as error:
+        return [("blas", f"none: {error}")]
+    why = "named by CMM_BLAS" if os.environ.get("CMM_BLAS") else "the first found of the packages mkl and scipy"
+    rows = [("blas", current.name), ("", f"in {current.file or 'libcmm itself'}, {why}")]
+    others = [blas for blas in every_blas().values() if blas.name != current.name]
+    return rows + [("blas too", f"{blas.name}, in {blas.file}") for blas in others]

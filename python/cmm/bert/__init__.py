@@ -1,0 +1,27 @@
+"""The encoder of UltraFastBERT and crammedBERT: numpy, cmm's feedforward layers, and nothing else.
+
+>>> import cmm.bert
+>>> model = cmm.bert.load("folder")         # as training or cmm.bert.export left it
+>>> hidden = model(ids)                     # (B, S) token ids -> (B, S, H) float32
+>>> logits = model.logits(ids)              # (B, S, V)
+>>> nodes = model.trace(ids).path_nodes     # (L, B, S, K, D + 1)
+"""
+
+from cmm.bert._random import random
+from cmm.bert.checkpoint import from_state_dict, load
+from cmm.bert.config import ULTRAFASTBERT_1X11_LONG, Config
+from cmm.bert.errors import CheckpointError
+from cmm.bert.export import export
+from cmm.bert.model import Model, Trace
+
+__all__ = [
+    "ULTRAFASTBERT_1X11_LONG",
+    "CheckpointError",
+    "Config",
+    "Model",
+    "Trace",
+    "export",
+    "from_state_dict",
+    "load",
+    "random",
+]

@@ -1,0 +1,324 @@
+"""The mathematics of the encoder: pure functions, with the shape of every result behind it.
+
+B sequences of S tokens, T = B * S tokens in all, width H, A heads of H / A, vocabulary V. Everything is float32.
+Whatever depends on where the arrays live comes in through :class:`Ops`, so that another array module can run the same
+functions. Buffers are made once per call and reused by every layer.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cmm.fff import ff_forward, fff_forward
+
+Array = Any  # an ndarray of float32, or the like of another array module
+
+#: Called with the name of a tap, the layer and the value, which is only valid during the call.
+Tap = Callable[[str, int, Array], None]
+
+# Scores of as many sequences at a time as stay within this many bytes, so that the softmax finds them in L2.
+_SCORES_BYTES = 1 << 20
+
+
+class Ops(NamedTuple):
+    """What the functions below need from the outside."""
+
+    xp: Any
+    fff_forward: Callable[..., Any]
+    ff_forward: Callable[..., Any]
+    ndtr: Callable[..., Any]  # the standard normal distribution function, which is GELU's factor
+
+
+def _ndtr(x: Array) -> Array:
+    from scipy.special import ndtr  # imported late: most models never need it, and it takes long
+
+    return ndtr(x)
+
+
+#: The operations on numpy arrays.
+NUMPY = Ops(np, fff_forward, ff_forward, _ndtr)
+
+
+class Norm(NamedTuple):
+    """A LayerNorm."""
+
+    weight: Array  # (H,)
+    bias: Array  # (H,)
+
+
+class FFF(NamedTuple):
+    """A fast feedforward layer of K trees of N nodes."""
+
+    w_in: Array  # (K, N, H)
+    bias: Array  # (K, N)
+    w_out: Array  # (K, N, H)
+
+
+class Dense(NamedTuple):
+    """A dense feedforward layer of I neurons; GELUglu halves them before the second matrix."""
+
+    w_in: Array  # (I, H)
+    w_out: Array  # (I, H), or (I / 2, H) for GELUglu
+
+
+class Layer(NamedTuple):
+    """One transformer layer."""
+
+    norm1: Norm
+    qkv: Array  # (3H, H); head a owns rows [q_a | k_a | v_a]
+    dense: Array  # (H, H)
+    norm2: Norm
+    ffn: FFF | Dense
+
+
+class HeadTransform(NamedTuple):
+    """What may stand between the encoder and the decoder."""
+
+    dense: Array  # (H, H)
+    norm: Norm
+
+
+class Classifier(NamedTuple):
+    """A sequence classifier of C labels, through a pooler P wide."""
+
+    pooler_weight: Array  # (P, H)
+    pooler_bias: Array  # (P,)
+    head_weight: Array  # (C, P)
+    head_bias: Array  # (C,)
+
+
+class Weights(NamedTuple):
+    """All weights of a model."""
+
+    word: Array  # (V, H); the decoder too
+    scale: Array  # (1,)
+    embedding_norm: Norm
+    layers: tuple[Layer, ...]
+    final_norm: Norm
+    transform: HeadTransform | None
+    classifier: Classifier | None
+
+
+class Call(NamedTuple):
+    """The choices of one call, constant through all layers."""
+
+    ops: Ops
+    heads: int
+    eps: float
+    level: str
+    threads: int | None
+    tap: Tap | None
+
+
+def position_table(xp: Any, length: int, width: int) -> Array:
+    """Return the sinusoids of positions 0 .. length - 1, even columns sine, odd ones cosine."""
+    position = xp.arange(length, dtype=xp.float32)[:, None]  # (S, 1)
+    rate = xp.exp(xp.arange(0, width, 2, dtype=xp.float32) * xp.float32(-math.log(10000.0) / width))  # (H / 2,)
+    angle = position * rate  # (S, H / 2)
+    table = xp.empty((length, width), xp.float32)
+    table[:, 0::2] = xp.sin(angle)
+    table[:, 1::2] = xp.cos(angle)
+    return table  # (S, H)
+
+
+def additive_mask(xp: Any, mask: Array) -> Array:
+    """Return 0 where mask is 1 and -10000 where it is 0, with room for the heads. Not -inf: no row becomes NaN.
+
+    In a row with no 1 at all it is 0 throughout: softmax does not see what is added to a whole row, but float32 has
+    only 10 bits left after the point of -10000, and the scores of that row would be cut to them.
+    """
+    nowhere = ~mask.any(axis=-1, keepdims=True)
+    bias = xp.where(mask | nowhere, xp.float32(0), xp.float32(-10000.0))
+    return bias[:, None, None, :] if mask.ndim == 2 else bias[:, None, :, :]  # (B, 1, 1 or S, S)
+
+
+def layer_norm(call: Call, x: Array, norm: Norm, out: Array) -> Array:
+    """Normalise every row to mean 0 and (biased) variance 1, then scale and shift; out may be x."""
+    xp = call.ops.xp
+    xp.subtract(x, x.mean(axis=-1, keepdims=True), out=out)  # (T, H)
+    variance = xp.einsum("th,th->t", out, out)  # (T,)
+    variance /= x.shape[-1]
+    variance += call.eps
+    out *= (1 / xp.sqrt(variance))[:, None]
+    out *= norm.weight
+    out += norm.bias
+    return out  # (T, H)
+
+
+def gelu(call: Call, x: Array) -> Array:
+    """Apply the exact GELU, x * Phi(x), in place."""
+    x *= call.ops.ndtr(x)
+    return x
+
+
+def embed(call: Call, ids: Array, weights: Weights, positions: Array) -> Array:
+    """Look up tokens and positions. ids (B, S), positions (S, H)."""
+    xp = call.ops.xp
+    x = xp.take(weights.word, ids, axis=0)  # (B, S, H)
+    x += weights.scale * positions
+    x = x.reshape(-1, x.shape[-1])  # (T, H)
+    return layer_norm(call, x, weights.embedding_norm, out=x)
+
+
+def softmax(call: Call, scores: Array) -> Array:
+    """Softmax over the last axis, in place."""
+    xp = call.ops.xp
+    scores -= scores.max(axis=-1, keepdims=True)
+    xp.exp(scores, out=scores)
+    scores /= xp.einsum("...k->...", scores)[..., None]
+    return scores
+
+
+class Buffers(NamedTuple):
+    """The scratch arrays of a call."""
+
+    normed: Array  # (T, H)
+    qkv: Array  # (T, 3H)
+    context: Array  # (T, H)
+    scores: Array  # (sequences at a time, A, S, S)
+    delta: Array  # (T, H)
+
+    @classmethod
+    def make(cls, xp: Any, batch: int, length: int, width: int, heads: int) -> "Buffers":
+        """Allocate for one batch."""
+        tokens = batch * length
+        at_a_time = max(1, min(batch, _SCORES_BYTES // (4 * heads * length * length)))
+        scores = (at_a_time, heads, length, length)
+        shapes = ((tokens, width), (tokens, 3 * width), (tokens, width), scores, (tokens, width))
+        return cls(*(xp.empty(shape, xp.float32) for shape in shapes))
+
+
+def attention(call: Call, x: Array, layer: Layer, mask: Array | None, buffers: Buffers) -> Array:
+    """Self-attention. x (T, H), mask additive (B, 1, 1 or S, S) or None."""
+    xp = call.ops.xp
+    at_a_time, heads, length, _ = buffers.scores.shape
+    width = x.shape[-1]
+    head = width // heads
+    xp.matmul(x, layer.qkv.T, out=buffers.qkv)  # (T, 3H)
+    per_head = buffers.qkv.reshape(-1, length, heads, 3 * head).swapaxes(1, 2)  # (B, A, S, 3 * H / A)
+    q, k, v = per_head[..., :head], per_head[..., head : 2 * head], per_head[..., 2 * head :]  # (B, A, S, H / A) each
+    q *= xp.float32(head**-0.5)
+    context = buffers.context.reshape(-1, length, heads, head).swapaxes(1, 2)  # (B, A, S, H / A)
+    for first in range(0, len(q), at_a_time):
+        some = slice(first, min(first + at_a_time, len(q)))
+        scores = xp.matmul(q[some], k[some].swapaxes(-1, -2), out=buffers.scores[: some.stop - first])  # (b, A, S, S)
+        if mask is not None:
+            scores += mask[some]
+        xp.matmul(softmax(call, scores), v[some], out=context[some])
+    return xp.matmul(buffers.context, layer.dense.T, out=buffers.delta)  # (T, H)
+
+
+def feedforward(call: Call, x: Array, ffn: FFF | Dense, index: int, out: Array) -> Array:
+    """Apply the feedforward layer of one transformer layer. x (T, H)."""
+    ops, how = call.ops, {"level": call.level, "threads": call.threads, "out": out}
+    if isinstance(ffn, FFF):
+        if call.tap is None:
+            return ops.fff_forward(x, ffn.w_in, ffn.w_out, ffn.bias, **how)
+        _, nodes, logits = ops.fff_forward(x, ffn.w_in, ffn.w_out, ffn.bias, return_path=True, **how)
+        call.tap("path_nodes", index, nodes)  # (T, K, D + 1)
+        call.tap("path_logits", index, logits)  # (T, K, D + 1)
+        return out
+    if len(ffn.w_in) == len(ffn.w_out):
+        return ops.ff_forward(x, ffn.w_in, ffn.w_out, **how)
+    value, gate = ops.xp.split(ops.xp.matmul(x, ffn.w_in.T), 2, axis=-1)  # (T, I / 2) each
+    gelu(call, gate)
+    gate *= value
+    return ops.xp.matmul(gate, ffn.w_out, out=out)  # (T, H)
+
+
+def encode(call: Call, weights: Weights, ids: Array, mask: Array | None, positions: Array) -> Array:
+    """Run the encoder.
+
+    Parameters
+    ----------
+    call : Call
+    weights : Weights
+    ids : integer array, (B, S)
+        All within the vocabulary.
+    mask : bool array, (B, S) or (B, S, S), or None
+    positions : float32 array, (S, H)
+
+    Returns
+    -------
+    float32 array, (B, S, H)
+    """
+    xp = call.ops.xp
+    batch, length = ids.shape
+    bias = None if mask is None else additive_mask(xp, mask)
+    x = embed(call, ids, weights, positions)  # (T, H)
+    _show(call, "embedding_out", 0, x)
+    buffers = Buffers.make(xp, batch, length, x.shape[-1], call.heads)
+    for index, layer in enumerate(weights.layers):
+        layer_norm(call, x, layer.norm1, out=buffers.normed)
+        x += _show(call, "attn_out", index, attention(call, buffers.normed, layer, bias, buffers))
+        _show(call, "ffn_in", index, layer_norm(call, x, layer.norm2, out=buffers.normed))
+        x += _show(call, "ffn_out", index, feedforward(call, buffers.normed, layer.ffn, index, out=buffers.delta))
+        _show(call, "layer_out", index, x)
+    layer_norm(call, x, weights.final_norm, out=x)
+    _show(call, "encoder_out", 0, x)
+    return x.reshape(batch, length, x.shape[-1])  # (B, S, H)
+
+
+def _show(call: Call, name: str, index: int, value: Array) -> Array:
+    if call.tap is not None:
+        call.tap(name, index, value)
+    return value
+
+
+def decode(call: Call, weights: Weights, hidden: Array) -> Array:
+    """Apply the masked-language-model head. hidden (..., H)."""
+    xp = call.ops.xp
+    x = hidden.reshape(-1, hidden.shape[-1])  # (T, H)
+    if weights.transform is not None:
+        x = gelu(call, xp.matmul(x, weights.transform.dense.T))
+        layer_norm(call, x, weights.transform.norm, out=x)
+    return xp.matmul(x, weights.word.T).reshape(*hidden.shape[:-1], len(weights.word))  # (..., V)
+
+
+def pool(call: Call, hidden: Array, pooler: str) -> Array:
+    """Make one vector of a sequence, padding included. hidden (B, S, H)."""
+    xp = call.ops.xp
+    if pooler == "zero_index":
+        return hidden[:, 0]  # (B, H)
+    if pooler == "avg":
+        return hidden.mean(axis=1)  # (B, H)
+    largest = hidden.max(axis=1)  # (B, H)
+    if pooler == "max":
+        return largest
+    return xp.log(xp.exp(hidden - largest[:, None]).sum(axis=1)) + largest  # (B, H)
+
+
+def classify(call: Call, classifier: Classifier, hidden: Array, pooler: str) -> Array:
+    """Apply the classifier. hidden (B, S, H)."""
+    xp = call.ops.xp
+    pooled = xp.tanh(pool(call, hidden, pooler) @ classifier.pooler_weight.T + classifier.pooler_bias)  # (B, P)
+    return pooled @ classifier.head_weight.T + classifier.head_bias  # (B, C)
+
+
+def assemble(tensors: dict[str, Array], layers: int) -> Weights:
+    """Put tensors, by the names of ``names.tensors``, into their places."""
+
+    def norm(name: str) -> Norm:
+        return Norm(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+
+    def parts() -> Iterator[Layer]:
+        for name in (f"layers.{index}" for index in range(layers)):
+            w_in, w_out = tensors[f"{name}.ffn.w_in"], tensors[f"{name}.ffn.w_out"]
+            bias = tensors.get(f"{name}.ffn.bias")
+            ffn = Dense(w_in, w_out) if bias is None else FFF(w_in, bias, w_out)
+            qkv, dense = tensors[f"{name}.qkv"], tensors[f"{name}.dense"]
+            yield Layer(norm(f"{name}.norm1"), qkv, dense, norm(f"{name}.norm2"), ffn)
+
+    transform = tensors.get("transform.dense")
+    classifier = [tensors.get(f"{part}.{kind}") for part in ("pooler", "head") for kind in ("weight", "bias")]
+    return Weights(
+        word=tensors["embedding.word"],
+        scale=tensors["embedding.scale"],
+        embedding_norm=norm("embedding.norm"),
+        layers=tuple(parts()),
+        final_norm=norm("final_norm"),
+        transform=None if transform is None else HeadTransform(transform, norm("transform.norm")),
+        classifier=None if classifier[0] is None else Classifier(*classifier),
+    )

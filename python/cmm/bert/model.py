@@ -1,0 +1,248 @@
+"""The model a user holds: checks at the door, then the functions of ``encoder.py``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cmm.bert import encoder
+from cmm.bert.config import Config
+from cmm.bert.encoder import NUMPY, Call, Weights
+from cmm.errors import ArgumentError, DtypeError, ShapeError, UnusableError
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What happened on the way through the encoder. L layers, B sequences of S tokens, width H, K trees of depth D.
+
+    Attributes
+    ----------
+    embedding_out : ndarray of float32, (B, S, H)
+        Tokens and positions, normalised.
+    attn_out, ffn_in, ffn_out : ndarray of float32, (L, B, S, H)
+        What attention adds, the normalised input of the feedforward layer, what that layer adds.
+    layer_out : ndarray of float32, (L, B, S, H)
+        The hidden state after each layer.
+    encoder_out : ndarray of float32, (B, S, H)
+        The hidden state after the final norm: what the model returns.
+    path_nodes : ndarray of int32, (L, B, S, K, D + 1), or None for dense layers
+        The nodes that each token visited, root first, numbered within their tree.
+    path_logits : ndarray of float32, (L, B, S, K, D + 1), or None for dense layers
+        Their logits, bias included.
+    """
+
+    embedding_out: Floats
+    attn_out: Floats
+    ffn_in: Floats
+    ffn_out: Floats
+    layer_out: Floats
+    encoder_out: Floats
+    path_nodes: Ints | None
+    path_logits: Floats | None
+
+
+class Model:
+    """An UltraFastBERT or crammedBERT encoder on the CPU. Made by ``load``, ``from_state_dict`` and ``random``.
+
+    All methods take token ids and, optionally, a mask:
+
+    ids : array_like of int, (B, S)
+        ``S`` is at most ``config.max_seq_length``. B may be 0.
+    mask : array_like of bool, int or float, (B, S) or (B, S, S), optional
+        1 where a token may be attended to, 0 where not; in three dimensions ``mask[b, q, k]`` says it of query ``q``
+        and key ``k``. Without a mask every token attends to every token, as in pretraining.
+    level : str, optional
+        The level of ``cmm.fff_forward`` and ``cmm.ff_forward``.
+    threads : int, optional
+        Their threads. numpy's own matrix products use as many as its BLAS is set to.
+
+    They raise ShapeError, DtypeError or ArgumentError, which name the argument. Several threads may use one model at
+    the same time.
+
+    Attributes
+    ----------
+    config : Config
+    tensors : dict of str to ndarray of float32
+        The weights by the names of ``names.tensors``. Not to be changed.
+    source : str
+        Where the weights came from.
+    folder : Path or None
+        The folder they came from, where a tokenizer may lie.
+    has_decoder : bool
+        Whether ``logits`` works: the weights came with a masked-language-model head.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        tensors: dict[str, Floats],
+        *,
+        has_decoder: bool,
+        source: str,
+        folder: Path | None = None,
+    ) -> None:
+        self.config = config
+        self.tensors = tensors
+        self.weights: Weights = encoder.assemble(tensors, config.layers)
+        self.has_decoder = has_decoder
+        self.source = source
+        self.folder = folder
+        self._positions: Floats = np.empty((0, config.hidden), np.float32)
+
+    def __repr__(self) -> str:
+        c = self.config
+        ffn = f"FFF {c.trees}x{c.depth}" if c.trees is not None else f"dense {c.neurons}{' gated' if c.gated else ''}"
+        shape = f"{c.layers} layers, width {c.hidden}, {c.heads} heads, {ffn}, vocabulary {len(self.weights.word)}"
+        return f"<cmm.bert.Model: {shape}, {self.parameters} parameters, from {self.source}>"
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+    def __call__(
+        self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: str = "auto", threads: int | None = None
+    ) -> Floats:
+        """Return the hidden states after the final norm, float32, (B, S, H)."""
+        return self._encode(ids, mask, self._call(level, threads))
+
+    def logits(
+        self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: str = "auto", threads: int | None = None
+    ) -> Floats:
+        """Return the logits of the masked-language-model head, float32, (B, S, V).
+
+        Raises
+        ------
+        UnusableError
+            The weights came without that head.
+        """
+        self._need_decoder()
+        return self.decode(self(ids, mask, level=level, threads=threads))
+
+    def decode(self, hidden: ArrayLike) -> Floats:
+        """Return the logits of the masked-language-model head for hidden states, so that only some can be decoded.
+
+        Parameters
+        ----------
+        hidden : array_like of float32, (..., H)
+            Rows of what calling the model returns.
+
+        Returns
+        -------
+        ndarray of float32, (..., V)
+        """
+        self._need_decoder()
+        states: Floats = np.asarray(hidden)
+        if states.dtype != np.float32:
+            raise DtypeError(f"hidden is {states.dtype}; it should be float32")
+        if states.ndim < 1 or states.shape[-1] != self.config.hidden:
+            raise ShapeError(f"hidden has shape {states.shape}; its last length should be {self.config.hidden}")
+        result: Floats = encoder.decode(self._call(), self.weights, states)
+        return result
+
+    def classify_ids(
+        self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: str = "auto", threads: int | None = None
+    ) -> Floats:
+        """Return the logits of the sequence classifier, float32, (B, labels).
+
+        Raises
+        ------
+        UnusableError
+            The weights came without a classifier.
+        """
+        if self.weights.classifier is None or self.config.pooler is None:
+            raise UnusableError(f"{self.source} has no classifier (head.weight, pooler.dense.weight)")
+        hidden = self(ids, mask, level=level, threads=threads)
+        result: Floats = encoder.classify(self._call(), self.weights.classifier, hidden, self.config.pooler)
+        return result
+
+    def trace(
+        self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: str = "auto", threads: int | None = None
+    ) -> Trace:
+        """Run the encoder and return a :class:`Trace`: every layer's hidden state and the nodes that were visited."""
+        taps: dict[str, list[NDArray[Any]]] = {}
+
+        def tap(name: str, _: int, value: NDArray[Any]) -> None:
+            taps.setdefault(name, []).append(value.copy())
+
+        hidden = self._encode(ids, mask, self._call(level, threads, tap))
+
+        def stacked(name: str) -> Any:
+            values = np.stack(taps[name])  # (L, T, ...)
+            return values.reshape(len(values), *hidden.shape[:2], *values.shape[2:])
+
+        fff = self.config.trees is not None
+        return Trace(
+            embedding_out=stacked("embedding_out")[0],
+            **{name: stacked(name) for name in ("attn_out", "ffn_in", "ffn_out", "layer_out")},
+            encoder_out=hidden,
+            path_nodes=stacked("path_nodes") if fff else None,
+            path_logits=stacked("path_logits") if fff else None,
+        )
+
+    def _need_decoder(self) -> None:
+        if not self.has_decoder:
+            raise UnusableError(f"{self.source} has no masked-language-model head (decoder.weight)")
+
+    def _call(self, level: str = "auto", threads: int | None = None, tap: encoder.Tap | None = None) -> Call:
+        return Call(NUMPY, self.config.heads, self.config.eps, level, threads, tap)
+
+    def _encode(self, ids: ArrayLike, mask: ArrayLike | None, call: Call) -> Floats:
+        tokens = checked_ids(ids, len(self.weights.word), self.config.max_seq_length)
+        allowed = checked_mask(mask, *tokens.shape)
+        length = tokens.shape[1]
+        positions = self._positions
+        if len(positions) < length:  # made on first use: the limit comes from a file and may be anything
+            positions = encoder.position_table(np, length, self.config.hidden)
+            self._positions = positions
+        hidden: Floats = encoder.encode(call, self.weights, tokens, allowed, positions[:length])
+        return hidden
+
+
+def checked_ids(ids: ArrayLike, vocab_size: int, max_seq_length: int) -> NDArray[np.intp]:
+    """Return token ids as an index array (B, S), or say what is wrong with them."""
+    try:
+        tokens = np.asarray(ids)
+    except ValueError as error:
+        raise ShapeError(f"ids is not an array: {error}; sequences of a batch should be equally long") from None
+    if tokens.dtype.kind not in "iu":
+        if tokens.size or tokens.ndim != 2:
+            raise DtypeError(f"ids has dtype {tokens.dtype}; it should be an integer one")
+        tokens = tokens.astype(np.intp)
+    if tokens.ndim != 2:
+        raise ShapeError(f"ids has shape {tokens.shape}; it should be (batch, tokens): wrap one sequence as [ids]")
+    if tokens.shape[1] < 1:
+        raise ShapeError(f"ids has shape {tokens.shape}; there should be at least one token in a sequence")
+    if tokens.shape[1] > max_seq_length:
+        raise ShapeError(f"ids has {tokens.shape[1]} tokens in a sequence; the model's limit is {max_seq_length}")
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
+        row, column = (int(i) for i in np.argwhere((tokens < 0) | (tokens >= vocab_size))[0])
+        problem = f"ids[{row}, {column}] is {tokens[row, column]}"
+        raise ArgumentError(f"{problem}; token ids should be from 0 to {vocab_size - 1}")
+    return tokens.astype(np.intp, copy=False)
+
+
+def checked_mask(mask: ArrayLike | None, batch: int, length: int) -> NDArray[np.bool_] | None:
+    """Return a mask as booleans, or None where there is none to apply, or say what is wrong with it."""
+    if mask is None:
+        return None
+    try:
+        values = np.asarray(mask)
+    except ValueError as error:
+        raise ShapeError(f"mask is not an array: {error}") from None
+    if values.dtype.kind not in "biuf":
+        raise DtypeError(f"mask has dtype {values.dtype}; it should be bool, an integer or a float one")
+    if values.shape not in ((batch, length), (batch, length, length)):
+        expected = f"{(batch, length)} or {(batch, length, length)}"
+        raise ShapeError(f"mask has shape {values.shape}; it should be {expected}")
+    ones = values == 1
+    wrong = ~(ones | (values == 0))
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ArgumentError(f"mask{list(place)} is {values[place]}; it should be 1 (attend) or 0")
+    return None if ones.all() else ones

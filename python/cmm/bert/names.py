@@ -1,0 +1,96 @@
+"""Every tensor of a model: its name here, its key in the files that training leaves, and its shape in both.
+
+This one table serves loading, export and models with random weights.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cmm.bert.config import Config
+
+# What torch.compile and DistributedDataParallel put before every key, in either order.
+PREFIXES = ("_orig_mod.", "module.")
+
+WORD = "encoder.embedding.word_embedding.weight"
+DECODER = "decoder.weight"
+HEAD = "head.weight"
+
+
+class Tensor(NamedTuple):
+    """One tensor."""
+
+    name: str  # here, and in exported files
+    shape: tuple[int, ...]  # here, and in exported files
+    key: str  # in training's files
+    stored: tuple[int, ...]  # in training's files
+    transposed: bool = False  # training's rows are our columns
+
+
+def tensors(config: Config, *, vocab_size: int, num_labels: int | None) -> Iterator[Tensor]:
+    """Yield the tensors of a model, in an order in which a missing one is found early.
+
+    Parameters
+    ----------
+    config : Config
+    vocab_size : int
+    num_labels : int or None
+        None for a model without a classifier.
+    """
+    width = config.hidden
+
+    def same(name: str, key: str, *shape: int) -> Tensor:
+        return Tensor(name, shape, key, shape)
+
+    def norm(name: str, key: str) -> Iterator[Tensor]:
+        for part in ("weight", "bias"):
+            yield same(f"{name}.{part}", f"{key}.{part}", width)
+
+    yield same("embedding.word", WORD, vocab_size, width)
+    yield same("embedding.scale", "encoder.embedding.pos_embedding.scale_factor", 1)
+    yield from norm("embedding.norm", "encoder.embedding.norm")
+    for index in range(config.layers):
+        name, key = f"layers.{index}", f"encoder.layers.{index}"
+        yield from norm(f"{name}.norm1", f"{key}.norm1")
+        yield same(f"{name}.qkv", f"{key}.attn.self_attention.query_key_value.weight", 3 * width, width)
+        yield same(f"{name}.dense", f"{key}.attn.dense.weight", width, width)
+        yield from norm(f"{name}.norm2", f"{key}.norm2")
+        yield from _feedforward(config, f"{name}.ffn", f"{key}.ffn")
+    yield from norm("final_norm", "encoder.final_norm")
+    if config.head_transform:
+        yield same("transform.dense", "prediction_head.dense.weight", width, width)
+        yield from norm("transform.norm", "prediction_head.norm")
+    if num_labels is not None:
+        assert config.head_dim is not None
+        yield same("pooler.weight", "pooler.dense.weight", config.head_dim, width)
+        yield same("pooler.bias", "pooler.dense.bias", config.head_dim)
+        yield same("head.weight", HEAD, num_labels, config.head_dim)
+        yield same("head.bias", "head.bias", num_labels)
+
+
+def _feedforward(config: Config, name: str, key: str) -> Iterator[Tensor]:
+    width = config.hidden
+    if config.trees is not None:
+        trees, nodes = config.trees, config.nodes
+        rows = trees * nodes
+        yield Tensor(f"{name}.w_in", (trees, nodes, width), f"{key}.linear_in.weight", (rows, width))
+        yield Tensor(f"{name}.bias", (trees, nodes), f"{key}.linear_in.bias", (rows,))
+        yield Tensor(f"{name}.w_out", (trees, nodes, width), f"{key}.linear_out.weight", (width, rows), True)
+    else:
+        assert config.neurons is not None
+        rows = config.neurons
+        used = rows // 2 if config.gated else rows
+        yield Tensor(f"{name}.w_in", (rows, width), f"{key}.dense_in.weight", (rows, width))
+        yield Tensor(f"{name}.w_out", (used, width), f"{key}.dense_out.weight", (width, used), True)
+
+
+def norm_factor_keys(config: Config) -> Iterator[str]:
+    """Yield the keys of the buffers that hold ``head_dim ** -0.5``, one per layer; nothing of ours."""
+    for index in range(config.layers):
+        yield f"encoder.layers.{index}.attn.self_attention.norm_factor"
+
+
+def without_prefixes(key: str) -> str:
+    """Return a key without what compilation and distribution put before it."""
+    while key.startswith(PREFIXES):
+        key = key.split(".", 1)[1]
+    return key

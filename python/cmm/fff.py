@@ -1,0 +1,511 @@
+"""The operations: fff_forward, cmm, the prepared layer FFF, and the dense ff_forward.
+
+In the shapes below K is the number of trees, D their depth in edges, and N = 2^(D+1) - 1 the nodes of one tree.
+Weights without the dimension K are those of one tree. ``...`` stands for any dimensions, also none.
+"""
+
+from functools import partial
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cmm._array import CODES, Floats, address, aligned_copy, deliver, empty, floats, mixed, output
+from cmm._call import ACTIVATIONS, NULL, TIES, code, ffi, lib
+from cmm._levels import choose, refused
+from cmm.errors import ArgumentError, DtypeError, ShapeError
+
+__all__ = ["FFF", "cmm", "ff_forward", "fff_forward", "node_usage"]
+
+Nodes: TypeAlias = NDArray[np.int32]
+
+_DEPTHS = {2 ** (depth + 1) - 1: depth for depth in range(lib.CMM_MAX_DEPTH + 1)}
+
+
+# ---- checks of shapes ----------------------------------------------------------------------------------------------
+
+
+def _trees(name: str, array: Floats) -> tuple[int, int, int]:
+    """Return K, N and the width of weights with one row per node."""
+    shape = array.shape
+    if len(shape) == 2:
+        trees, (nodes, width) = 1, shape
+    elif len(shape) == 3:
+        trees, nodes, width = shape
+    else:
+        trees = nodes = width = 0
+    if trees < 1 or width < 1:
+        raise ShapeError(
+            f"{name} has shape {shape}; it should be (K, N, width) or (N, width), K and width at least 1"
+        )
+    return trees, nodes, width
+
+
+def _no_depth(nodes: int) -> ShapeError:
+    fewer = max((n for n in _DEPTHS if n < nodes), default=1)
+    return ShapeError(
+        f"w_in has N = {nodes} nodes in a tree; N should be 2^(D+1) - 1 for a depth D of 0 to {lib.CMM_MAX_DEPTH}, "
+        f"such as {fewer} (D = {_DEPTHS[fewer]}) or {2 * fewer + 1}"
+    )
+
+
+def _wrong_x(x: Floats, d_in: int) -> ShapeError:
+    was = f"shape {x.shape}" if x.ndim else "no dimensions"
+    return ShapeError(f"x has {was}; it should have shape (..., {d_in}), the width of w_in")
+
+
+# ---- fast feedforward ----------------------------------------------------------------------------------------------
+
+
+def _check(w_in: Floats, w_out: Floats | None, bias: Floats | None) -> tuple[int, int, int, int]:
+    """Check the weights of a layer, or of CMM alone where there is no w_out; return trees, depth, d_in, d_out."""
+    trees, nodes, d_in = _trees("w_in", w_in)
+    depth = _DEPTHS.get(nodes)
+    if depth is None:
+        raise _no_depth(nodes)
+    d_out = 1
+    if w_out is not None:
+        if w_out.dtype is not w_in.dtype:
+            raise mixed("w_out", w_out, "w_in", w_in.dtype)
+        k, n, d_out = _trees("w_out", w_out)
+        if n != nodes or k != trees:
+            raise ShapeError(
+                f"w_out has shape {w_out.shape}; it should be ({trees}, {nodes}, d_out), with K and N of w_in"
+            )
+    if bias is not None:
+        if bias.dtype is not w_in.dtype:
+            raise mixed("bias", bias, "w_in", w_in.dtype)
+        shape = bias.shape
+        if shape != (trees, nodes) and (trees != 1 or shape != (nodes,)):
+            expected = f"({trees}, {nodes})" if trees > 1 else f"({nodes},) or (1, {nodes})"
+            raise ShapeError(f"bias has shape {shape}; it should be {expected}, with K and N of w_in")
+    return trees, depth, d_in, d_out
+
+
+# What the forward pass needs to know of a layer, whose arrays must be held elsewhere: a function of libcmm, its first
+# arguments, dtype, trees, depth, d_in, d_out. A plain tuple, for fff_forward makes one in every call.
+_Layer: TypeAlias = tuple[Any, tuple[Any, ...], np.dtype[Any], int, int, int, int]
+
+
+def _forward(layer: _Layer, x: ArrayLike, level: str, threads: int | None, out: Any, return_path: bool) -> Any:
+    function, arguments, dtype, trees, depth, d_in, d_out = layer
+    x = floats("x", x)
+    shape = x.shape
+    if x.dtype is not dtype:
+        raise mixed("x", x, "w_in", dtype)
+    if not shape or shape[-1] != d_in:
+        raise _wrong_x(x, d_in)
+    run = choose(level, threads, False)
+    lead = shape[:-1]
+    y = empty("y", (*lead, d_out), dtype) if out is None else output(out, (*lead, d_out), dtype)
+    c_nodes = c_logits = NULL
+    if return_path:
+        nodes = empty("nodes", (*lead, trees, depth + 1), np.int32)
+        logits = empty("logits", (*lead, trees, depth + 1), dtype)
+        c_nodes, c_logits = address(nodes), address(logits)
+    arrays = x.size // d_in, address(x), address(y), c_nodes, c_logits
+    status = function(*(arguments + run + arrays))  # adding tuples takes 0.13 us less than unpacking each
+    if status:
+        if status != lib.CMM_ERROR_Y_OVERLAP:
+            raise refused(status, run)
+        # out shares memory with an input: compute elsewhere, as if it did not.
+        y, nodes, logits = _forward(layer, x, level, threads, None, True)
+    if out is not None:
+        y = deliver(y, out)
+    return (y, nodes, logits) if return_path else y
+
+
+@overload
+def fff_forward(
+    x: ArrayLike,
+    w_in: ArrayLike,
+    w_out: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    activation: str = "gelu",
+    tie: str = "left",
+    level: str = "auto",
+    threads: int | None = None,
+    out: Floats | None = None,
+    return_path: Literal[False] = False,
+) -> Floats: ...
+@overload
+def fff_forward(
+    x: ArrayLike,
+    w_in: ArrayLike,
+    w_out: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    activation: str = "gelu",
+    tie: str = "left",
+    level: str = "auto",
+    threads: int | None = None,
+    out: Floats | None = None,
+    return_path: Literal[True],
+) -> tuple[Floats, Nodes, Floats]: ...
+def fff_forward(
+    x: ArrayLike,
+    w_in: ArrayLike,
+    w_out: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    activation: str = "gelu",
+    tie: str = "left",
+    level: str = "auto",
+    threads: int | None = None,
+    out: Floats | None = None,
+    return_path: bool = False,
+) -> Any:
+    """Apply a fast feedforward layer to tokens.
+
+    A token visits D + 1 nodes of each tree, root to leaf. A node's logit is ``dot(w_in[k, n], x) + bias[k, n]``; its
+    activation weighs ``w_out[k, n]`` in the output; its sign decides whether the child 2n+1 (left) or 2n+2 (right)
+    comes next. All arrays have one dtype, float32 or float64, in any layout; what is not contiguous is copied.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., d_in)
+        The tokens.
+    w_in : array_like, shape (K, N, d_in) or (N, d_in)
+        Input weights, nodes in heap order.
+    w_out : array_like, shape (K, N, d_out) or (N, d_out)
+        Output weights.
+    bias : array_like, shape (K, N) or (N,), optional
+    activation : {"gelu", "gelu_tanh", "relu", "silu", "identity"}
+        "gelu" is the exact one, "gelu_tanh" its tanh approximation.
+    tie : {"left", "right"}
+        Where a logit of exactly 0 goes. NaN goes left.
+    level : str
+        How to compute it, one of :func:`cmm.levels`. "auto" takes what the environment variable ``CMM_LEVEL`` says,
+        and where that is not set the best level.
+    threads : int, optional
+        At most this many threads, the BLAS's included; None means every core that the process may use.
+    out : ndarray, shape (..., d_out), optional
+        Where to put the output. It may share memory with an input.
+    return_path : bool
+        Whether to return nodes and logits too.
+
+    Returns
+    -------
+    y : ndarray, shape (..., d_out), dtype of x
+        ``out`` if that was given.
+    nodes : ndarray, shape (..., K, D+1), int32
+        With return_path: the visited nodes, each numbered within its tree, root first.
+    logits : ndarray, shape (..., K, D+1), dtype of x
+        With return_path: their logits.
+
+    Raises
+    ------
+    ShapeError
+        Shapes do not fit each other, or N is not 2^(D+1) - 1.
+    DtypeError
+        An array is not float32 or float64, or they are mixed.
+    ArgumentError
+        Another argument is not one of its values, or out is read-only.
+    LevelError
+        There is no such level.
+    UnusableError
+        The level, the instruction set or the BLAS cannot be used here.
+    ArrayMemoryError
+        There is no memory for the result or a copy. After any error out is as it was.
+    """
+    if bias is not None:
+        bias = floats("bias", bias)
+    w_in, w_out = floats("w_in", w_in), floats("w_out", w_out)  # held here while the call runs
+    trees, depth, d_in, d_out = _check(w_in, w_out, bias)
+    dtype = w_in.dtype
+    arguments = (
+        CODES[dtype],
+        code("activation", activation, ACTIVATIONS),
+        code("tie", tie, TIES),
+        depth,
+        trees,
+        d_in,
+        d_out,
+        address(w_in),
+        NULL if bias is None else address(bias),
+        address(w_out),
+    )
+    layer = lib.cmm_py_fff_once, arguments, dtype, trees, depth, d_in, d_out
+    return _forward(layer, x, level, threads, out, return_path)
+
+
+def cmm(
+    x: ArrayLike,
+    w_in: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    tie: str = "left",
+    level: str = "auto",
+    threads: int | None = None,
+) -> tuple[Nodes, Floats]:
+    """Multiply conditionally: the path of each token through each tree, without an output.
+
+    Parameters are those of :func:`fff_forward`.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., d_in)
+    w_in : array_like, shape (K, N, d_in) or (N, d_in)
+    bias : array_like, shape (K, N) or (N,), optional
+    tie : {"left", "right"}
+    level : str
+    threads : int, optional
+
+    Returns
+    -------
+    nodes : ndarray, shape (..., K, D+1), int32
+        The visited nodes, each numbered within its tree, root first.
+    logits : ndarray, shape (..., K, D+1), dtype of x
+        Their logits, bias included.
+
+    Raises
+    ------
+    ShapeError, DtypeError, ArgumentError, LevelError, UnusableError, ArrayMemoryError
+        As :func:`fff_forward`.
+    """
+    if bias is not None:
+        bias = floats("bias", bias)
+    x, w_in = floats("x", x), floats("w_in", w_in)
+    trees, depth, d_in, _ = _check(w_in, None, bias)
+    dtype = w_in.dtype
+    if x.dtype is not dtype:
+        raise mixed("x", x, "w_in", dtype)
+    if x.shape[-1:] != (d_in,):
+        raise _wrong_x(x, d_in)
+    c_tie = code("tie", tie, TIES)
+    run = choose(level, threads, False)
+    shape = (*x.shape[:-1], trees, depth + 1)
+    nodes, logits = empty("nodes", shape, np.int32), empty("logits", shape, dtype)
+    c_bias = NULL if bias is None else address(bias)
+    layer = CODES[dtype], c_tie, depth, trees, d_in, address(w_in), c_bias
+    status = lib.cmm_py_cmm(*layer, *run, x.size // d_in, address(x), address(nodes), address(logits))
+    if status:
+        raise refused(status, run)
+    return nodes, logits
+
+
+class FFF:
+    """A fast feedforward layer whose weights are checked and copied once, for many calls.
+
+    Calling it is :func:`fff_forward` without the checks of the weights; a call with few tokens gains most. Later
+    changes of the arrays that it was made of do not reach it.
+
+    Parameters
+    ----------
+    w_in : array_like, shape (K, N, d_in) or (N, d_in)
+    w_out : array_like, shape (K, N, d_out) or (N, d_out)
+    bias : array_like, shape (K, N) or (N,), optional
+    activation : {"gelu", "gelu_tanh", "relu", "silu", "identity"}
+    tie : {"left", "right"}
+
+    Attributes
+    ----------
+    trees, depth, nodes : int
+        K, D and N.
+    d_in, d_out : int
+        The widths of a token and of an output.
+    dtype : numpy.dtype
+        float32 or float64.
+    activation, tie : str
+        As given.
+    w_in, w_out, bias : ndarray
+        The layer's own copies, read-only, in the shapes given; bias is None if there is none.
+
+    Raises
+    ------
+    ShapeError, DtypeError, ArgumentError, ArrayMemoryError
+        As :func:`fff_forward`.
+    """
+
+    __slots__ = (
+        "_layer", "activation", "bias", "d_in", "d_out", "depth", "dtype", "nodes", "tie", "trees", "w_in", "w_out"
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        w_in: ArrayLike,
+        w_out: ArrayLike,
+        bias: ArrayLike | None = None,
+        *,
+        activation: str = "gelu",
+        tie: str = "left",
+    ) -> None:
+        w_in, w_out = floats("w_in", w_in), floats("w_out", w_out)
+        if bias is not None:
+            bias = floats("bias", bias)
+        self.trees, self.depth, self.d_in, self.d_out = trees, depth, d_in, d_out = _check(w_in, w_out, bias)
+        self.nodes = 2 ** (depth + 1) - 1
+        self.dtype = dtype = w_in.dtype
+        self.activation = activation
+        self.tie = tie
+        struct = ffi.new("cmm_fff *")
+        struct.size = ffi.sizeof("cmm_fff")
+        struct.dtype = CODES[dtype]
+        struct.activation = code("activation", activation, ACTIVATIONS)
+        struct.tie = code("tie", tie, TIES)
+        struct.trees, struct.depth, struct.d_in, struct.d_out = trees, depth, d_in, d_out
+        self.w_in = aligned_copy("w_in", w_in)
+        self.w_out = aligned_copy("w_out", w_out)
+        self.bias = None if bias is None else aligned_copy("bias", bias)
+        struct.w_in, struct.w_out = address(self.w_in), address(self.w_out)
+        struct.bias = NULL if self.bias is None else address(self.bias)
+        self._layer = lib.cmm_py_fff, (struct,), dtype, trees, depth, d_in, d_out
+
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        level: str = "auto",
+        threads: int | None = None,
+        out: Floats | None = None,
+        return_path: Literal[False] = False,
+    ) -> Floats: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        level: str = "auto",
+        threads: int | None = None,
+        out: Floats | None = None,
+        return_path: Literal[True],
+    ) -> tuple[Floats, Nodes, Floats]: ...
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        level: str = "auto",
+        threads: int | None = None,
+        out: Floats | None = None,
+        return_path: bool = False,
+    ) -> Any:
+        """Apply the layer to tokens: parameters, results and errors of :func:`fff_forward`."""
+        return _forward(self._layer, x, level, threads, out, return_path)
+
+    def __repr__(self) -> str:
+        return (
+            f"FFF({self.trees}x{self.depth}, d_in={self.d_in}, d_out={self.d_out}, {self.dtype}, "
+            f"bias={'no' if self.bias is None else 'yes'}, activation={self.activation!r}, tie={self.tie!r})"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = partial(FFF, activation=self.activation, tie=self.tie)
+        return make, (self.w_in, self.w_out, self.bias)
+
+
+# ---- dense feedforward, the yardstick ------------------------------------------------------------------------------
+
+
+def ff_forward(
+    x: ArrayLike,
+    w_in: ArrayLike,
+    w_out: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    activation: str = "gelu",
+    level: str = "auto",
+    threads: int | None = None,
+    out: Floats | None = None,
+) -> Floats:
+    """Apply a dense feedforward layer, ``activation(x @ w_in.T + bias) @ w_out``.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., d_in)
+    w_in : array_like, shape (N, d_in)
+        Any N, also 0.
+    w_out : array_like, shape (N, d_out)
+    bias : array_like, shape (N,), optional
+    activation, level, threads, out
+        As :func:`fff_forward`.
+
+    Returns
+    -------
+    ndarray, shape (..., d_out), dtype of x
+        ``out`` if that was given.
+
+    Raises
+    ------
+    ShapeError, DtypeError, ArgumentError, LevelError, UnusableError, ArrayMemoryError
+        As :func:`fff_forward`.
+    """
+    x, w_in, w_out = floats("x", x), floats("w_in", w_in), floats("w_out", w_out)
+    dtype = x.dtype
+    if dtype is not w_in.dtype:
+        raise mixed("x", x, "w_in", w_in.dtype)
+    if dtype is not w_out.dtype:
+        raise mixed("w_out", w_out, "w_in", w_in.dtype)
+    if w_in.ndim != 2 or w_in.shape[1] < 1:
+        raise ShapeError(f"w_in has shape {w_in.shape}; it should be (N, d_in), d_in at least 1")
+    neurons, d_in = w_in.shape
+    if x.shape[-1:] != (d_in,):
+        raise _wrong_x(x, d_in)
+    if w_out.ndim != 2 or w_out.shape[0] != neurons or w_out.shape[1] < 1:
+        raise ShapeError(f"w_out has shape {w_out.shape}; it should be ({neurons}, d_out), with N of w_in")
+    d_out = w_out.shape[1]
+    c_bias = NULL
+    if bias is not None:
+        bias = floats("bias", bias)
+        if dtype is not bias.dtype:
+            raise mixed("bias", bias, "w_in", w_in.dtype)
+        if bias.shape != (neurons,):
+            raise ShapeError(f"bias has shape {bias.shape}; it should be ({neurons},), with N of w_in")
+        c_bias = address(bias)
+    c_activation = code("activation", activation, ACTIVATIONS)
+    run = choose(level, threads, True)
+    shape = (*x.shape[:-1], d_out)
+    y: Floats = empty("y", shape, dtype) if out is None else output(out, shape, dtype)
+    layer = CODES[dtype], c_activation, neurons, d_in, d_out, address(w_in), c_bias, address(w_out)
+    status = lib.cmm_py_ff(*layer, *run, x.size // d_in, address(x), address(y))
+    if status == lib.CMM_ERROR_Y_OVERLAP:  # out shares memory with an input: compute elsewhere, as if it did not
+        y = empty("a temporary in place of out", shape, dtype)
+        status = lib.cmm_py_ff(*layer, *run, x.size // d_in, address(x), address(y))
+    if status:
+        raise refused(status, run)
+    return y if out is None else deliver(y, out)
+
+
+# ---- tools for paths -----------------------------------------------------------------------------------------------
+
+
+def node_usage(nodes: ArrayLike, N: int) -> NDArray[np.int64]:  # noqa: N803 (the operation's own name for it)
+    """Count how many tokens visited each node.
+
+    Parameters
+    ----------
+    nodes : array_like of integers, shape (..., K, D+1)
+        Paths, as :func:`cmm.cmm` and ``return_path`` give them.
+    N : int
+        Nodes of one tree, 2^(D+1) - 1.
+
+    Returns
+    -------
+    ndarray, shape (K, N), int64
+        A node with count 0 was visited by no token; with it, its whole subtree.
+
+    Raises
+    ------
+    DtypeError
+        nodes are not integers.
+    ShapeError
+        nodes have fewer than two dimensions, or N is not that of D+1 levels.
+    ArgumentError
+        A path does not start at the root or goes on to a node that is not a child.
+    """
+    paths = np.asarray(nodes)
+    if paths.dtype.kind not in "iu":
+        raise DtypeError(f"nodes has dtype {paths.dtype}; it should be int32, as cmm.cmm() returns it")
+    if paths.ndim < 2 or not 1 <= paths.shape[-1] <= lib.CMM_MAX_DEPTH + 1:
+        raise ShapeError(f"nodes has shape {paths.shape}; it should be (..., K, D+1), D at most {lib.CMM_MAX_DEPTH}")
+    trees, visited = paths.shape[-2:]
+    if 2**visited - 1 != N:
+        raise ShapeError(f"N is {N!r}; it should be {2**visited - 1} for the {visited} nodes of a path in nodes")
+    if (paths[..., 0] != 0).any():
+        raise ArgumentError("nodes holds a path that does not start at node 0; it should hold paths from the root")
+    turns = paths[..., 1:] - 2 * paths[..., :-1].astype(np.int64)
+    if ((turns != 1) & (turns != 2)).any():
+        raise ArgumentError("nodes holds a path that leaves its tree; the children of node n should be 2n+1 and 2n+2")
+    flat = paths.astype(np.int64) + N * np.arange(trees)[:, np.newaxis]
+    return np.bincount(flat.ravel(), minlength=trees * N).reshape(trees, N)

@@ -1,0 +1,352 @@
+/* The activations against references of higher precision, and against each other on every instruction set.
+ *
+ *     activation_accuracy [--all | --few]
+ *
+ * float: the error in ulp of every 61st of the 2^32 inputs (of every 4099th with --few, for an emulator; with --all, of
+ * every one, through the best kernel) against the double functions.
+ * double: the error of random and of structured inputs against long double, where that is wider than double.
+ * Both: the same bits from every kernel that this CPU can run, and from every compiler and architecture, held by a
+ * hash; NaNs count as equal. Special values, and every short length.
+ * Fails when an error exceeds the bound that activation.h promises. */
+#include "activation.h"
+#include "cpu.h"
+#include "kernel.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* The kernels of the list whose operation is act (a stub stands in for those of other architectures). */
+#define DECLARE_act(name) extern const cmm_kernel cmm_act_##name;
+#define DECLARE_fff(name)
+#define DECLARE_ff(name)
+#define CMM_KERNEL(op, name, architecture, flags) DECLARE_##op(name)
+#include "kernels.inc"
+#undef CMM_KERNEL
+#define LIST_act(name) &cmm_act_##name,
+#define LIST_fff(name)
+#define LIST_ff(name)
+#define CMM_KERNEL(op, name, architecture, flags) LIST_##op(name)
+static const cmm_kernel *const all_kernels[] = {
+#include "kernels.inc"
+};
+
+enum { KERNELS = sizeof all_kernels / sizeof *all_kernels, ACTIVATIONS = 5, BLOCK = 4096, LANES = 16 };
+
+static const char *const names[ACTIVATIONS] = {"gelu", "gelu_tanh", "relu", "silu", "identity"};
+static const double bounds_f32[ACTIVATIONS] = {CMM_GELU_ULP_F32, CMM_GELU_TANH_ULP_F32, 0, CMM_SILU_ULP_F32, 0};
+static const double bounds_f64[ACTIVATIONS] = {CMM_GELU_ULP_F64, CMM_GELU_TANH_ULP_F64, 0, CMM_SILU_ULP_F64, 0};
+
+static const cmm_kernel *kernels[KERNELS]; /* those that this CPU can run, the best last */
+static int kernel_count, failures;
+
+static void expect(int good, const char *what, const char *activation, double x, double got)
+{
+    if (!good && ++failures <= 20)
+        printf("FAIL %s: %s(%a) gave %a\n", what, activation, x, got);
+}
+
+/* What all results of a fixed set of inputs add up to, from any compiler on any architecture. They change with every
+ * change of the formulas or their coefficients; set them anew once the errors have been found to be within bounds. */
+static const uint64_t hashes_f32[ACTIVATIONS] = {
+    UINT64_C(0xb5f42d59392fb3b8), UINT64_C(0x717624948600d0c5),
+    UINT64_C(0xc4211c2f08c7fe17), UINT64_C(0xd023e4a3ce0aa41b),
+    UINT64_C(0x659f80bb6f5b10b5),
+};
+static const uint64_t hashes_f64[ACTIVATIONS] = {
+    UINT64_C(0x821a0b7db7c7f921), UINT64_C(0x8848c7deda67b5dc),
+    UINT64_C(0xe708e4320862f862), UINT64_C(0x622d92e54c337a5b),
+    UINT64_C(0x3560639c34384af7),
+};
+
+static uint64_t mix(uint64_t hash, uint64_t bits)
+{
+    return (hash ^ bits ^ bits >> 32) * UINT64_C(0x9e3779b97f4a7c15) + (hash >> 29);
+}
+
+/* The unit of the last place of a number of the size of want, in the format with so many bits and this least
+ * exponent. Of subnormal numbers it is the least of them, so that the bound holds for gradual underflow too. */
+static double unit(double want, int bits, int least)
+{
+    uint64_t u;
+    memcpy(&u, &want, sizeof u);
+    int exponent = (int)(u >> 52 & 2047) - 1023;
+    return ldexp(1, (exponent < least ? least : exponent) - (bits - 1));
+}
+
+/* Errors of float results in ulp against double ones: the largest goes to worst, its index is returned, or -1 when
+ * all are below worst. A NaN that is not matched by a NaN is an infinite error. Written for the vectoriser. */
+static int compare_f32(const float *got, const double *want, double *worst)
+{
+    static double error[BLOCK];
+    double most[LANES] = {0};
+    for (int i = 0; i < BLOCK; i += LANES)
+        for (int j = 0; j < LANES; j++) {
+            const double g = got[i + j], w = want[i + j];
+            uint64_t u;
+            memcpy(&u, &w, sizeof u);
+            u &= 0x7ff0000000000000;
+            const uint64_t least = (uint64_t)(1023 + FLT_MIN_EXP - 1) << 52;
+            u = (u < least ? least : u) - ((uint64_t)(FLT_MANT_DIG - 1) << 52);
+            double ulp;
+            memcpy(&ulp, &u, sizeof ulp);
+            const double e = fabs(g - w) / ulp;
+            error[i + j] = g == w ? 0 : (g != g) != (w != w) ? (double)INFINITY : e;
+            most[j] = error[i + j] > most[j] ? error[i + j] : most[j];
+        }
+    double m = 0;
+    for (int j = 0; j < LANES; j++)
+        m = most[j] > m ? most[j] : m;
+    if (m <= *worst)
+        return -1;
+    *worst = m;
+    int i = 0;
+    while (!(error[i] == m))
+        i++;
+    return i;
+}
+
+static const uint64_t FIRST_STATE = 0x9e3779b97f4a7c15;
+static uint64_t random_state;
+
+static uint64_t next_random(void) /* xorshift */
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return random_state;
+}
+
+/* Inputs by turns: any double; even over where the results are neither 0 nor x; dense around 0; next to numbers where
+ * the formulas change their pieces. */
+static double next_input(int activation, uint64_t i)
+{
+    static const double far[ACTIVATIONS] = {39, 22, 1, 755, 1};
+    const uint64_t random = next_random();
+    double x = (double)(random >> 11) * 0x1p-53;
+    switch (i % 4) {
+    case 0: memcpy(&x, &random, sizeof x); return x;
+    case 1: return far[activation] * (x * 1.25 - 1);
+    case 2: return 8 * x - 4;
+    default: {
+        const double steps[4] = {1, 0.69314718055994530942 / 2, 0.125, ldexp(1, (int)(random & 15) - 12)};
+        const double near = steps[i / 4 % 4] * (double)(random >> 4 & 2047);
+        const double next = near * (1 + ((double)(random >> 20 & 15) - 8) * DBL_EPSILON);
+        return random >> 40 & 1 ? next : -next;
+    }
+    }
+}
+
+/* Every stride-th input, through the kernels from the first-th on. */
+static void check_f32(int activation, uint32_t stride, int first)
+{
+    static float x[BLOCK], z[KERNELS][BLOCK];
+    static double want[BLOCK];
+    double worst = 0, worst_x = 0, worst_got = 0;
+    const uint64_t inputs = ((UINT64_C(1) << 32) + stride - 1) / stride;
+    for (uint64_t begin = 0; begin < inputs; begin += BLOCK) {
+        for (uint32_t i = 0; i < BLOCK; i++) {
+            const uint32_t u = (uint32_t)((begin + i) * stride); /* wraps in the last block: a few inputs twice */
+            memcpy(&x[i], &u, sizeof u);
+            want[i] = x[i];
+        }
+        kernels[kernel_count - 1]->activate_f64(activation, BLOCK, want);
+        for (int k = first; k < kernel_count; k++) {
+            memcpy(z[k], x, sizeof x);
+            kernels[k]->activate_f32(activation, BLOCK, z[k]);
+        }
+        const int at = compare_f32(z[first], want, &worst);
+        if (at >= 0)
+            worst_x = x[at], worst_got = z[first][at];
+        for (int k = first + 1; k < kernel_count; k++)
+            if (memcmp(z[first], z[k], sizeof x) != 0)
+                for (int i = 0; i < BLOCK; i++)
+                    expect((z[first][i] != z[first][i] && z[k][i] != z[k][i]) || memcmp(&z[first][i], &z[k][i], 4) == 0,
+                           kernels[k]->name, names[activation], x[i], z[k][i]);
+    }
+    printf("%-10s float  %7.4f ulp (at most %.2f), worst at %a\n", names[activation], worst, bounds_f32[activation],
+           worst_x);
+    expect(worst <= bounds_f32[activation], "accuracy", names[activation], worst_x, worst_got);
+}
+
+#if LDBL_MANT_DIG >= 64
+/* Products that need more than long double has. */
+#if LDBL_MANT_DIG == 64 && defined(__SIZEOF_FLOAT128__)
+__extension__ typedef __float128 wide;
+#else
+typedef long double wide;
+#endif
+
+static long double gelu_wide(double x)
+{
+    /* 0.5 x erfc(-x / sqrt(2)). Rounding the argument of erfc would cost x^2 / 2 times the rounding error, so what it
+     * lost is put right by the derivative of erfc. */
+    const wide root = (wide)0xb504f333f9de6484p-64L + (wide)0xb2fb1366ea957d3ep-129L; /* 1 / sqrt(2) */
+    const wide z = -root * (wide)x;
+    const long double upper = (long double)z, lower = (long double)(z - upper);
+    return 0.5L * x * (erfcl(upper) - 1.128379167095512573896158903121545172L * expl(-upper * upper) * lower);
+}
+
+static long double logistic_wide(double x, wide v) /* x / (1 + exp(-v)) */
+{
+    const long double upper = (long double)v, lower = (long double)(v - upper);
+    return x / (1 + expl(-upper) * (1 - lower));
+}
+
+static long double activation_wide(int activation, double x)
+{
+    if (isnan(x) || activation == CMM_IDENTITY)
+        return x;
+    if (activation == CMM_RELU)
+        return x < 0 ? 0 : x;
+    if (x < -1e4 || x > 1e4)
+        return x > 0 ? x : isinf(x) ? NAN : 0;
+    if (activation == CMM_GELU)
+        return gelu_wide(x);
+    if (activation == CMM_SILU)
+        return logistic_wide(x, x);
+    const wide c0 = (wide)0xcc42299ea1b28468p-63L + (wide)0xfcb3c500bab8e2ffp-128L; /* 2 sqrt(2 / pi) */
+    const wide c1 = (wide)0x922279526c5a57a5p-67L - (wide)0x843a29d1c7079669p-133L; /* the same times 0.044715 */
+    return logistic_wide(x, (wide)x * (c0 + c1 * ((wide)x * (wide)x)));
+}
+
+static void check_f64(int activation, uint64_t inputs)
+{
+    static double x[BLOCK], z[KERNELS][BLOCK];
+    double worst = 0, worst_x = 0, worst_got = 0;
+    random_state = FIRST_STATE;
+    for (uint64_t begin = 0; begin < inputs; begin += BLOCK) {
+        for (uint64_t i = 0; i < BLOCK; i++)
+            x[i] = next_input(activation, begin + i);
+        for (int k = 0; k < kernel_count; k++) {
+            memcpy(z[k], x, sizeof x);
+            kernels[k]->activate_f64(activation, BLOCK, z[k]);
+            for (int i = 0; i < BLOCK; i++)
+                expect((z[0][i] != z[0][i] && z[k][i] != z[k][i]) || memcmp(&z[0][i], &z[k][i], 8) == 0,
+                       kernels[k]->name, names[activation], x[i], z[k][i]);
+        }
+        for (int i = 0; i < BLOCK; i++) {
+            const long double want = activation_wide(activation, x[i]);
+            double error = (double)(fabsl(z[0][i] - want) / unit((double)want, DBL_MANT_DIG, DBL_MIN_EXP - 1));
+            if (isnan(z[0][i]) || isnan(want))
+                error = isnan(z[0][i]) && isnan(want) ? 0 : INFINITY;
+            else if (z[0][i] == want)
+                error = 0;
+            if (error > worst)
+                worst = error, worst_x = x[i], worst_got = z[0][i];
+        }
+    }
+    printf("%-10s double %7.4f ulp (at most %.2f), worst at %a\n", names[activation], worst, bounds_f64[activation],
+           worst_x);
+    expect(worst <= bounds_f64[activation], "accuracy", names[activation], worst_x, worst_got);
+}
+#endif
+
+static void check_hash(int activation)
+{
+    enum { STRIDE = 4099, BLOCKS = 256 };
+    static float x32[BLOCK];
+    static double x64[BLOCK];
+    uint64_t hash32 = 0, hash64 = 0;
+    random_state = FIRST_STATE;
+    for (uint32_t block = 0; block < BLOCKS; block++) {
+        for (uint32_t i = 0; i < BLOCK; i++) {
+            const uint32_t u = (block * BLOCK + i) * STRIDE;
+            memcpy(&x32[i], &u, sizeof u);
+            x64[i] = next_input(activation, i);
+        }
+        kernels[0]->activate_f32(activation, BLOCK, x32);
+        kernels[0]->activate_f64(activation, BLOCK, x64);
+        for (int i = 0; i < BLOCK; i++) {
+            uint32_t u32 = 0x7fc00000;
+            uint64_t u64 = UINT64_C(0x7ff8) << 48;
+            if (!isnan(x32[i]))
+                memcpy(&u32, &x32[i], sizeof u32);
+            if (!isnan(x64[i]))
+                memcpy(&u64, &x64[i], sizeof u64);
+            hash32 = mix(hash32, u32);
+            hash64 = mix(hash64, u64);
+        }
+    }
+    if ((hash32 != hashes_f32[activation] || hash64 != hashes_f64[activation]) && ++failures)
+        printf("FAIL hash of %s: float 0x%016llx, double 0x%016llx\n", names[activation], (unsigned long long)hash32,
+               (unsigned long long)hash64);
+}
+
+/* NaN stays NaN, +inf stays +inf, 0 is 0, -inf is what the formula makes of it, and the ends of the number line. */
+static void check_special(int activation)
+{
+    const double minus_infinity = activation == CMM_RELU ? 0 : activation == CMM_IDENTITY ? -INFINITY : NAN;
+    const double cases[][2] = {{NAN, NAN}, {INFINITY, INFINITY}, {-INFINITY, minus_infinity}, {0, 0}, {-0.0, 0},
+                               {FLT_MAX, FLT_MAX}, {-FLT_MAX, activation == CMM_IDENTITY ? -FLT_MAX : 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int k = 0; k < kernel_count; k++) {
+            const double x = cases[i][0], want = cases[i][1];
+            float z32 = (float)x;
+            double z64 = x;
+            kernels[k]->activate_f32(activation, 1, &z32);
+            kernels[k]->activate_f64(activation, 1, &z64);
+            expect(isnan(want) ? isnan(z32) : (double)z32 == want, "special float", names[activation], x, z32);
+            expect(isnan(want) ? isnan(z64) : z64 == want, "special double", names[activation], x, z64);
+        }
+}
+
+/* Every short length gives the bits of a long call, and touches nothing beyond its end. */
+static void check_lengths(int activation)
+{
+    enum { MOST = 200 };
+    for (int k = 0; k < kernel_count; k++)
+        for (int n = 0; n < MOST; n++) {
+            float z32[MOST + 1], want32[MOST];
+            double z64[MOST + 1], want64[MOST];
+            for (int i = 0; i <= MOST; i++)
+                z64[i] = z32[i] = 0.0625f * (float)(i - 80);
+            memcpy(want32, z32, sizeof want32);
+            memcpy(want64, z64, sizeof want64);
+            const float next32 = z32[n];
+            const double next64 = z64[n];
+            kernels[k]->activate_f32(activation, MOST, want32);
+            kernels[k]->activate_f64(activation, MOST, want64);
+            kernels[k]->activate_f32(activation, n, z32);
+            kernels[k]->activate_f64(activation, n, z64);
+            expect(memcmp(z32, want32, (size_t)n * 4) == 0 && z32[n] == next32, "length, float", names[activation], n, k);
+            expect(memcmp(z64, want64, (size_t)n * 8) == 0 && z64[n] == next64, "length, double", names[activation], n,
+                   k);
+        }
+}
+
+int main(int argc, char **argv)
+{
+    const int all = argc > 1 && strcmp(argv[1], "--all") == 0, few = argc > 1 && strcmp(argv[1], "--few") == 0;
+    if (argc > 2 || (argc == 2 && !all && !few)) {
+        fprintf(stderr, "usage: %s [--all | --few]\n", argv[0]);
+        return 2;
+    }
+    cmm_machine machine;
+    cmm_cpu_find(&machine);
+    printf("kernels:");
+    for (int k = 0; k < KERNELS; k++)
+        if (!all_kernels[k]->absent && (all_kernels[k]->cpu & ~machine.cpu) == 0) {
+            kernels[kernel_count++] = all_kernels[k];
+            printf(" %s", all_kernels[k]->name);
+        }
+    printf("\n");
+    for (int activation = 0; activation < ACTIVATIONS; activation++) {
+        check_special(activation);
+        check_lengths(activation);
+        check_hash(activation);
+        check_f32(activation, few ? 4099 : 61, 0);
+        if (all)
+            check_f32(activation, 1, kernel_count - 1);
+#if LDBL_MANT_DIG >= 64
+        check_f64(activation, all ? 4000000 : few ? 40000 : 400000);
+#endif
+    }
+#if LDBL_MANT_DIG < 64
+    printf("double: long double is no wider here, so only its special values, lengths and equality were checked\n");
+#endif
+    if (failures)
+        printf("%d failures\n", failures);
+    return failures != 0;
+}

@@ -1,0 +1,120 @@
+/* Status codes are permanent: number, name and meaning. A new one is added here; none is ever changed. */
+#include "check.h"
+#include "cmm.h"
+
+#include <stdint.h>
+#include <string.h>
+
+/* The second column is the number that callers in other languages were compiled with. */
+#define STATUSES(X)                                                                                                  \
+    X(CMM_OK, 0)                                                                                                     \
+    X(CMM_ERROR_LAYER_NULL, 10)                                                                                      \
+    X(CMM_ERROR_LAYER_SIZE, 11)                                                                                      \
+    X(CMM_ERROR_DTYPE, 12)                                                                                           \
+    X(CMM_ERROR_ACTIVATION, 13)                                                                                      \
+    X(CMM_ERROR_TIE, 14)                                                                                             \
+    X(CMM_ERROR_TREES, 15)                                                                                           \
+    X(CMM_ERROR_DEPTH, 16)                                                                                           \
+    X(CMM_ERROR_NEURONS, 17)                                                                                         \
+    X(CMM_ERROR_D_IN, 18)                                                                                            \
+    X(CMM_ERROR_D_OUT, 19)                                                                                           \
+    X(CMM_ERROR_LD_IN, 20)                                                                                           \
+    X(CMM_ERROR_LD_OUT, 21)                                                                                          \
+    X(CMM_ERROR_LAYER_TOO_LARGE, 22)                                                                                 \
+    X(CMM_ERROR_RESERVED, 23)                                                                                        \
+    X(CMM_ERROR_RUN_SIZE, 30)                                                                                        \
+    X(CMM_ERROR_THREADS, 31)                                                                                         \
+    X(CMM_ERROR_LEVEL, 32)                                                                                           \
+    X(CMM_ERROR_LEVEL_UNUSABLE, 33)                                                                                  \
+    X(CMM_ERROR_ISA, 34)                                                                                             \
+    X(CMM_ERROR_ISA_UNUSABLE, 35)                                                                                    \
+    X(CMM_ERROR_METHOD, 36)                                                                                          \
+    X(CMM_ERROR_BLAS_MISSING, 37)                                                                                    \
+    X(CMM_ERROR_BLAS_SIZE, 38)                                                                                       \
+    X(CMM_ERROR_BLAS_INCOMPLETE, 39)                                                                                 \
+    X(CMM_ERROR_BATCH, 50)                                                                                           \
+    X(CMM_ERROR_BATCH_TOO_LARGE, 51)                                                                                 \
+    X(CMM_ERROR_W_IN_NULL, 52)                                                                                       \
+    X(CMM_ERROR_W_OUT_NULL, 53)                                                                                      \
+    X(CMM_ERROR_X_NULL, 54)                                                                                          \
+    X(CMM_ERROR_Y_NULL, 55)                                                                                          \
+    X(CMM_ERROR_PATH_NULL, 56)                                                                                       \
+    X(CMM_ERROR_W_IN_ALIGN, 57)                                                                                      \
+    X(CMM_ERROR_BIAS_ALIGN, 58)                                                                                      \
+    X(CMM_ERROR_W_OUT_ALIGN, 59)                                                                                     \
+    X(CMM_ERROR_X_ALIGN, 60)                                                                                         \
+    X(CMM_ERROR_Y_ALIGN, 61)                                                                                         \
+    X(CMM_ERROR_NODES_ALIGN, 62)                                                                                     \
+    X(CMM_ERROR_LOGITS_ALIGN, 63)                                                                                    \
+    X(CMM_ERROR_Y_OVERLAP, 64)                                                                                       \
+    X(CMM_ERROR_NODES_OVERLAP, 65)                                                                                   \
+    X(CMM_ERROR_LOGITS_OVERLAP, 66)                                                                                  \
+    X(CMM_ERROR_MEMORY, 80)                                                                                          \
+    X(CMM_ERROR_BLAS_NULL, 90)                                                                                       \
+    X(CMM_ERROR_BLAS_FILE_NULL, 91)                                                                                  \
+    X(CMM_ERROR_BLAS_FILE, 92)                                                                                       \
+    X(CMM_ERROR_BLAS_SYMBOLS, 93)                                                                                    \
+    X(CMM_ERROR_INDEX, 100)                                                                                          \
+    X(CMM_ERROR_INFO_NULL, 101)                                                                                      \
+    X(CMM_ERROR_INFO_SIZE, 102)                                                                                      \
+    X(CMM_ERROR_MEMORY_NULL, 103)                                                                                    \
+    X(CMM_ERROR_MEMORY_ALIGN, 104)                                                                                   \
+    X(CMM_ERROR_MEMORY_SIZE, 105)                                                                                    \
+    X(CMM_ERROR_PACKED_NULL, 106)                                                                                    \
+    X(CMM_ERROR_BYTES_NULL, 107)                                                                                     \
+    X(CMM_ERROR_MEMORY_OVERLAP, 108)
+
+static const struct {
+    cmm_status status, number;
+    const char *name;
+} statuses[] = {
+#define X(status, number) {status, number, #status},
+    STATUSES(X)
+#undef X
+};
+
+enum { STATUSES_COUNT = sizeof statuses / sizeof *statuses };
+
+static int is_known(cmm_status status)
+{
+    for (int i = 0; i < STATUSES_COUNT; i++)
+        if (statuses[i].number == status)
+            return 1;
+    return 0;
+}
+
+static void check_unknown(cmm_status status)
+{
+    CHECK(strcmp(cmm_status_name(status), "CMM_ERROR_UNKNOWN") == 0, "%d is %s", status, cmm_status_name(status));
+    CHECK(strncmp(cmm_status_message(status), "unknown status", 14) == 0, "%d: %s", status, cmm_status_message(status));
+}
+
+int main(void)
+{
+    for (int i = 0; i < STATUSES_COUNT; i++) {
+        const cmm_status status = statuses[i].status;
+        CHECK(status == statuses[i].number, "%s is %d, and was %d for ever", statuses[i].name, status,
+              statuses[i].number);
+        CHECK(strcmp(cmm_status_name(status), statuses[i].name) == 0, "%d is named %s", status, cmm_status_name(status));
+        CHECK(strlen(cmm_status_message(status)) >= 8, "%s says only \"%s\"", statuses[i].name,
+              cmm_status_message(status));
+        for (int j = 0; j < i; j++)
+            CHECK(strcmp(cmm_status_message(status), cmm_status_message(statuses[j].status)) != 0,
+                  "%s and %s say the same", statuses[i].name, statuses[j].name);
+    }
+    for (cmm_status status = -300; status < 1000; status++)
+        if (!is_known(status))
+            check_unknown(status);
+    check_unknown(INT32_MAX);
+    check_unknown(INT32_MIN);
+
+    char version[32];
+    (void)snprintf(version, sizeof version, "%d.%d.%d", CMM_VERSION_MAJOR, CMM_VERSION_MINOR, CMM_VERSION_PATCH);
+    CHECK(strcmp(cmm_version(), version) == 0, "%s", cmm_version());
+
+    /* The other enumerations of the header are permanent, too. */
+    CHECK(CMM_F32 == 0 && CMM_F64 == 1, "dtypes");
+    CHECK(CMM_GELU == 0 && CMM_GELU_TANH == 1 && CMM_RELU == 2 && CMM_SILU == 3 && CMM_IDENTITY == 4, "activations");
+    CHECK(CMM_TIE_LEFT == 0 && CMM_TIE_RIGHT == 1, "ties");
+    return check_report();
+}
