@@ -38,17 +38,17 @@
 CMM_HD static inline float cmm_mills_f32(float t)
 {
     float t2 = t * t, t4 = t2 * t2;
-    float p = (0x1.73291ap-4f - 0x1.07549ep-2f * t) + (-0x1.0e8fe8p-4f + 0x1.3e6afp-3f * t) * t2;
-    p = p + ((0x1.af5aaap-4f - 0x1.04d24cp-4f * t) + (-0x1.b9d146p-4f - 0x1.37c194p-5f * t) * t2) * t4;
-    p = p * t + 0x1.046f82p-1f;
-    p = p * t - 0x1.b7dd36p-1f;
+    float p = (0x1.893798p-3f - 0x1.99c98cp-3f * t) + (-0x1.3c47b8p-3f + 0x1.6ecac8p-4f * t) * t2;
+    p = p + ((0x1.51b596p-3f + 0x1.44e6f4p-6f * t) + (-0x1.e7b3dap-4f - 0x1.4edc64p-4f * t) * t2) * t4;
+    p = p * t + 0x1.7d8632p-2f;
+    p = p * t - 0x1.987606p-1f;
     return p * t;
 }
 
 CMM_HD static inline float cmm_expm1_tail_f32(float r)
 {
     float r2 = r * r;
-    return (0x1p-1f + 0x1.555554p-3f * r) + ((0x1.5554fep-5f + 0x1.11133ep-7f * r) + (0x1.6d3456p-10f + 0x1.9d91d2p-13f * r) * r2) * r2;
+    return (0x1p-1f + 0x1.555558p-3f * r) + ((0x1.555522p-5f + 0x1.1108acp-7f * r) + (0x1.6ce61ep-10f + 0x1.b439ep-13f * r) * r2) * r2;
 }
 
 CMM_HD static inline double cmm_mills_f64(double t)
@@ -68,9 +68,9 @@ CMM_HD static inline double cmm_mills_f64(double t)
 CMM_HD static inline double cmm_expm1_tail_f64(double r)
 {
     double r2 = r * r, r4 = r2 * r2;
-    double p = (0x1.27e50e99468d4p-22 + 0x1.af521256d7a82p-26 * r) + 0x1.1f1e14d45e83ap-29 * r2;
-    p = p * r4 + ((0x1.6c16c16c19af2p-10 + 0x1.a01a01ac8300ap-13 * r) + (0x1.a01a019187886p-16 + 0x1.71de0038d9182p-19 * r) * r2);
-    return p * r4 + ((0x1p-1 + 0x1.5555555555557p-3 * r) + (0x1.555555555555p-5 + 0x1.111111110ffcfp-7 * r) * r2);
+    double p = (0x1.27de810be58fdp-22 + 0x1.aec8a06f48777p-26 * r) + 0x1.2df17d158105cp-29 * r2;
+    p = p * r4 + ((0x1.6c16c16bd71bcp-10 + 0x1.a01a019e87bd1p-13 * r) + (0x1.a01a039ddec21p-16 + 0x1.71de3644faa4ap-19 * r) * r2);
+    return p * r4 + ((0x1p-1 + 0x1.5555555555555p-3 * r) + (0x1.55555555555a7p-5 + 0x1.11111111114b3p-7 * r) * r2);
 }
 
 /* Constants of formulas.inl. END: from there on the result for negative x is 0. */
@@ -82,9 +82,9 @@ CMM_HD static inline double cmm_expm1_tail_f64(double r)
 #define CMM_K_f32_LOG2E 0x1.715476p0f
 #define CMM_K_f32_LN2_UPPER 0x1.62e4p-1f
 #define CMM_K_f32_LN2_LOWER 0x1.7f7d1cp-20f
-#define CMM_K_f32_MILLS_SHIFT 2.4765625f
-#define CMM_K_f32_MILLS_LOST 0.8076f
-#define CMM_K_f32_MILLS_MIDDLE 0x1.692586p-1f
+#define CMM_K_f32_MILLS_SHIFT 2.3125f
+#define CMM_K_f32_MILLS_LOST 0.8649f
+#define CMM_K_f32_MILLS_MIDDLE 0x1.641fd4p-1f
 #define CMM_K_f32_TANH_C0_UPPER 0x1.98p+0f
 #define CMM_K_f32_TANH_C0_LOWER 0x1.08a67ap-9f
 #define CMM_K_f32_TANH_C1_UPPER 0x1.244p-4f

@@ -122,36 +122,30 @@ static cmm_status find_activation(const choice *chosen, cmm_task *task)
     return status;
 }
 
-/* The kernel for a task: the last one of the list that can run and is what was asked for; of several methods that
- * differ in nothing else, the one of least cost. */
+/* The kernel for a task: the last one of the list that can run, is what was asked for and suits. */
 static cmm_status find_kernel(cmm_op op, const choice *chosen, const cmm_task *task, const cmm_kernel **found)
 {
     cmm_status blame = CMM_ERROR_LEVEL_UNUSABLE;
-    const cmm_kernel *best = NULL;
     for (int i = KERNELS - 1; i >= 0; i--) {
         const cmm_kernel *const kernel = kernels[i];
-        if (kernel->op != op || !same(chosen->level, kernel->level))
+        if (kernel->op != op || !same(chosen->level, kernel->level) || !runs_here(kernel))
             continue;
-        if (best && (strcmp(kernel->level, best->level) != 0 || strcmp(kernel->isa, best->isa) != 0))
+        if (strcmp(kernel->isa, "any") != 0 && !same(chosen->isa, kernel->isa))
             continue;
-        if (chosen->isa && strcmp(kernel->isa, "any") != 0 && strcmp(kernel->isa, chosen->isa) != 0)
-            continue;
-        if (!runs_here(kernel))
-            continue;
-        if (chosen->method && strcmp(kernel->method, chosen->method) != 0) {
+        if (!same(chosen->method, kernel->method)) {
             blame = CMM_ERROR_METHOD;
             continue;
         }
-        const cmm_status status = check_blas(chosen->blas, kernel->blas, task->dtype);
-        if (status != CMM_OK) {
-            blame = status;
+        if (!chosen->method && kernel->suits && !kernel->suits(task))
             continue;
+        const cmm_status status = check_blas(chosen->blas, kernel->blas, task->dtype);
+        if (status == CMM_OK) {
+            *found = kernel;
+            return CMM_OK;
         }
-        if (!best || (kernel->cost && best->cost && kernel->cost(task, task->batch) < best->cost(task, task->batch)))
-            best = kernel;
+        blame = status;
     }
-    *found = best;
-    return best ? CMM_OK : blame;
+    return blame;
 }
 
 /* ---- checks ---------------------------------------------------------------------------------------------------- */

@@ -52,9 +52,9 @@ typedef struct cmm_kernel {
     int32_t blas;       /* 1: needs a BLAS */
     const char *absent; /* NULL, or why this build left the kernel out */
 
-    /* Estimated time of count tokens in one thread, for a choice between the methods of one level: microseconds of
-     * an imaginary machine, comparable with each other only. NULL where there is nothing to choose. */
-    double (*cost)(const cmm_task *task, int64_t count);
+    /* Whether this kernel is the one to take for a task, where the kernel further up the list could do it too.
+     * NULL: always. */
+    int (*suits)(const cmm_task *task);
     /* Bytes of scratch memory that run() needs for count tokens, aligned to CMM_ALIGNMENT. NULL means none. */
     int64_t (*scratch)(const cmm_task *task, int64_t count);
     /* For CMM_F32 and CMM_F64: do tokens first .. first + count - 1. count is at least 1. */

@@ -28,7 +28,7 @@ static const struct {
     STATUS(CMM_ERROR_LEVEL_UNUSABLE, "run->level cannot be used in this build or on this CPU; cmm_level_get() says why"),
     STATUS(CMM_ERROR_ISA, "run->isa names no instruction set; cmm_kernel_get() lists them"),
     STATUS(CMM_ERROR_ISA_UNUSABLE, "run->isa cannot be used in this build or on this CPU; cmm_kernel_get() says why"),
-    STATUS(CMM_ERROR_METHOD, "run->method is not a method of this level; it should be NULL, \"walk\", \"group\" or \"forest\""),
+    STATUS(CMM_ERROR_METHOD, "run->method is not a method of this level; it should be NULL, \"walk\" or \"group\""),
     STATUS(CMM_ERROR_BLAS_MISSING, "the level needs a BLAS; put one in run->blas (see cmm_blas_load), or link libcmm with one"),
     STATUS(CMM_ERROR_BLAS_SIZE, "run->blas->size is not sizeof(cmm_blas); set it, and compile against this version's cmm.h"),
     STATUS(CMM_ERROR_BLAS_INCOMPLETE, "run->blas lacks a function that the level needs (dot, axpy; gemv; gemm, of the layer's dtype)"),

@@ -12,12 +12,13 @@
  * Sums:   fff/tile.inl; the same bits as every other native kernel.
  * Limit:  reading x from L2 at each level of the descent, and x and y from memory. */
 #ifndef REAL
-#include "cost.h"
+#include "native.h"
 
 #define CMM_BODY "fff/group.inl"
 
 enum {
     BLOCK = 128,   /* tokens that descend together: their x fits in L2 */
+    TURN = 1024,   /* tokens that take their turn at a tree of several while its rows are in cache */
     CHUNK = 16384, /* tokens grouped at a time; bounds the scratch memory */
     BUCKET = 64    /* tokens that the second phase wants at each subtree */
 };
@@ -48,16 +49,14 @@ static int64_t scratch(const cmm_task *task, int64_t count)
                                   : lay_out_f64(task, count, NULL, &(pass_f64){0});
 }
 
-/* Each row that is visited at all is read once; what is read per token, x and y, comes on top. */
-static double cost(const cmm_task *task, int64_t count)
+/* Below these sizes there is too little to share. Trees of one or two levels share little but their roots, as walking
+ * does too, and grouping would read and write y once per tree. */
+static int suits(const cmm_task *task)
 {
-    double rows = 0;
-    for (int32_t level = 0; level <= task->depth; level++)
-        rows += (double)least((int64_t)1 << level, count);
-    const double visits = (double)count * (double)(task->depth + 1) * (double)task->trees;
-    return rows * (double)task->trees * row_time(task) + visits * (double)row_bytes(task) / 80 + 500;
+    return task->depth >= 2 && task->batch >= (task->trees == 1 ? 8 : 16);
 }
 
+#define SUITS suits
 #define METHOD group
 #include "kernel_value.h"
 
@@ -231,12 +230,12 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
         p.x = (const REAL *)task->x + p.first * task->d_in;
         p.y = task->y ? (REAL *)task->y + p.first * task->d_out : NULL;
         if (split == 0) {
-            for (int64_t at = 0; at < tokens; at += BLOCK)
+            for (int64_t at = 0; at < tokens; at += TURN)
                 for (int64_t tree = 0; tree < task->trees; tree++) {
                     NAME(aim)(&p, tree);
-                    for (int64_t i = at; i < least(at + BLOCK, tokens); i++)
+                    for (int64_t i = at; i < least(at + TURN, tokens); i++)
                         p.order[i] = (int32_t)i;
-                    NAME(through)(&p, at, least(at + BLOCK, tokens), 0, 0);
+                    NAME(through)(&p, at, least(at + TURN, tokens), 0, 0);
                 }
             continue;
         }

@@ -1,4 +1,7 @@
 /* The value that a native kernel file exports: cmm_fff_<METHOD>_<ISA>. */
+#ifndef SUITS
+#define SUITS NULL
+#endif
 #define CMM_JOIN(a, b) CMM_JOIN_(a, b)
 #define CMM_JOIN_(a, b) a##b
 #define CMM_TEXT(a) CMM_TEXT_(a)
@@ -11,7 +14,7 @@ const cmm_kernel CMM_JOIN(CMM_JOIN(cmm_fff_, METHOD), CMM_JOIN(_, ISA)) = {
     .method = CMM_TEXT(METHOD),
     .isa = CMM_TEXT(ISA),
     .cpu = ISA_CPU,
-    .cost = cost,
+    .suits = SUITS,
     .scratch = scratch,
     .run = {run_f32, run_f64},
 };
