@@ -351,6 +351,7 @@ static cmm_op choose_dense(choice *chosen, cmm_task *task)
         return CMM_OP_FF;
     if (task->nodes == 0) {
         chosen->level = "naive";
+        chosen->method = NULL; /* naive has no methods */
         return CMM_OP_FF;
     }
     if (!chosen->method && fits_blas(task) && check_blas(chosen->blas, 3, task->dtype) == CMM_OK) {
