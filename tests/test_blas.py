@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -95,6 +96,8 @@ def test_scipy_comes_without_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
     hide_mkl(monkeypatch)
     assert blas.current().file == SCIPY
     assert blas.current().name
+    assert blas.available() is blas.current()
+    assert all(level.usable for level in cmm.levels())
 
 
 def test_mkl_without_its_library_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +124,7 @@ def test_it_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def counted() -> blas.Blas:
         searches.append(1)
+        time.sleep(0.1)  # so that the other threads come while this one searches
         return search()
 
     monkeypatch.setattr(blas, "_from_scipy", counted)

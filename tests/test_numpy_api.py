@@ -169,6 +169,29 @@ def test_one_tree_may_leave_out_its_dimension(dtype: Any) -> None:
     same(cmm.cmm(without["x"], without["w_in"], without["bias"]), with_k[1:])
 
 
+def test_names_mean_what_they_say() -> None:
+    """Activations of 1 to 10 digits: 1e-9 is far above their rounding in float64 and far below their differences."""
+    of_one = {
+        "gelu": 0.8413447461,
+        "gelu_tanh": 0.8411919906,
+        "relu": 1,
+        "silu": 0.7310585786,
+        "identity": 1,
+    }
+    one = np.ones((1, 1))
+    for activation, value in of_one.items():
+        assert abs(cmm.fff_forward(one, one, one, activation=activation).item() - value) < 1e-9
+        assert abs(cmm.ff_forward(one, one, one, activation=activation).item() - value) < 1e-9
+        assert abs(cmm.FFF(one, one, activation=activation)(one).item() - value) < 1e-9
+    assert cmm.fff_forward(-one, one, one, activation="relu").item() == 0
+    assert cmm.fff_forward(-one, one, one, activation="identity").item() == -1
+    zeros = np.zeros((3, 1))
+    for tie, child in {"left": 1, "right": 2}.items():
+        assert cmm.cmm(one, zeros, tie=tie)[0].tolist() == [[[0, child]]]
+        assert cmm.fff_forward(one, zeros, zeros, tie=tie, return_path=True)[1].tolist() == [[[0, child]]]
+        assert cmm.FFF(zeros, zeros, tie=tie)(one, return_path=True)[1].tolist() == [[[0, child]]]
+
+
 def test_no_bias_is_a_bias_of_zeros(dtype: Any) -> None:
     arrays = layer(dtype)
     arrays["bias"][:] = 0

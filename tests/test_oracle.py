@@ -1,6 +1,6 @@
 """Every level computes what the oracle says: paths first, then logits, then outputs. reference.py has the bounds."""
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -167,7 +167,7 @@ def test_dense(
     worst(y, *dense(x, w_in, w_out, bias, activation), "y")
 
 
-@lru_cache(maxsize=1)
+@cache
 def dense_layer(batch: int, width: int, neurons: int, dtype: Any) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, width), dtype)
@@ -177,12 +177,10 @@ def dense_layer(batch: int, width: int, neurons: int, dtype: Any) -> tuple[tuple
     return (x, w_in, w_out, bias), dense(x, w_in, w_out, bias, "gelu")
 
 
-@pytest.mark.parametrize(
-    ("size", "dtype", "target"),
-    [(size, dtype, target) for size in ((9, 768, 3072), (2100, 24, 30)) for dtype in DTYPES for target in TARGETS],
-    ids=str,
-)
-def test_large_dense_layers(size: tuple[int, int, int], dtype: Any, target: Target) -> None:
+@every_target
+@every_dtype
+@pytest.mark.parametrize("size", [(9, 768, 3072), (2100, 24, 30)], ids=str)
+def test_large_dense_layers(target: Target, dtype: Any, size: tuple[int, int, int]) -> None:
     """A layer of the size of BERT's, and more tokens than a level may take at a time."""
     inputs, (want, bound) = dense_layer(*size, dtype)
     worst(target.ff(*inputs), want, bound, "y")

@@ -54,14 +54,14 @@ CMM_HD static inline float cmm_expm1_tail_f32(float r)
 CMM_HD static inline double cmm_mills_f64(double t)
 {
     double t2 = t * t, t4 = t2 * t2;
-    double p = (-0x1.3a31b90e2a8dcp-5 - 0x1.114fd7390dd4cp-7 * t) + (0x1.560be7dd1d68cp-6 + 0x1.a3962025c461ep-7 * t) * t2;
-    p = p * t4 + ((-0x1.34209fc849418p-7 + 0x1.3bf88038cb405p-5 * t) + (0x1.0adb72f6da4b7p-5 - 0x1.014beb3aeeba7p-6 * t) * t2);
-    p = p * t4 + ((0x1.821908cdf774ep-5 + 0x1.7b4aaafe1f152p-5 * t) + (-0x1.38b3f8b6249e8p-6 - 0x1.8d0a72ae03871p-5 * t) * t2);
-    p = p * t4 + ((0x1.f3cfaac022468p-4 + 0x1.1928624d0ec08p-5 * t) + (-0x1.3d0669d4abf02p-4 - 0x1.3b39acb26d7d3p-5 * t) * t2);
-    p = p * t4 + ((0x1.1d35bdee16649p-2 + 0x1.a86cec766ed72p-3 * t) + (-0x1.a200796a30166p-3 - 0x1.d2a141120439bp-5 * t) * t2);
-    p = p * t - 0x1.db5837f7f5562p-1;
-    p = p * t + 0x1.42fec3680acacp+0;
-    p = p * t - 0x1.2191517fa27b8p+0;
+    double p = (-0x1.50506bdecdf14p-5 - 0x1.d79c0cc99e8fdp-7 * t) + (0x1.52dfe614959afp-6 + 0x1.e22979b7d5d37p-7 * t) * t2;
+    p = p * t4 + ((-0x1.24c1f070e9f8p-6 + 0x1.200f10c4daa46p-5 * t) + (0x1.41268de6ef0ep-5 - 0x1.21abbf849772cp-7 * t) * t2);
+    p = p * t4 + ((0x1.4f1357f9dd975p-5 + 0x1.a79005f82160bp-5 * t) + (-0x1.6ebfb6c278a8ap-7 - 0x1.985cba165b613p-5 * t) * t2);
+    p = p * t4 + ((0x1.db769b7c83f35p-4 + 0x1.74421d54f6211p-5 * t) + (-0x1.28a8d9d69d269p-4 - 0x1.800092ce20435p-5 * t) * t2);
+    p = p * t4 + ((0x1.f034e0bbf7efep-3 + 0x1.c3ce46550a02dp-3 * t) + (-0x1.86885b5abef32p-3 - 0x1.23ab82275c64cp-4 * t) * t2);
+    p = p * t - 0x1.c9342ce9d60adp-1;
+    p = p * t + 0x1.3df237db8c57cp+0;
+    p = p * t - 0x1.2000624f83b99p+0;
     return p * t;
 }
 
@@ -101,9 +101,9 @@ CMM_HD static inline double cmm_expm1_tail_f64(double r)
 #define CMM_K_f64_LOG2E 0x1.71547652b82fep0
 #define CMM_K_f64_LN2_UPPER 0x1.62e42fefa38p-1
 #define CMM_K_f64_LN2_LOWER 0x1.ef35793c7673p-45
-#define CMM_K_f64_MILLS_SHIFT 3.5
-#define CMM_K_f64_MILLS_LOST 0.5714
-#define CMM_K_f64_MILLS_MIDDLE 0x1.7d241a953a614p-1
+#define CMM_K_f64_MILLS_SHIFT 3.46875
+#define CMM_K_f64_MILLS_LOST 0.5766
+#define CMM_K_f64_MILLS_MIDDLE 0x1.7cba514d63fc6p-1
 #define CMM_K_f64_TANH_C0_UPPER 0x1.98846p+0
 #define CMM_K_f64_TANH_C0_LOWER -0x1.9857935ee5e07p-21
 #define CMM_K_f64_TANH_C1_UPPER 0x1.2444f28p-4

@@ -5,7 +5,6 @@ what is not is copied. An output may be any writable array of the right shape an
 it, a temporary takes its place and is copied at the end.
 """
 
-from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,13 +17,14 @@ Floats: TypeAlias = NDArray[Any]  # float32 or float64
 
 F32 = np.dtype(np.float32)
 F64 = np.dtype(np.float64)
+I32 = np.dtype(np.int32)
 CODES = {F32: lib.CMM_F32, F64: lib.CMM_F64}
 
 _USABLE = 0x1 | 0x100  # ndarray.flags.num: C-contiguous, aligned
 _WRITABLE = 0x400
 
 # The address of an array. It checks no dtype: only what the functions of this file return may be passed.
-address = partial(ffi.from_buffer, ffi.typeof("char[]"))
+address = ffi.from_buffer
 
 
 # ---- inputs --------------------------------------------------------------------------------------------------------
@@ -105,17 +105,25 @@ def mixed(name: str, array: Floats, other_name: str, dtype: np.dtype[Any]) -> Dt
     )
 
 
-def aligned_copy(name: str, array: Floats) -> Floats:
-    """Return a read-only, contiguous copy that starts at a multiple of CMM_ALIGNMENT bytes."""
-    try:
-        memory = np.empty(array.nbytes + lib.CMM_ALIGNMENT, np.uint8)
-    except (MemoryError, ValueError) as error:
-        raise ArrayMemoryError(f"there is no memory for a copy of {name}, shape {array.shape}") from error
+# ---- memory for packed weights -------------------------------------------------------------------------------------
+
+
+def aligned(size: int) -> NDArray[np.uint8]:
+    """Return memory of so many bytes that starts at a multiple of CMM_ALIGNMENT."""
+    memory: NDArray[np.uint8] = empty("the packed weights", (size + lib.CMM_ALIGNMENT,), np.uint8)
     start = -memory.ctypes.data % lib.CMM_ALIGNMENT
-    copy: Floats = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    copy.flags.writeable = False
-    return copy
+    return memory[start : start + size]
+
+
+def rows(memory: NDArray[np.uint8], start: Any, pitch: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Floats:
+    """Return a read-only view of rows in memory: from the C pointer start, pitch elements from one to the next."""
+    offset = int(ffi.cast("uintptr_t", start)) - memory.ctypes.data
+    steps = [dtype.itemsize, pitch * dtype.itemsize]
+    for length in shape[-2:0:-1]:
+        steps.append(steps[-1] * length)
+    view: Floats = np.ndarray(shape, dtype, memory, offset, steps[len(shape) - 1 :: -1])
+    view.flags.writeable = False
+    return view
 
 
 # ---- outputs -------------------------------------------------------------------------------------------------------

@@ -79,8 +79,9 @@ def kernels() -> list[Kernel]:
         status = lib.cmm_kernel_get(index, info)
         if status:
             raise failure(status)
-        strings = (text(getattr(info, field)) for field in ("operation", "name", "level", "method", "isa"))
-        found.append(Kernel(*strings, bool(info.usable), text(info.why)))
+        operation, name, level = text(info.operation), text(info.name), text(info.level)
+        method, isa, why = text(info.method), text(info.isa), text(info.why)
+        found.append(Kernel(operation, name, level, method, isa, bool(info.usable), why))
     return found
 
 

@@ -137,7 +137,7 @@ def available() -> Blas | None:
 
 
 _found: dict[str | None, Blas] = {}  # by the value of CMM_BLAS
-_nowhere: list[str] = []  # why a search came back with nothing
+_nowhere: list[str] = []  # why the search found nothing, where it found nothing
 _lock = threading.Lock()
 
 
@@ -149,12 +149,14 @@ def _find(path: str | None) -> Blas:
             _found[path] = _load("CMM_BLAS", path)
             return _found[path]
         if not _nowhere:
+            reasons = []
             for search in (_from_mkl, _from_scipy, _from_libcmm):
                 try:
                     _found[None] = search()
                     return _found[None]
                 except (ImportError, UnusableError) as error:
-                    _nowhere.append(str(error))
+                    reasons.append(str(error))
+            _nowhere.extend(reasons)
         raise UnusableError(
             f"there is no BLAS ({'; '.join(_nowhere)}); install scipy or mkl, or set CMM_BLAS to the path of a BLAS"
         )

@@ -87,4 +87,6 @@ BY_STATUS: dict[str, type[CmmError]] = {
     "CMM_ERROR_MEMORY_ALIGN": CmmError,
     "CMM_ERROR_MEMORY_SIZE": CmmError,
     "CMM_ERROR_PACKED_NULL": CmmError,
+    "CMM_ERROR_BYTES_NULL": CmmError,
+    "CMM_ERROR_MEMORY_OVERLAP": CmmError,
 }

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cmm._array import CODES, Floats, address, aligned_copy, deliver, empty, floats, mixed, output
-from cmm._call import ACTIVATIONS, NULL, TIES, code, ffi, lib
+from cmm._array import CODES, I32, Floats, address, aligned, deliver, empty, floats, mixed, output, rows
+from cmm._call import ACTIVATIONS, NULL, TIES, code, failure, ffi, lib
 from cmm._levels import choose, refused
 from cmm.errors import ArgumentError, DtypeError, ShapeError
 
@@ -100,8 +100,8 @@ def _forward(layer: _Layer, x: ArrayLike, level: str, threads: int | None, out: 
     y = empty("y", (*lead, d_out), dtype) if out is None else output(out, (*lead, d_out), dtype)
     c_nodes = c_logits = NULL
     if return_path:
-        nodes = empty("nodes", (*lead, trees, depth + 1), np.int32)
-        logits = empty("logits", (*lead, trees, depth + 1), dtype)
+        visited = (*lead, trees, depth + 1)
+        nodes, logits = empty("nodes", visited, I32), empty("logits", visited, dtype)
         c_nodes, c_logits = address(nodes), address(logits)
     arrays = x.size // d_in, address(x), address(y), c_nodes, c_logits
     status = function(*(arguments + run + arrays))  # adding tuples takes 0.13 us less than unpacking each
@@ -276,7 +276,7 @@ def cmm(
     c_tie = code("tie", tie, TIES)
     run = choose(level, threads, False)
     shape = (*x.shape[:-1], trees, depth + 1)
-    nodes, logits = empty("nodes", shape, np.int32), empty("logits", shape, dtype)
+    nodes, logits = empty("nodes", shape, I32), empty("logits", shape, dtype)
     c_bias = NULL if bias is None else address(bias)
     layer = CODES[dtype], c_tie, depth, trees, d_in, address(w_in), c_bias
     status = lib.cmm_py_cmm(*layer, *run, x.size // d_in, address(x), address(nodes), address(logits))
@@ -285,8 +285,21 @@ def cmm(
     return nodes, logits
 
 
+def _pack(raw: Any) -> tuple[NDArray[np.uint8], Any]:
+    """Return the memory that a layer was packed into, and the cmm_fff that points into it."""
+    size = ffi.new("int64_t *")
+    status = lib.cmm_fff_pack_size(raw, size)
+    if not status:
+        memory = aligned(size[0])
+        packed = ffi.new("cmm_fff *")
+        status = lib.cmm_fff_pack(raw, address(memory), size[0], packed)
+    if status:
+        raise failure(status)
+    return memory, packed
+
+
 class FFF:
-    """A fast feedforward layer whose weights are checked and copied once, for many calls.
+    """A fast feedforward layer whose weights are checked and packed once, for many calls.
 
     Calling it is :func:`fff_forward` without the checks of the weights; a call with few tokens gains most. Later
     changes of the arrays that it was made of do not reach it.
@@ -310,7 +323,7 @@ class FFF:
     activation, tie : str
         As given.
     w_in, w_out, bias : ndarray
-        The layer's own copies, read-only, in the shapes given; bias is None if there is none.
+        The layer's own packed copies, read-only, in the shapes given; bias is None if there is none.
 
     Raises
     ------
@@ -319,8 +332,20 @@ class FFF:
     """
 
     __slots__ = (
-        "_layer", "activation", "bias", "d_in", "d_out", "depth", "dtype", "nodes", "tie", "trees", "w_in", "w_out"
-    )  # fmt: skip
+        "_layer",
+        "_memory",
+        "activation",
+        "bias",
+        "d_in",
+        "d_out",
+        "depth",
+        "dtype",
+        "nodes",
+        "tie",
+        "trees",
+        "w_in",
+        "w_out",
+    )
 
     def __init__(
         self,
@@ -339,18 +364,24 @@ class FFF:
         self.dtype = dtype = w_in.dtype
         self.activation = activation
         self.tie = tie
-        struct = ffi.new("cmm_fff *")
-        struct.size = ffi.sizeof("cmm_fff")
-        struct.dtype = CODES[dtype]
-        struct.activation = code("activation", activation, ACTIVATIONS)
-        struct.tie = code("tie", tie, TIES)
-        struct.trees, struct.depth, struct.d_in, struct.d_out = trees, depth, d_in, d_out
-        self.w_in = aligned_copy("w_in", w_in)
-        self.w_out = aligned_copy("w_out", w_out)
-        self.bias = None if bias is None else aligned_copy("bias", bias)
-        struct.w_in, struct.w_out = address(self.w_in), address(self.w_out)
-        struct.bias = NULL if self.bias is None else address(self.bias)
-        self._layer = lib.cmm_py_fff, (struct,), dtype, trees, depth, d_in, d_out
+        raw = {
+            "size": ffi.sizeof("cmm_fff"),
+            "dtype": CODES[dtype],
+            "activation": code("activation", activation, ACTIVATIONS),
+            "tie": code("tie", tie, TIES),
+            "trees": trees,
+            "depth": depth,
+            "d_in": d_in,
+            "d_out": d_out,
+            "w_in": address(w_in),
+            "w_out": address(w_out),
+            "bias": NULL if bias is None else address(bias),
+        }
+        self._memory, packed = _pack(ffi.new("cmm_fff *", raw))
+        self._layer = lib.cmm_py_fff, (packed,), dtype, trees, depth, d_in, d_out
+        self.w_in = rows(self._memory, packed.w_in, packed.ld_in, w_in.shape, dtype)
+        self.w_out = rows(self._memory, packed.w_out, packed.ld_out, w_out.shape, dtype)
+        self.bias = None if bias is None else rows(self._memory, packed.bias, self.nodes, bias.shape, dtype)
 
     @overload
     def __call__(

@@ -13,7 +13,7 @@ static atomic_int blas_complaints;
 #define INSIST(condition) ((condition) ? (void)0 : (void)atomic_fetch_add(&blas_complaints, 1))
 
 #define REFERENCE_BLAS(REAL, P)                                                                                      \
-    static REAL P##dot(const int32_t *n, const REAL *x, const int32_t *incx, const REAL *y, const int32_t *incy)     \
+    static REAL reference_##P##dot(const int32_t *n, const REAL *x, const int32_t *incx, const REAL *y, const int32_t *incy)\
     {                                                                                                                \
         INSIST(*n >= 0 && *incx == 1 && *incy == 1);                                                                 \
         REAL sum = 0;                                                                                                \
@@ -21,7 +21,7 @@ static atomic_int blas_complaints;
             sum += x[i] * y[i];                                                                                      \
         return sum;                                                                                                  \
     }                                                                                                                \
-    static void P##axpy(const int32_t *n, const REAL *alpha, const REAL *x, const int32_t *incx, REAL *y,            \
+    static void reference_##P##axpy(const int32_t *n, const REAL *alpha, const REAL *x, const int32_t *incx, REAL *y,\
                         const int32_t *incy)                                                                         \
     {                                                                                                                \
         INSIST(*n >= 0 && *incx == 1 && *incy == 1);                                                                 \
@@ -29,7 +29,7 @@ static atomic_int blas_complaints;
             y[i] += *alpha * x[i];                                                                                   \
     }                                                                                                                \
     /* Column-major a[m][n]: element (i, j) is a[i + j lda]. */                                                      \
-    static void P##gemv(const char *trans, const int32_t *m, const int32_t *n, const REAL *alpha, const REAL *a,     \
+    static void reference_##P##gemv(const char *trans, const int32_t *m, const int32_t *n, const REAL *alpha, const REAL *a,\
                         const int32_t *lda, const REAL *x, const int32_t *incx, const REAL *beta, REAL *y,           \
                         const int32_t *incy)                                                                         \
     {                                                                                                                \
@@ -44,7 +44,7 @@ static atomic_int blas_complaints;
             y[i] = *alpha * sum + (*beta == 0 ? 0 : *beta * y[i]);                                                   \
         }                                                                                                            \
     }                                                                                                                \
-    static void P##gemm(const char *transa, const char *transb, const int32_t *m, const int32_t *n,                  \
+    static void reference_##P##gemm(const char *transa, const char *transb, const int32_t *m, const int32_t *n,      \
                         const int32_t *k, const REAL *alpha, const REAL *a, const int32_t *lda, const REAL *b,       \
                         const int32_t *ldb, const REAL *beta, REAL *c, const int32_t *ldc)                           \
     {                                                                                                                \
@@ -62,24 +62,24 @@ static atomic_int blas_complaints;
                 *out = *alpha * sum + (*beta == 0 ? 0 : *beta * *out);                                               \
             }                                                                                                        \
     }                                                                                                                \
-    static void P##gemv_batch(const char *trans, const int32_t *m, const int32_t *n, const REAL *alpha,              \
+    static void reference_##P##gemv_batch(const char *trans, const int32_t *m, const int32_t *n, const REAL *alpha,  \
                               const REAL **a, const int32_t *lda, const REAL **x, const int32_t *incx,               \
                               const REAL *beta, REAL **y, const int32_t *incy, const int32_t *groups,                \
                               const int32_t *group_size)                                                             \
     {                                                                                                                \
         for (int32_t g = 0, at = 0; g < *groups; g++)                                                                \
             for (int32_t i = 0; i < group_size[g]; i++, at++)                                                        \
-                P##gemv(trans + g, m + g, n + g, alpha + g, a[at], lda + g, x[at], incx + g, beta + g, y[at],        \
+                reference_##P##gemv(trans + g, m + g, n + g, alpha + g, a[at], lda + g, x[at], incx + g, beta + g, y[at],\
                         incy + g);                                                                                   \
     }                                                                                                                \
-    static void P##gemm_batch(const char *transa, const char *transb, const int32_t *m, const int32_t *n,            \
+    static void reference_##P##gemm_batch(const char *transa, const char *transb, const int32_t *m, const int32_t *n,\
                               const int32_t *k, const REAL *alpha, const REAL **a, const int32_t *lda,               \
                               const REAL **b, const int32_t *ldb, const REAL *beta, REAL **c, const int32_t *ldc,    \
                               const int32_t *groups, const int32_t *group_size)                                      \
     {                                                                                                                \
         for (int32_t g = 0, at = 0; g < *groups; g++)                                                                \
             for (int32_t i = 0; i < group_size[g]; i++, at++)                                                        \
-                P##gemm(transa + g, transb + g, m + g, n + g, k + g, alpha + g, a[at], lda + g, b[at], ldb + g,      \
+                reference_##P##gemm(transa + g, transb + g, m + g, n + g, k + g, alpha + g, a[at], lda + g, b[at], ldb + g,\
                         beta + g, c[at], ldc + g);                                                                   \
     }
 REFERENCE_BLAS(float, s)
@@ -88,30 +88,30 @@ REFERENCE_BLAS(double, d)
 
 /* Everything but the batched and the thread functions. */
 static const cmm_blas reference_blas = {.size = sizeof(cmm_blas),
-                                        .sdot = sdot,
-                                        .ddot = ddot,
-                                        .saxpy = saxpy,
-                                        .daxpy = daxpy,
-                                        .sgemv = sgemv,
-                                        .dgemv = dgemv,
-                                        .sgemm = sgemm,
-                                        .dgemm = dgemm,
+                                        .sdot = reference_sdot,
+                                        .ddot = reference_ddot,
+                                        .saxpy = reference_saxpy,
+                                        .daxpy = reference_daxpy,
+                                        .sgemv = reference_sgemv,
+                                        .dgemv = reference_dgemv,
+                                        .sgemm = reference_sgemm,
+                                        .dgemm = reference_dgemm,
                                         .name = "reference"};
 
 /* The same with the batched functions. */
 static const cmm_blas reference_blas_batched = {.size = sizeof(cmm_blas),
-                                                .sdot = sdot,
-                                                .ddot = ddot,
-                                                .saxpy = saxpy,
-                                                .daxpy = daxpy,
-                                                .sgemv = sgemv,
-                                                .dgemv = dgemv,
-                                                .sgemm = sgemm,
-                                                .dgemm = dgemm,
-                                                .sgemv_batch = sgemv_batch,
-                                                .dgemv_batch = dgemv_batch,
-                                                .sgemm_batch = sgemm_batch,
-                                                .dgemm_batch = dgemm_batch,
+                                                .sdot = reference_sdot,
+                                                .ddot = reference_ddot,
+                                                .saxpy = reference_saxpy,
+                                                .daxpy = reference_daxpy,
+                                                .sgemv = reference_sgemv,
+                                                .dgemv = reference_dgemv,
+                                                .sgemm = reference_sgemm,
+                                                .dgemm = reference_dgemm,
+                                                .sgemv_batch = reference_sgemv_batch,
+                                                .dgemv_batch = reference_dgemv_batch,
+                                                .sgemm_batch = reference_sgemm_batch,
+                                                .dgemm_batch = reference_dgemm_batch,
                                                 .name = "reference, batched"};
 
 #endif

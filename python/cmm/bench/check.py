@@ -1,13 +1,13 @@
 """A result is checked before it is timed: a few tokens, in float64, by a rigorous rounding bound.
 
-The reference goes along the path that a level took, row by row, and shares no code with the levels. With u the unit
-roundoff of the layer's dtype and gamma(m) = m u / (1 - m u), a sum of m products in any order, fused or not, is off by
-at most gamma(m) times the sum of the absolute values. So:
+The reference goes along the path that a level took and shares no code with the levels. With u the unit roundoff of
+the layer's dtype and gamma(m) = m u / (1 - m u), a sum of m products in any order, fused or not, is off by at most
+gamma(m) times the sum of the absolute values. So:
 
 - a logit (d_in products, a bias) is off by at most    e = gamma(d_in + 1) (sum |w x| + |bias|);
 - a step of the path is right when float64's logit has its sign, or lies within e of 0;
-- GELU turns e into at most                            a = 1.13 e + 8 u |logit|,
-  since |GELU'| < 1.13, and evaluating z Phi(z) with an erf good to 4 ulp costs less than 8 u |z|;
+- GELU turns e into at most                            a = 1.13 e + 8 u (|logit| + e),
+  since |GELU'| < 1.13, libcmm's GELU is good to 4 ulp, an ulp is at most 2 u, and |GELU(z)| <= |z|;
 - an output (m visited rows) is off by at most         sum a |w_out| + gamma(m + 1) sum (|gelu| + a) |w_out|.
 
 The float64 reference has errors of the same form; its u is added. A token with a decision within e of 0 may take
@@ -112,7 +112,7 @@ def _output(logits: Array, error: Array, rows_out: Array, dtype: np.dtype, terms
     """Return `sum gelu(logit) row` over the rows, and its bound when `terms` products are summed in all."""
     rows64 = rows_out.astype(np.float64)
     active = logits * ndtr(logits)
-    active_error = _SLOPE * error + 8 * _unit(dtype) * np.abs(logits)
+    active_error = _SLOPE * error + 8 * _unit(dtype) * (np.abs(logits) + error)
     bound = active_error + _gamma(terms + 1, dtype) * (np.abs(active) + active_error)
     return active @ rows64, bound @ np.abs(rows64)
 

@@ -27,13 +27,12 @@ from cmm.bench.harness import (
     prepare,
     products,
 )
-from cmm.bench.machine import this_machine
+from cmm.bench.machine import cores, this_machine
 from cmm.bench.table import Report, curve_text, line, table_text
 from cmm.blas import Blas
 
 _TOKENS, _WIDTH = 16384, 768
 _FULL_PASSES = 250
-_LARGEST = 1 << 24  # of any count on the command line
 # Seconds that one pass of a dense layer (True) or of trees (False) may take, by --full. What would take longer runs
 # on fewer tokens.
 _LIMITS = {False: {True: 0.25, False: 1.5}, True: {True: 0.5, False: 60.0}}
@@ -74,7 +73,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="K trees of depth D (default 1x11)",
     )
     add("--levels", type=_names, metavar="NAME,...", help="levels to measure (default all that are usable)")
-    add("--threads", type=_count, default=1, metavar="N", help="threads of each call (default 1)")
+    add("--threads", type=_threads, default=1, metavar="N", help="threads of each call (default 1)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="(default float32)")
     add("--routing", choices=ROUTINGS, default="random", help="same: all tokens take one path (default random)")
     add("--passes", type=_count, metavar="N", help="how often each is timed (default: as often as time allows)")
@@ -215,10 +214,14 @@ def _progress(what: str, total: int) -> Iterator[Callable[[], object]]:
         yield bar.update
 
 
-def _count(text: str, least: int = 1) -> int:
-    if not text.isdecimal() or not least <= int(text) <= _LARGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {_LARGEST}")
+def _count(text: str, least: int = 1, most: int = 1 << 24) -> int:
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
     return int(text)
+
+
+def _threads(text: str) -> int:
+    return _count(text, most=cores())  # more would measure how they get in each other's way
 
 
 def _seed(text: str) -> int:

@@ -108,10 +108,11 @@ def _no_slower(rates: dict[str, float]) -> dict[str, float]:
 def _working_sets(caches: dict[str, int], threads: int) -> dict[str, int]:
     """Return one thread's bytes to cycle through, for them to live in each level and not in a smaller one."""
     sizes = {level: size // 2 for level, size in caches.items()}
-    if "L3" in sizes:  # shared between the cores
+    all_threads = min(max(4 * max(caches.values()), 64 << 20), 512 << 20)
+    sizes["memory"] = max(all_threads // threads, 4 * caches.get("L2", 0))
+    if "L3" in sizes:  # shared by the cores
         sizes["L3"] //= threads
-    largest = max(caches.values())
-    return sizes | {"memory": min(max(4 * largest, 64 << 20), 512 << 20)}
+    return sizes
 
 
 def _read_rate(pool: ThreadPoolExecutor, threads: int, size: int, dtype: np.dtype) -> float:

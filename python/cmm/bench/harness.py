@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import random
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -236,7 +235,9 @@ class Contestant:
         self.time_pass()  # wakes up whatever sleeps: threads, pages, clocks
         while (seconds := self.time_pass() * self.batch) * 2 < limit and self.batch < largest:
             self._resize(min(2 * self.batch, largest))
-        self.calls = max(1, min(math.ceil(_MIN_PASS / seconds), _MAX_CALLS))
+        while seconds < _MIN_PASS and self.calls < _MAX_CALLS:
+            self.calls = min(_MAX_CALLS, self.calls * min(16, math.ceil(1.2 * _MIN_PASS / seconds)))
+            seconds = self.time_pass() * self.batch * self.calls
 
     def check(self) -> None:
         """Hold the first call of a pass against float64, and count what a pass visits.
@@ -296,16 +297,14 @@ def every_blas() -> dict[str, Blas]:
     Raises
     ------
     cmm.UnusableError
-        Where CMM_BLAS names what is no BLAS.
+        Where there is none, or CMM_BLAS names what is none.
     """
-    if os.environ.get("CMM_BLAS"):
-        cmm.blas.current()
+    blases = [cmm.blas.current()]
+    for search in (cmm.blas._from_mkl, cmm.blas._from_scipy):
+        with suppress(ImportError, cmm.UnusableError):
+            blases.append(search())
     found: dict[str, Blas] = {}
-    for search in (cmm.blas.current, cmm.blas._from_mkl, cmm.blas._from_scipy):
-        try:
-            blas = search()
-        except (ImportError, cmm.UnusableError):
-            continue
+    for blas in blases:
         if blas.name not in {other.name for other in found.values()}:
             maker = "MKL" if "Math Kernel Library" in blas.name else blas.name.split()[0]
             version = re.search(r"\d+(\.\d+)+", blas.name)

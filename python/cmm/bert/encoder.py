@@ -126,11 +126,9 @@ def position_table(xp: Any, length: int, width: int) -> Array:
 def additive_mask(xp: Any, mask: Array) -> Array:
     """Return 0 where mask is 1 and -10000 where it is 0, with room for the heads. Not -inf: no row becomes NaN.
 
-    In a row with no 1 at all it is 0 throughout: softmax does not see what is added to a whole row, but float32 has
-    only 10 bits left after the point of -10000, and the scores of that row would be cut to them.
+    In a row that is masked everywhere the sum rounds every score to a multiple of 2^-10, as it does in training.
     """
-    nowhere = ~mask.any(axis=-1, keepdims=True)
-    bias = xp.where(mask | nowhere, xp.float32(0), xp.float32(-10000.0))
+    bias = xp.where(mask, xp.float32(0), xp.float32(-10000.0))
     return bias[:, None, None, :] if mask.ndim == 2 else bias[:, None, :, :]  # (B, 1, 1 or S, S)
 
 

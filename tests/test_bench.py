@@ -1,0 +1,459 @@
+"""The benchmark: what it times is right, random, taken in turn, and reported as it was measured."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import cmm
+import numpy as np
+import pytest
+from cmm.bench import check, harness
+from cmm.bench.floors import Floors, measure_floors
+from cmm.bench.harness import Contestant, Data, Layer, dense, every_blas, measure, parse_layer, products
+from cmm.bench.machine import this_machine
+from cmm.bench.table import Line, Report, curve_text, grid, line, table_text
+
+TREE = Layer(2, 3)
+LAYERS = [TREE, Layer(1, 0), dense(30)]
+ROOM = {True: 1.0, False: 1.0}  # seconds: enough for any layer here to keep its batch
+
+
+def contestants(data, layers, batch=64):
+    return [
+        Contestant(data, layer, level.name, blas, batch, threads=1)
+        for layer in layers
+        for level in cmm.levels()
+        if level.usable and not (layer.dense and level.name == "native")
+        for blas in (every_blas().items() if level.name.startswith("blas") else [None])
+    ]
+
+
+# ---- the check before the timing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("routing", harness.ROUTINGS)
+def test_every_level_passes_the_check(dtype, routing):
+    data = Data(LAYERS, 64, 33, dtype, routing)
+    for contestant in contestants(data, LAYERS):
+        contestant.check()
+        assert contestant.rows <= contestant.pass_rows <= contestant.layer.neurons
+
+
+def spoil(monkeypatch, layer, how):
+    """Let the call of a layer compute, and then spoil what it computed."""
+    name = "ff_forward" if layer.dense else "fff_forward"
+    call = getattr(cmm, name)
+
+    def spoilt(*args, out=None, return_path=False, **options):
+        y, nodes, logits = (
+            (call(*args, **options), None, None) if layer.dense else call(*args, return_path=True, **options)
+        )
+        how(y, nodes)
+        if out is not None:
+            out[:] = y
+        return (y, nodes, logits) if return_path else y
+
+    monkeypatch.setattr(cmm, name, spoilt)
+
+
+def one_output_off(y, nodes):
+    y[-1, 3] += 0.01
+
+
+def nan_output(y, nodes):
+    y[0, 0] = np.nan
+
+
+def nothing_written(y, nodes):
+    y[:] = 0
+
+
+def other_leaf(y, nodes):
+    nodes[0, 0, -1] += 1 if nodes[0, 0, -1] % 2 else -1  # its sibling: a legal path, but not that of this token
+
+
+def not_a_child(y, nodes):
+    nodes[0, 0, 1] = 3
+
+
+def root_missing(y, nodes):
+    nodes[0, 0, 0] = 1
+
+
+def outside_the_tree(y, nodes):
+    nodes[-1, -1, -1] = 2**20
+
+
+@pytest.mark.parametrize("how", [one_output_off, nan_output, nothing_written])
+@pytest.mark.parametrize("layer", [TREE, dense(30)], ids=lambda layer: layer.name)
+def test_a_wrong_output_is_refused(monkeypatch, how, layer):
+    spoil(monkeypatch, layer, how)
+    contestant = Contestant(Data([layer], 64, 33), layer, "naive", None, 64, threads=1)
+    with pytest.raises(check.WrongResultError, match=rf"{layer.name} naive: .* not timed"):
+        contestant.check()
+
+
+@pytest.mark.parametrize("how", [other_leaf, not_a_child, root_missing, outside_the_tree])
+def test_a_wrong_path_is_refused(monkeypatch, how):
+    spoil(monkeypatch, TREE, how)
+    contestant = Contestant(Data([TREE], 64, 33), TREE, "naive", None, 64, threads=1)
+    with pytest.raises(check.WrongResultError, match="path"):
+        contestant.check()
+
+
+def test_a_forgotten_activation_is_refused(monkeypatch):
+    original = cmm.fff_forward
+    monkeypatch.setattr(
+        cmm, "fff_forward", lambda *args, **options: original(*args, activation="identity", **options)
+    )
+    contestant = Contestant(Data([TREE], 64, 33), TREE, "naive", None, 64, threads=1)
+    with pytest.raises(check.WrongResultError, match="an output is"):
+        contestant.check()
+
+
+def test_a_decision_within_rounding_may_go_either_way_and_is_set_aside():
+    x = np.array([1, -1], np.float32)
+    w_in = np.array([[[1, 1], [1, 0], [0, 1]]], np.float32)  # the root's logit is exactly 0
+    w_out = np.ones((1, 3, 2), np.float32)
+    for child in (1, 2):
+        assert check.along_path("either", x, w_in, w_out, np.array([[0, child]])).close
+    w_in[0, 0] = [1, 0]
+    assert not check.along_path("right", x, w_in, w_out, np.array([[0, 2]])).close
+    with pytest.raises(check.WrongResultError):
+        check.along_path("left", x, w_in, w_out, np.array([[0, 1]]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_bound_is_tight_enough_to_mean_something(dtype):
+    # A logit sums 768 products of about 0.8 * 0.8 / sqrt(768): 18 in absolute values, times gamma(769). Twelve rows of
+    # w_out of about 0.8 carry 1.13 of it: 200 gamma(769), and up to 2.5 times that for the largest output.
+    layer = Layer(1, 11)
+    data = Data([layer], 8, 768, dtype)
+    _, nodes, _ = cmm.fff_forward(data.x[:8], *data.weights(layer), level="naive", return_path=True)
+    gamma = 769 * (np.finfo(dtype).eps + np.finfo(np.float64).eps) / 2
+    for token in range(8):
+        bound = data.reference("", layer, token, nodes[token]).bound
+        assert 10 * gamma < bound.min() <= bound.max() < 500 * gamma
+
+
+# ---- the data ------------------------------------------------------------------------------------------------------
+
+
+def test_data_is_seeded_and_shared():
+    layers = [Layer(1, 4), Layer(3, 2), dense(5)]
+    data, again, other = (Data(layers, 16, 8, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(data.x, again.x)
+    assert not np.array_equal(data.x, other.x)
+    for layer in layers:
+        w_in, w_out = data.weights(layer)
+        assert w_in.shape == w_out.shape == ((5, 8) if layer.dense else (layer.trees, layer.nodes, 8))
+        assert np.shares_memory(w_in, data.w_in)
+
+
+def test_random_paths_spread_over_the_leaves_and_same_paths_do_not():
+    layer = Layer(1, 8)
+    leaves = {}
+    for routing in harness.ROUTINGS:
+        contestant = Contestant(Data([layer], 4096, 64, routing=routing), layer, "naive", None, 4096, threads=1)
+        contestant.check()
+        leaves[routing] = contestant.leaves
+    assert leaves["same"] == 1
+    # 4096 tokens on 256 leaves that are about as likely as each other: 16 each. Empty ones are those of extreme rows.
+    assert leaves["random"] > 230
+
+
+def test_small_batches_are_drawn_from_many_tokens():
+    contestant = Contestant(Data([TREE], 1, 8), TREE, "naive", None, 1, threads=1, calls=100)
+    tokens = np.concatenate(contestant.tokens())
+    assert len(np.unique(tokens, axis=0)) == contestant.pass_tokens == 100
+
+
+def test_data_that_does_not_fit_is_refused_before_it_is_made():
+    with pytest.raises(cmm.ArrayMemoryError, match=r"[\d.]+ GB, but [\d.]+ GB of memory are free: choose fewer"):
+        Data([Layer(1, 30)], 1, 1 << 20)
+
+
+@pytest.mark.parametrize("text", ["", "1", "x", "1x", "x3", "0x3", "1x31", "1x-1", "1 x 3", "1x2x3", "01x3"])
+def test_what_is_no_layer(text):
+    with pytest.raises(ValueError, match="KxD"):
+        parse_layer(text)
+
+
+def test_layers():
+    layer = parse_layer(" 128x4 ")
+    assert (layer.name, layer.nodes, layer.neurons, layer.used) == ("128x4", 31, 3968, 640)
+    assert (dense(3072).name, dense(3072).neurons, dense(3072).used) == ("dense 3072", 3072, 3072)
+
+
+# ---- the timing ----------------------------------------------------------------------------------------------------
+
+
+def test_contestants_are_timed_in_turn(monkeypatch):
+    turns = []
+    monkeypatch.setattr(Contestant, "time_pass", lambda self: turns.append(self) or float(len(turns)))
+    data = Data([TREE], 4, 8)
+    three = [Contestant(data, TREE, "naive", None, batch, 1) for batch in (1, 2, 4)]
+    steps = []
+    measure(three, 5, lambda: steps.append(1))
+    assert len(steps) == len(turns) == 15
+    for first in range(0, 15, 3):
+        assert set(turns[first : first + 3]) == set(three)
+    assert len({tuple(turns[first : first + 3]) for first in range(0, 15, 3)}) > 1  # in changing order
+    assert all(len(contestant.seconds) == 5 for contestant in three)
+
+
+def test_time_is_per_token(monkeypatch):
+    clock = iter([10.0, 16.0])
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock))
+    contestant = Contestant(Data([TREE], 4, 8), TREE, "naive", None, 4, threads=1, calls=3)
+    assert contestant.time_pass() == 6.0 / 12
+
+
+@pytest.mark.parametrize(
+    ("batch", "us", "limit", "expected"),
+    [(16384, 1.0, 1.0, 16384), (16384, 1000.0, 0.25, 128), (16384, 1e6, 0.25, 16), (8, 1e6, 0.25, 8)],
+)
+def test_slow_layers_are_timed_on_fewer_tokens(monkeypatch, batch, us, limit, expected):
+    monkeypatch.setattr(Contestant, "time_pass", lambda self: us * 1e-6)
+    contestant = Contestant(Data([dense(30)], batch, 8), dense(30), "naive", None, batch, threads=1)
+    contestant.calibrate(limit)
+    assert (contestant.batch, contestant.calls >= 1) == (expected, True)
+
+
+def test_the_yardstick_is_timed_at_full_speed(monkeypatch):
+    monkeypatch.setattr(Contestant, "time_pass", lambda self: 1.0)
+    contestant = Contestant(Data([dense(30)], 4096, 8), dense(30), "blas3", None, 4096, threads=1)
+    contestant.calibrate(0.25)
+    assert contestant.batch == 1024
+
+
+def test_short_calls_are_repeated_in_a_pass(monkeypatch):
+    monkeypatch.setattr(Contestant, "time_pass", lambda self: 10e-6)
+    contestant = Contestant(Data([TREE], 1, 8), TREE, "naive", None, 1, threads=1)
+    contestant.calibrate(1.0)
+    assert contestant.calls * 10e-6 >= 0.02
+
+
+def test_every_blas_is_there_once_and_the_current_one_first():
+    blases = list(every_blas().values())
+    assert blases[0].name == cmm.blas.current().name
+    assert len({blas.name for blas in blases}) == len(blases)
+    assert cmm.blas._from_scipy().name in {blas.name for blas in blases}
+
+
+def test_a_contestant_uses_its_blas(monkeypatch):
+    used = []
+    original = cmm.ff_forward
+    monkeypatch.setattr(cmm, "ff_forward", lambda *a, **k: (used.append(cmm.blas.current()), original(*a, **k))[1])
+    data, before = Data([dense(30)], 4, 8), cmm.blas.current()
+    for blas in every_blas().items():
+        contestant = Contestant(data, dense(30), "blas1", blas, 4, threads=1)
+        contestant.check()
+        contestant.time_pass()
+        assert [found.name for found in used] == [blas[1].name] * 2
+        used.clear()
+    assert cmm.blas.current() is before
+
+
+# ---- the floors ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def floors():
+    machine, dtype = this_machine(), np.dtype("float32")
+    return measure_floors(machine, 1, dtype, products(every_blas().values(), 1, dtype))
+
+
+def test_floors_are_those_of_a_machine(floors):
+    for rates in (floors.read, floors.copy):
+        assert list(rates) == [*this_machine().caches, "memory"]
+        values = list(rates.values())
+        assert values == sorted(values, reverse=True)  # no level is slower than one farther away
+        assert 0.1 < values[-1] <= values[0] < 100_000
+    assert 0.1 < floors.gflops < 100_000
+
+
+FLOORS = Floors(
+    gflops=100.0,
+    read={"L1": 200.0, "L2": 100.0, "L3": 50.0, "memory": 10.0},
+    copy={"L1": 100.0, "L2": 80.0, "L3": 40.0, "memory": 20.0},
+    caches={"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20},
+    threads=1,
+)
+
+
+def test_floors_in_microseconds():
+    sizes = (1, 32 << 10, (32 << 10) + 1, 2 << 20, 1 << 30)
+    assert [FLOORS.home(size) for size in sizes] == ["L1", "L1", "L2", "L3", "memory"]
+    assert FLOORS.arithmetic_us(1e5) == 1.0
+    assert FLOORS.read_us(1e4, "memory") == 1.0
+    assert FLOORS.copy_us(1e4, 1 << 30) == 1.0  # 10 KB are read and 10 KB written
+    better = FLOORS.or_better(replace(FLOORS, gflops=50.0, read=FLOORS.read | {"L3": 60.0}))
+    assert (better.gflops, better.read["L3"], better.read["L1"]) == (100.0, 60.0, 200.0)
+
+
+# ---- the report ----------------------------------------------------------------------------------------------------
+
+
+def timed(layer, level, blas, us, batch=16384):
+    """A contestant as if it had been timed: us are its passes."""
+    contestant = Contestant(DATA, layer, level, (blas, None) if blas else None, batch, threads=1)
+    contestant.seconds = [1e-6 * each for each in us]
+    contestant.rows = contestant.pass_rows = layer.neurons
+    contestant.leaves = 0 if layer.dense else 2048
+    return contestant
+
+
+DATA = Data([TREE], 1, 768)  # nothing runs on it: only its width and type are read
+BIG = Layer(1, 11)
+
+
+@pytest.fixture
+def report():
+    found = [
+        (dense(4095), "naive", "", [7900, 8000, 8100], 64),
+        (dense(4095), "blas1", "MKL", [900, 1000, 1100], 512),
+        (dense(4095), "blas1", "Open", [700, 800, 900], 512),
+        (dense(4095), "blas3", "MKL", [99, 100, 103], 1024),
+        (dense(4095), "blas3", "Open", [119, 120, 121], 1024),
+        (dense(3072), "blas3", "MKL", [74, 75, 76], 16384),
+        (BIG, "naive", "", [39, 40, 41], 16384),
+        (BIG, "blas1", "MKL", [7, 8, 9], 16384),
+        (BIG, "blas1", "Open", [9, 10, 11], 16384),
+        (BIG, "blas3", "MKL", [4, 5, 6], 16384),
+        (BIG, "native", "", [0.9, 1.0, 1.2], 16384),
+    ]
+    lines = [line(timed(*case), FLOORS, 16384) for case in found]
+    absent = {"blas2": "of a reason"}
+    return Report(this_machine(), FLOORS, lines, 4095, "random", absent, {"MKL": "the MKL", "Open": "the other"})
+
+
+def test_a_line_says_what_was_measured():
+    found = line(timed(BIG, "blas1", "MKL", [3.0, 1.0, 2.0, 5.0, 4.0]), FLOORS, 16384)
+    assert (found.us, found.us_q1, found.us_q3, found.us_min, found.us_max) == pytest.approx((3, 2, 4, 1, 5))
+    assert found.gflops == pytest.approx(4 * 12 * 768 / 3e3)
+    assert found.weights_gbs == pytest.approx(12 * 2 * 768 * 4 / 3e3)
+    assert (found.layer, found.level, found.blas, found.d_in, found.passes) == ("1x11", "blas1", "MKL", 768, 5)
+    assert not found.scaled
+    # the largest of: arithmetic 0.369; x and y of 16384 tokens from and to memory, 6144 B at 20 GB/s;
+    # 4095 rows of 6144 B once a call, from L3 at 50 GB/s, for 16384 tokens: 0.031
+    assert (found.floor, found.floor_us) == ("arithmetic", pytest.approx(4 * 12 * 768 / 1e5))
+    one = line(timed(BIG, "blas1", "MKL", [3.0], batch=1), FLOORS, 1)
+    assert (one.floor, one.floor_us) == ("rows", pytest.approx(4095 * 6144 / 50e3))
+
+
+def test_speedups_divide_by_the_right_dense_layer(report):
+    def best(layer, level):
+        return report.best(layer, level, 16384)
+
+    assert best("1x11", "blas1").blas == "MKL"
+    assert best("dense 4095", "blas1").blas == "Open"
+    assert report.over_level(best("1x11", "blas1")) == pytest.approx(800 / 8)  # the better BLAS on both sides
+    assert report.over_level(best("1x11", "naive")) == pytest.approx(8000 / 40)
+    assert report.over_level(best("1x11", "native")) == pytest.approx(100 / 1)  # of the fastest: it has none itself
+    assert report.over_level(best("dense 3072", "blas3")) == pytest.approx(100 / 75)
+    assert report.over_fastest(best("1x11", "blas1")) == pytest.approx(100 / 8)
+    assert best("1x11", "blas2") is None
+
+
+def test_the_table_shows_ours_beside_the_papers(report):
+    text = table_text(report)
+    for expected in (
+        "100.0x (130.7x)",
+        "12.5x (48x)",
+        "1.33x (1.39x)",
+        "20.0x (-)",
+        "dense 4095: blas3 MKL, ~100 us",
+        "1x11 341.2x",
+        "Level blas2 was not measured: of a reason.",
+        "MKL, Open",
+        this_machine().cpu,
+        "1 thread",
+        "2048",
+        "100 GFLOP/s",
+    ):
+        assert expected in text
+    assert max(map(len, text.splitlines())) <= 132
+    assert "ONE PATH" not in text
+    assert "ONE PATH" in table_text(replace(report, routing="same"))
+
+
+def test_the_json_is_complete_and_strict(report):
+    read = json.loads(json.dumps(report.as_json(), allow_nan=False))
+    assert len(read["lines"]) == len(report.lines)
+    last = read["lines"][-1]
+    assert (last["layer"], last["level"]) == ("1x11", "native")
+    assert (last["over_fastest"], last["over_level"]) == pytest.approx((100, 100))
+    assert read["lines"][0]["scaled"]
+    assert not last["scaled"]
+    assert read["blas"] == report.blas
+    assert {"layer": "1x11", "level": "blas2", "over_level": 255.1, "over_fastest": 78.0} in read["paper"]
+    assert Line(**{key: last[key] for key in Line.__dataclass_fields__}) == report.lines[-1]
+
+
+def test_grid():
+    assert grid([["a", "b"], ["ccc", "1"]]) == "  a    b\n  ccc  1"
+
+
+def curve_of(report):
+    lines = [replace(found, tokens=tokens) for tokens in (1, 64, 16384) for found in report.lines]
+    return replace(report, lines=[found for found in lines if found.layer != "dense 3072"])
+
+
+def test_the_curve_has_a_row_for_each_batch(report):
+    rows = [row.split() for row in curve_text(curve_of(report)).splitlines()]
+    for tokens in ("1", "64", "16384"):
+        row = next(row for row in rows if row[:1] == [tokens])
+        assert row[1:5] == ["40.0", "8.00", "5.00", "1.00"]  # naive, blas1, blas3, native
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+@pytest.mark.parametrize("what", ["table", "curve"])
+def test_figures(report, tmp_path, kind, what):
+    plot = pytest.importorskip("cmm.bench.plot", reason="matplotlib is not installed", exc_type=ImportError)
+    file = tmp_path / f"figure.{kind}"
+    if what == "table":
+        plot.table(report, file)
+    else:
+        plot.curve(curve_of(report), file)
+    content = file.read_bytes()
+    if kind == "png":
+        assert content.startswith(b"\x89PNG\r\n")
+    else:
+        ElementTree.fromstring(content)
+        # matplotlib writes every text as a comment before its outlines
+        for text in ["100x", "131x", "native"] if what == "table" else ["1x11 native", "this machine"]:
+            assert f"<!-- {text}".encode() in content
+
+
+# ---- pytest bench --------------------------------------------------------------------------------------------------
+
+
+def test_pytest_bench_collects_and_runs():
+    pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
+    folder = Path(__file__).parents[1] / "bench"
+    wanted = "naive and 1x11 and not 128 and not 16384"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            str(folder),
+            "-q",
+            "-k",
+            wanted,
+            "-p",
+            "no:cacheprovider",
+            "--benchmark-disable",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
