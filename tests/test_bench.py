@@ -129,8 +129,8 @@ def test_a_decision_within_rounding_may_go_either_way_and_is_set_aside():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_bound_is_tight_enough_to_mean_something(dtype):
-    # A logit sums 768 products of about 0.8 * 0.8 / sqrt(768): 18 in absolute values, times gamma(769). Twelve rows of
-    # w_out of about 0.8 carry 1.13 of it: 200 gamma(769), and up to 2.5 times that for the largest output.
+    # A logit sums 768 products of about 0.8 * 0.8 / sqrt(768): 18 in absolute values, times gamma(769). Twelve rows
+    # of w_out of about 0.8 carry 1.13 of it: 200 gamma(769), and up to 2.5 times that for the largest output.
     layer = Layer(1, 11)
     data = Data([layer], 8, 768, dtype)
     _, nodes, _ = cmm.fff_forward(data.x[:8], *data.weights(layer), level="naive", return_path=True)

@@ -17,13 +17,19 @@ FOLDER = os.environ.get("CMM_VECTORS", "")
 PATTERNS = ("training_fff_*.npz", "bench_bmm_*.npz")
 FILES = [file for pattern in PATTERNS if FOLDER for file in sorted(FilePath(FOLDER).rglob(pattern))]
 
-needs_vectors = pytest.mark.skipif(not FOLDER, reason="CMM_VECTORS does not name the folder with the known answers")
-NO_FILE = pytest.param(FilePath(), marks=needs_vectors, id="none")
+REASON = "CMM_VECTORS does not name the folder with the known answers"
+needs_vectors = pytest.mark.skipif(not FOLDER, reason=REASON)
+
+
+def skipped(reason: str) -> Any:
+    """A parameter in the place of files that are not there."""
+    return pytest.param(FilePath(), marks=pytest.mark.skip(reason=reason), id="none")
+
 
 # The authors' float32 results, summed in an order of their own: "a numpy encoder agrees to 1.5e-6; use 1e-5".
 F32_TOLERANCE = 1e-5
 
-every_file = pytest.mark.parametrize("file", FILES or [NO_FILE], ids=lambda file: file.stem)
+every_file = pytest.mark.parametrize("file", FILES or [skipped(REASON)], ids=lambda file: file.stem)
 every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 
 
@@ -115,7 +121,9 @@ def test_levels_agree(file: FilePath, target: Target, dtype: Any) -> None:
 TIES = [file for file in FILES if "y_if_ge" in read(file).recorded]
 
 
-@pytest.mark.parametrize("file", TIES or [NO_FILE], ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", TIES or [skipped("no file with y_if_ge" if FILES else REASON)], ids=lambda file: file.stem
+)
 @every_target
 def test_ties_go_the_other_way_when_asked(file: FilePath, target: Target) -> None:
     """In these layers logits are exactly 0; y has ties to the left, y_if_ge to the right."""

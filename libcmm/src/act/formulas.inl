@@ -22,15 +22,14 @@ CMM_HD static inline CMM_R CMM_F(cmm_abs)(CMM_R x)
     return CMM_F(cmm_real)(CMM_F(cmm_bits)(x) & ~CMM_K(SIGN));
 }
 
-/* The upper half of the bits of x's significand; x - cmm_upper(x) is exact, and so are products of two upper halves. */
+/* The upper half of the bits of x's significand: x - upper(x) is exact, and so is a product of two upper halves. */
 CMM_HD static inline CMM_R CMM_F(cmm_upper)(CMM_R x)
 {
     return CMM_F(cmm_real)(CMM_F(cmm_bits)(x) & CMM_K(UPPER));
 }
 
-/* exp(-(v + w)) = (1 + m) * s * t, for v >= 0 up to the underflow of the square of the result, |w| < 1. s and t are
- * powers of two, both normal numbers, so that y * s * t underflows gradually and is rounded once. v is exact, w is
- * its correction. */
+/* exp(-(v + w)) = (1 + m) * s * t, for v from 0 to 170 (float) or 1400 (double) and a small w with what v lacks.
+ * s and t are powers of two and normal numbers, so that y * s * t underflows gradually and is rounded once. */
 typedef struct CMM_F(cmm_decay) {
     CMM_R m, s, t;
 } CMM_F(cmm_decay);
@@ -38,8 +37,8 @@ typedef struct CMM_F(cmm_decay) {
 CMM_HD static inline CMM_F(cmm_decay) CMM_F(cmm_decay_at)(CMM_R v, CMM_R w)
 {
     CMM_F(cmm_decay) d;
-    /* n, in the low bits of k, leans upwards from the nearest integer: then m is in -0.25 .. 0.5, where it costs fewer
-     * bits than in the symmetric -0.29 .. 0.41. */
+    /* n, in the low bits of k, leans upwards from the nearest integer: so m is in -0.25 .. 0.5, which loses fewer
+     * bits than the symmetric -0.29 .. 0.41. */
     CMM_R k = (v + (w + (CMM_R)0.059)) * CMM_K(LOG2E) + CMM_K(ROUND);
     CMM_R n = k - CMM_K(ROUND);
     CMM_U u = CMM_F(cmm_bits)(k) - CMM_F(cmm_bits)(CMM_K(ROUND));
@@ -53,35 +52,38 @@ CMM_HD static inline CMM_F(cmm_decay) CMM_F(cmm_decay_at)(CMM_R v, CMM_R w)
     return d;
 }
 
-/* x * Phi(x). With a = |x|: a * (1 - Phi(a)) = a * exp(-a^2/2) * R(a), R the smooth Mills ratio over sqrt(2 pi). */
+/* x Phi(x). With a = |x| and Q = 1 - Phi it is x - a Q(a) or -a Q(a), and a Q(a) = exp(-a^2/2) u p, where
+ * u = a / (a + shift) and p = (a + shift) exp(a^2/2) Q(a) is smooth. */
 CMM_HD static inline CMM_R CMM_F(cmm_act_gelu)(CMM_R x)
 {
     CMM_R b = CMM_F(cmm_abs)(x);
     CMM_R a = b > CMM_K(GELU_END) ? CMM_K(GELU_END) : b;
-    CMM_R h = CMM_F(cmm_upper)(a); /* a^2 = h^2 + (a - h)(a + h), h^2 exact */
+    CMM_R h = CMM_F(cmm_upper)(a); /* a^2 = h^2 + (a - h)(a + h), and h^2 is exact */
     CMM_R s = a + CMM_K(MILLS_SHIFT);
-    CMM_R e = a - (s - CMM_K(MILLS_SHIFT)); /* what the addition lost */
+    CMM_R e = a - (s - CMM_K(MILLS_SHIFT)); /* what the sum lost */
     CMM_R u = a / s, i = 1 - u;
-    CMM_R w = (a - h) * (a + h) + CMM_K(MILLS_LOST) * (e * (i * i));
+    CMM_R w = (a - h) * (a + h) + CMM_K(MILLS_LOST) * (e * (i * i)); /* what u lacks for it, and p makes up in part */
     CMM_F(cmm_decay) d = CMM_F(cmm_decay_at)(h * h * (CMM_R)0.5, w * (CMM_R)0.5);
     CMM_R g = CMM_F(cmm_mills)(u - (CMM_R)0.5);
     CMM_R p = CMM_K(MILLS_MIDDLE) + g;
     CMM_R lost = g - (p - CMM_K(MILLS_MIDDLE));
     CMM_R y = u * (p + (p * d.m + lost)) * d.s * d.t;
-    return (x < 0 ? x * 0 : x) - y; /* x * 0 is NaN at -inf, as x * Phi(x) is */
+    return (x < 0 ? x * 0 : x) - y; /* x * 0 is NaN at -inf, as x Phi(x) is */
 }
 
-/* x / (1 + exp(-v)) where v has the sign of x and |v| = v0 + v1; end: |x| beyond which it is 0 for negative x. */
+/* x / (1 + exp(-v)), where v has the sign of x and |v| = v0 + v1. For negative x that is x exp(v) / (1 + exp(v)), in
+ * which nothing overflows; below -end it is 0. */
 CMM_HD static inline CMM_R CMM_F(cmm_logistic)(CMM_R x, CMM_R v0, CMM_R v1, CMM_R end)
 {
     CMM_F(cmm_decay) d = CMM_F(cmm_decay_at)(v0, v1);
     CMM_R f = 1 + d.m;
-    CMM_R tiny = f * d.s * d.t; /* exp(-v), which may underflow */
-    CMM_R sum = 1 + tiny;
-    CMM_R lost = tiny - (sum - 1);
+    CMM_R power = f * d.s * d.t; /* exp(-|v|) */
+    CMM_R sum = 1 + power;
+    CMM_R lost = power - (sum - 1);
     CMM_R q = CMM_F(cmm_abs)(x) / sum;
     CMM_R a = q > end ? end : q;
-    CMM_R m = d.m - lost * (f * (1 - (CMM_R)0.6 * tiny)); /* about f / sum */
+    /* f / (sum + lost) is about (f - lost f / sum) / sum, in which f / sum may be a rough one. */
+    CMM_R m = d.m - lost * (f * (1 - (CMM_R)0.6 * power));
     CMM_R y = (a + a * m) * d.s * d.t;
     return x < 0 ? x * 0 - y : q;
 }

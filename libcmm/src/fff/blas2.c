@@ -90,7 +90,8 @@ static void NAME(descend)(const cmm_task *task, NAME(batch) *b, int32_t items)
                 if ((task->tie == CMM_TIE_RIGHT ? b->logit[i] >= 0 : b->logit[i] > 0) == right)
                     b->next[to++] = b->order[i];
         for (int32_t i = begin; i < end; i++)
-            b->node[b->order[i]] = 2 * node + 1 + (task->tie == CMM_TIE_RIGHT ? b->logit[i] >= 0 : b->logit[i] > 0);
+            b->node[b->order[i]] = (int32_t)(2 * (uint32_t)node + 1) + /* below the deepest leaves it wraps, unused */
+                                   (task->tie == CMM_TIE_RIGHT ? b->logit[i] >= 0 : b->logit[i] > 0);
     }
     int32_t *const order = b->order;
     b->order = b->next;

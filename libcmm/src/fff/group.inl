@@ -147,7 +147,7 @@ static void NAME(descend)(const NAME(pass) *p, int64_t begin, int64_t end, int64
 /* How many rows two tokens have in common, from where they left the tree. */
 static inline int NAME(shared_rows)(int32_t a, int32_t b, int32_t levels)
 {
-    const uint32_t differ = (uint32_t)(a + 1) ^ (uint32_t)(b + 1);
+    const uint32_t differ = ((uint32_t)a + 1) ^ ((uint32_t)b + 1);
     return differ ? levels - (31 - __builtin_clz(differ)) : levels;
 }
 

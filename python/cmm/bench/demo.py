@@ -58,7 +58,7 @@ def _layer() -> None:
    of each neuron's sum says whether left or right. It uses {_TREE.used} of them, other tokens others.
 
        y = cmm.fff_forward(x, w_in, w_out)
-       x {data.x.shape}, w_in {w_in.shape}, w_out {w_out.shape} -> y {data.out.shape}
+       x {data.out.shape}, w_in {w_in.shape}, w_out {w_out.shape} -> y {data.out.shape}
 """)
     contestants = [
         Contestant(data, layer, level.name, blas, _TOKENS, threads=1)

@@ -372,7 +372,7 @@ def _us(found: Line | None) -> str:
 
 def _digits(value: float) -> str:
     """Return three significant digits, no exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
 def _times(value: float, paper: float | str | None) -> str:

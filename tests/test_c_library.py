@@ -1,0 +1,193 @@
+"""libcmm without Python: its C tests, what it exports, how it builds elsewhere, and how it runs on other CPUs."""
+
+import ctypes
+import importlib.util
+import platform
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from building import ROOT, Build, build_with_tests, default_build, run, scratch, tool
+
+C_TESTS = re.findall(r"^cmm_test\((\w+)", (ROOT / "tests/c/CMakeLists.txt").read_text(), re.MULTILINE)
+# Those that say something about the instructions of a kernel, and finish in an emulator within a minute or two.
+EMULATED = [("status",), ("wrong_calls",), ("same_bits", "hash"), ("correctness",)]
+X86_64 = platform.machine() in ("x86_64", "AMD64")
+AARCH64_ROOT = "/usr/aarch64-linux-gnu"
+
+
+def ctest(build: Build, name: str) -> str:
+    return run(tool("ctest"), "--test-dir", build.folder, "-R", f"^{name}$", "--no-tests=error", "-V")
+
+
+@pytest.mark.parametrize("name", C_TESTS)
+def test_c_test_passes(name: str) -> None:
+    ctest(default_build(), name)
+
+
+# ---- what a program may rely on -----------------------------------------------------------------------------------
+
+
+def exported(library: Path) -> Iterator[str]:
+    for line in run(tool("nm"), "--dynamic", "--defined-only", library).splitlines():
+        yield f"symbol {line.split()[-1]}"
+
+
+def structs() -> Iterator[str]:
+    """Sizes and offsets of all public structs, as cffi lays them out for this machine."""
+    from cffi import FFI
+
+    spec = importlib.util.spec_from_file_location("cmm_build", ROOT / "python/cmm_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    ffi = FFI()
+    ffi.cdef(module.declarations((ROOT / "libcmm/include/cmm.h").read_text(encoding="utf-8")))
+    for name in sorted(ffi.list_types()[0]):
+        kind = ffi.typeof(name)
+        if kind.kind == "struct":
+            fields = " ".join(f"{field}@{about.offset}" for field, about in kind.fields)
+            yield f"struct {name} {ffi.sizeof(kind)}: {fields}"
+
+
+def test_abi_is_the_recorded_one() -> None:
+    """A line of abi.txt that changes or goes breaks programs built before; a new line is added with the function."""
+    if ctypes.sizeof(ctypes.c_void_p) != 8:
+        pytest.skip("abi.txt records the structs of 64-bit machines")
+    lines = (ROOT / "libcmm/abi.txt").read_text().splitlines()
+    recorded = [line for line in lines if line and not line.startswith("#")]
+    assert [*sorted(exported(default_build().library)), *structs()] == recorded
+
+
+def test_kernel_files_export_one_value_each() -> None:
+    """Files with instructions of their own export nothing else, so that the linker can take no function from them."""
+    build = default_build()
+    listed = re.findall(r"^CMM_KERNEL\((\w+), (\w+),", (ROOT / "libcmm/src/kernels.inc").read_text(), re.MULTILINE)
+    assert listed
+    objects = list((build.folder / "libcmm/CMakeFiles/cmm_objects.dir").rglob("*.o"))
+    for operation, name in listed:
+        here = [f for f in objects if f.name == f"{name}.c.o" and f.parent.name == operation]
+        (file,) = here or [f for f in objects if f.name == f"{operation}_{name}.c.o"]
+        symbols = [line.split()[-2:] for line in run(tool("nm"), "--extern-only", file).splitlines()]
+        defined = [symbol for kind, symbol in symbols if kind not in "Uw"]
+        assert defined == [f"cmm_{operation}_{name}"], file
+        # A kernel cannot fail, so it calls nothing that could. (The compiler makes the mem* of loops.)
+        called = {symbol for kind, symbol in symbols if kind in "Uw"}
+        assert called <= {"memcpy", "memmove", "memset", "fma", "_GLOBAL_OFFSET_TABLE_"}, file
+
+
+# ---- other compilers and architectures -----------------------------------------------------------------------------
+
+
+def test_gcc_or_the_default_compiler_warns_of_nothing() -> None:
+    assert "warning:" not in default_build().log
+
+
+def clang_build() -> Build:
+    return build_with_tests("clang", f"-DCMAKE_C_COMPILER={tool('clang')}")
+
+
+def test_clang_warns_of_nothing() -> None:
+    assert "warning:" not in clang_build().log
+
+
+@pytest.mark.parametrize("name", ["status", "wrong_calls", "correctness", "same_bits", "fma", "activation_accuracy"])
+def test_c_test_passes_with_clang(name: str) -> None:
+    """Also: clang's bits are gcc's, for same_bits and activation_accuracy hold the same stored hashes."""
+    ctest(clang_build(), name)
+
+
+class KernelInfo(ctypes.Structure):
+    """cmm_kernel_info of cmm.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("usable", ctypes.c_int32),
+        *((name, ctypes.c_char_p) for name in ("operation", "name", "level", "method", "isa", "why")),
+    )
+
+
+def kernels(build: Build) -> list[tuple[str, str, str]]:
+    """Return (name, isa, why) of the library's kernels; why is empty for one that is usable."""
+    library = ctypes.CDLL(str(build.library))
+    result = []
+    for index in range(library.cmm_kernel_count()):
+        info = KernelInfo(size=ctypes.sizeof(KernelInfo))
+        assert library.cmm_kernel_get(index, ctypes.byref(info)) == 0
+        result.append((info.name.decode(), info.isa.decode(), info.why.decode()))
+    return result
+
+
+def test_kernels_of_other_architectures_are_stubs_that_say_so() -> None:
+    """A build for a CPU that no kernel was written for: portable kernels alone, and every test of bits holds."""
+    build = build_with_tests("other", "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=riscv64")
+    for name, isa, why in kernels(build):
+        if isa in ("any", "scalar"):
+            assert not why, name
+        else:
+            assert re.fullmatch(r"it is for (x86_64|aarch64) CPUs", why), (name, why)
+    ctest(build, "wrong_calls")
+    assert " on avx" not in run(build.program("same_bits"), "hash")
+
+
+@pytest.mark.skipif(not X86_64, reason="AVX-512 is of x86-64")
+def test_kernels_that_the_compiler_cannot_build_are_stubs_that_say_so() -> None:
+    """A compiler that refuses the flags of AVX-512: a script in front of cc that does."""
+    script = scratch() / "old-cc"
+    script.write_text(
+        "#!/bin/sh\n"
+        'for word in "$@"; do\n'
+        '    case "$word" in -mavx512*) echo "error: unrecognized option $word" >&2; exit 1 ;; esac\n'
+        "done\n"
+        f'exec {tool("cc")} "$@"\n'
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    build = build_with_tests("old", f"-DCMAKE_C_COMPILER={script}")
+    whys = {name: why for name, isa, why in kernels(build) if isa == "avx512"}
+    assert whys
+    for name, why in whys.items():
+        assert "does not know the flags" in why, (name, why)
+        assert "-mavx512f" in why, (name, why)
+    ctest(build, "wrong_calls")
+    assert " on avx512" not in run(build.program("same_bits"), "hash")
+
+
+# ---- other CPUs, emulated ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not X86_64, reason="the build is not for x86-64")
+@pytest.mark.parametrize("arguments", EMULATED, ids=" ".join)
+@pytest.mark.parametrize(
+    ("cpu", "best", "absent"), [("qemu64", "scalar", "avx2"), ("Haswell", "avx2", "avx512")], ids=["qemu64", "Haswell"]
+)
+def test_no_instruction_that_the_cpu_lacks(cpu: str, best: str, absent: str, arguments: tuple[str, ...]) -> None:
+    """One binary, on a CPU without AVX, and on one without AVX-512: an instruction too many would end it."""
+    emulator = tool("qemu-x86_64")
+    program, *rest = arguments
+    printed = run(emulator, "-cpu", cpu, default_build().program(program), *rest)
+    if program in ("same_bits", "correctness"):
+        assert f" on {best}" in printed
+        assert f" on {absent}" not in printed
+
+
+@pytest.mark.parametrize("name", ["status", "wrong_calls", "same_bits hash", "correctness", "guard_pages", "blas", "fma"])
+def test_aarch64(name: str) -> None:
+    """NEON: right, and the same bits as every other machine, for same_bits holds the same stored hashes."""
+    compiler, emulator = tool("aarch64-linux-gnu-gcc"), tool("qemu-aarch64")
+    build = build_with_tests(
+        "aarch64",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_C_COMPILER={compiler}",
+        f"-DCMAKE_CROSSCOMPILING_EMULATOR={emulator};-L;{AARCH64_ROOT}",
+    )
+    assert "warning:" not in build.log
+    program, *arguments = name.split()
+    if program == "blas":  # has files for arguments, which ctest knows
+        ctest(build, program)
+        return
+    printed = run(emulator, "-L", AARCH64_ROOT, build.program(program), *arguments)
+    assert program not in ("same_bits", "correctness") or " on neon" in printed
