@@ -36,7 +36,7 @@ static uint32_t find_bits(void)
 static void find_caches(cmm_machine *machine)
 {
     uint32_t a, b, c, d;
-    const uint32_t leaf = __get_cpuid_max(0x80000000u, NULL) >= 0x8000001du &&
+    const uint32_t leaf = (uint32_t)__get_cpuid_max(0x80000000u, NULL) >= 0x8000001du &&
                                   __get_cpuid_count(0x8000001du, 0, &a, &b, &c, &d) && (a & 31)
                               ? 0x8000001du
                               : 4;

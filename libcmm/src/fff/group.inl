@@ -23,13 +23,15 @@ enum {
     BUCKET = 64    /* tokens that the second phase wants at each subtree */
 };
 
-/* Levels of the first phase: 0 when one phase is enough. */
+/* Levels of the first phase: 0 when one phase is enough, because the tree is small or the tokens are few. Else so many
+ * that BUCKET tokens are left at each subtree, but that the rows above the subtrees stay in L2. */
 static int32_t split_level(const cmm_task *task, int64_t tokens)
 {
-    if (task->nodes * row_bytes(task) <= 4 * task->machine->l2 || tokens <= 2 * BLOCK)
+    const int64_t row_in = row_bytes(task) / (task->d_in + task->d_out) * task->d_in, l2 = task->machine->l2;
+    if (task->nodes * row_bytes(task) <= 4 * l2 || tokens <= 2 * BLOCK)
         return 0;
     int32_t level = 0;
-    while (level < task->depth && tokens >> (level + 1) >= BUCKET)
+    while (level < task->depth && tokens >> (level + 1) >= BUCKET && (row_in << (level + 1)) <= l2 / 2)
         level++;
     return level;
 }
@@ -128,9 +130,11 @@ static void NAME(descend)(const NAME(pass) *p, int64_t begin, int64_t end, int64
     const cmm_task *const task = p->task;
     for (; level < stop; level++) {
         if (level + 1 < stop) {
-            NAME(prefetch)(p->w_in + (2 * node + 1) * task->ld_in, task->d_in);
-            NAME(prefetch)(p->w_in + (2 * node + 2) * task->ld_in, task->d_in);
+            NAME(prefetch_head)(p->w_in + (2 * node + 1) * task->ld_in, task->d_in);
+            NAME(prefetch_head)(p->w_in + (2 * node + 2) * task->ld_in, task->d_in);
         }
+        if (p->y && stop == task->depth + 1) /* needed when this block leaves the tree */
+            NAME(prefetch_later)(p->w_out + node * task->ld_out, task->d_out);
         const int64_t left = NAME(visit)(p, begin, end, node, level);
         node = 2 * node + 1;
         if (left == end - begin)
@@ -151,8 +155,9 @@ static inline int NAME(shared_rows)(int32_t a, int32_t b, int32_t levels)
     return differ ? levels - (31 - __builtin_clz(differ)) : levels;
 }
 
-/* The path and the outputs of the tokens order[begin .. end), which have left the tree, in the order of their leaves. */
-static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end)
+/* The path and the outputs of the tokens order[begin .. end), which have left the tree, in the order of their leaves.
+ * Tokens up to order[ahead] come next; as many of them are prefetched. */
+static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t ahead)
 {
     const cmm_task *const task = p->task;
     const int32_t levels = task->depth + 1;
@@ -160,6 +165,8 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end)
         const int tokens = (int)least(TILE, end - i);
         NAME(share) share[TILE];
         for (int t = 0; t < tokens; t++) {
+            if (i + t + end - begin < ahead)
+                NAME(prefetch_later)(p->x + p->order[i + t + end - begin] * task->d_in, task->d_in);
             const int64_t token = p->order[i + t];
             const uint32_t leaf = (uint32_t)p->node[token] + 1; /* one level below the last visited node */
             const REAL *const logit = p->logit + token * levels;
@@ -186,12 +193,13 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end)
     }
 }
 
-static void NAME(through)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level)
+/* The tokens order[begin .. end), at `node` of `level`, to the end of the tree. Those up to order[ahead] come next. */
+static void NAME(through)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level, int64_t ahead)
 {
     for (int64_t at = begin; at < end; at += BLOCK) {
         const int64_t stop = least(at + BLOCK, end);
         NAME(descend)(p, at, stop, node, level, p->task->depth + 1);
-        NAME(leave)(p, at, stop);
+        NAME(leave)(p, at, stop, ahead);
     }
 }
 
@@ -235,7 +243,7 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
                     NAME(aim)(&p, tree);
                     for (int64_t i = at; i < least(at + TURN, tokens); i++)
                         p.order[i] = (int32_t)i;
-                    NAME(through)(&p, at, least(at + TURN, tokens), 0, 0);
+                    NAME(through)(&p, at, least(at + TURN, tokens), 0, 0, 0);
                 }
             continue;
         }
@@ -248,7 +256,7 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
                 NAME(descend)(&p, at, least(at + BLOCK, tokens), 0, 0, split);
             NAME(sort)(&p, tokens, split, start);
             for (int32_t b = 0; b < 1 << split; b++)
-                NAME(through)(&p, start[b], start[b + 1], ((int64_t)1 << split) - 1 + b, split);
+                NAME(through)(&p, start[b], start[b + 1], ((int64_t)1 << split) - 1 + b, split, tokens);
         }
     }
 }

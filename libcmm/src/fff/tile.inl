@@ -185,9 +185,18 @@ static inline int NAME(goes_right)(const cmm_task *task, REAL logit)
     return task->tie == CMM_TIE_RIGHT ? logit >= 0 : logit > 0;
 }
 
-static inline void NAME(prefetch)(const REAL *row, int64_t d)
+/* Prefetch a row into L2, for use in a while. */
+static inline void NAME(prefetch_later)(const REAL *row, int64_t d)
 {
-    for (int64_t i = 0; i < d; i += 64 / (int64_t)sizeof(REAL))
+    for (int64_t i = 0; i < d; i += CMM_ALIGNMENT / (int64_t)sizeof(REAL))
+        __builtin_prefetch(row + i, 0, 2);
+}
+
+/* Prefetch the beginning of a row; the CPU's own prefetcher goes on from there. */
+static inline void NAME(prefetch_head)(const REAL *row, int64_t d)
+{
+    const int64_t head = 512 / (int64_t)sizeof(REAL), end = d < head ? d : head;
+    for (int64_t i = 0; i < end; i += CMM_ALIGNMENT / (int64_t)sizeof(REAL))
         __builtin_prefetch(row + i);
 }
 

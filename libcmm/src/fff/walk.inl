@@ -66,7 +66,7 @@ static inline int64_t NAME(visit)(const NAME(handful) *h, int64_t token, int64_t
     h->c[place] = logit;
     if (task->y) {
         h->row[place] = (const REAL *)task->w_out + at * task->ld_out;
-        NAME(prefetch)(h->row[place], least(task->d_out, 512 / (int64_t)sizeof(REAL))); /* the CPU goes on by itself */
+        NAME(prefetch_head)(h->row[place], task->d_out);
     }
     return 2 * node + 1 + NAME(goes_right)(task, logit);
 }
