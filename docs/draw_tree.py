@@ -80,7 +80,7 @@ def picture() -> str:
     """Return the whole picture as SVG."""
     edges = sorted(range(1, 2 ** (DEPTH + 1) - 1), key=LOGITS.__contains__)  # the path is drawn last, on top
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">',
         "<title>A tree of depth 3 and the path 0, 2, 5, 12 of one token</title>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="{PAPER}"/>',
         text(20, TOP - 30, "one tree, D = 3, N = 15 nodes", size=15, anchor="start"),
@@ -88,7 +88,7 @@ def picture() -> str:
         *map(circle, range(2 ** (DEPTH + 1) - 1)),
         text(20, TOP + DEPTH * STEP + 80, "The token x visits 4 of 15 nodes: 0, 2, 5, 12.", anchor="start"),
         rows(660, "W_in", "dot with x: logit"),
-        rows(790, "W_out", "× act(logit), into y"),
+        rows(790, "W_out", "\u00d7 act(logit), into y"),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"

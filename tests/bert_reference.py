@@ -110,11 +110,17 @@ def gelu(x):
 
 
 def forward(block, state, ids, mask=None):
-    """Return every tap of the encoder, the logits, and the classifier's logits, all float64."""
+    """Return every tap of the encoder, the logits, and the classifier's logits, all float64.
+
+    With a mask, one operation is float32, as the specification has it: the sum of a score and its mask. It decides
+    nothing but in rows that are masked everywhere. There it rounds every score to a multiple of 2^-10, the distance
+    of float32 numbers around -10000, and "rounding_margin" is how near one came to being rounded the other way.
+    """
     w = {key: value.astype(np.float64) for key, value in state.items()}
     width, heads = block["hidden_size"], block["attention"]["num_attention_heads"]
     head_dim = width // heads
     batch, length = ids.shape
+    margins = []
 
     def norm(x, key):
         mean = x.mean(-1, keepdims=True)
@@ -129,7 +135,10 @@ def forward(block, state, ids, mask=None):
                 q, k, v = (qkv[b, :, (3 * h + i) * head_dim : (3 * h + i + 1) * head_dim] for i in range(3))
                 scores = q @ k.T * head_dim**-0.5
                 if mask is not None:
-                    scores = scores + (1.0 - mask[b]) * -10000  # (S,) is the same for every query, (S, S) is not
+                    bias = np.broadcast_to((1.0 - mask[b]) * -10000, scores.shape)  # (S,): the same for every query
+                    lost = scores[(bias != 0).all(axis=1)] * 2**10
+                    margins.append(np.abs(lost - np.floor(lost) - 0.5).min(initial=0.5) * 2**-10)
+                    scores = (scores.astype(np.float32) + bias.astype(np.float32)).astype(np.float64)
                 weights = np.exp(scores - scores.max(-1, keepdims=True))
                 weights /= weights.sum(-1, keepdims=True)
                 result[b, :, h * head_dim : (h + 1) * head_dim] = weights @ v
@@ -189,6 +198,7 @@ def forward(block, state, ids, mask=None):
     taps.update({name: np.stack(values) for name, values in stacks.items() if values})
     x = norm(x, "encoder.final_norm")
     taps["encoder_out"] = x
+    taps["rounding_margin"] = min(margins, default=2**-11)
     if "decoder.weight" in w:
         y = x
         if not block["skip_head_transform"]:

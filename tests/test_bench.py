@@ -11,7 +11,7 @@ import cmm
 import numpy as np
 import pytest
 from cmm.bench import check, harness
-from cmm.bench.floors import Floors, measure_floors
+from cmm.bench.floors import Floors, _no_slower, measure_floors
 from cmm.bench.harness import Contestant, Data, Layer, dense, every_blas, measure, parse_layer, products
 from cmm.bench.machine import this_machine
 from cmm.bench.table import Line, Report, curve_text, grid, line, table_text
@@ -103,6 +103,15 @@ def test_a_wrong_path_is_refused(monkeypatch, how):
     contestant = Contestant(Data([TREE], 64, 33), TREE, "naive", None, 64, threads=1)
     with pytest.raises(check.WrongResultError, match="path"):
         contestant.check()
+
+
+def test_a_call_that_writes_nothing_is_refused_though_another_has_written_the_answer():
+    data = Data([dense(30)], 64, 33)
+    right, idle = (Contestant(data, dense(30), "naive", None, 64, threads=1) for _ in range(2))
+    right.check()
+    idle.__dict__["forward"] = lambda x: None
+    with pytest.raises(check.WrongResultError, match="nan"):
+        idle.check()
 
 
 def test_a_forgotten_activation_is_refused(monkeypatch):
@@ -275,6 +284,11 @@ def test_floors_are_those_of_a_machine(floors):
         assert values == sorted(values, reverse=True)  # no level is slower than one farther away
         assert 0.1 < values[-1] <= values[0] < 100_000
     assert 0.1 < floors.gflops < 100_000
+
+
+def test_no_floor_is_below_that_of_a_farther_level():
+    rates = {"L1": 5.0, "L2": 9.0, "L3": 4.0, "memory": 6.0}
+    assert _no_slower(rates) == {"L1": 9.0, "L2": 9.0, "L3": 6.0, "memory": 6.0}
 
 
 FLOORS = Floors(

@@ -139,6 +139,7 @@ def test_bench_same_routing_says_so(floors, tmp_path, capsys):
     assert main([*SMALL, "--routing", "same", "--levels", "naive", "--json", str(file)]) == 0
     assert "ALL TOKENS TOOK ONE PATH" in capsys.readouterr().out
     lines = json.loads(file.read_text())["lines"]
+    assert ("dense 15", "blas3") in {(line["layer"], line["level"]) for line in lines}  # the yardstick, always
     assert {line["layer"]: line["leaves"] for line in lines if not line["dense"]} == {"1x3": 1, "2x2": 2}
 
 
@@ -159,9 +160,12 @@ def test_bench_curve(floors, tmp_path, capsys):
 def test_bench_shows_progress_on_a_terminal():
     pytest.importorskip("tqdm", reason="tqdm is not installed")
     pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
+    termios = pytest.importorskip("termios")
     reader, writer = pty.openpty()
+    termios.tcsetwinsize(writer, (24, 80))  # a window without columns has no room for a bar
     command = [sys.executable, "-m", "cmm", *SMALL, "--levels", "naive"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, timeout=120, check=False)
+    os.set_blocking(reader, False)  # so that nothing to read is an error here
     shown = os.read(reader, 1 << 16)
     os.close(writer)
     os.close(reader)
@@ -221,6 +225,7 @@ def test_a_wrong_result_is_an_error_and_not_a_figure(floors, monkeypatch, capsys
         (["bench", "--plot", "figure.docx"], "figure.docx"),
         (["bench", "--plot", "figure"], ".png"),
         (["bench", "--json", "no/such/folder/x.json"], "there is no folder"),
+        (["bench", "--json", "."], "cannot be written"),
     ],
     ids=" ".join,
 )

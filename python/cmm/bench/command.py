@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,25 +63,14 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add = parser.add_argument
     add("--tokens", type=_count, metavar="N", help=f"tokens in a call (default {_TOKENS})")
     add("--width", type=_count, metavar="N", help=f"d_in and d_out (default {_WIDTH})")
-    add(
-        "--trees",
-        "--depth",
-        type=_layers,
-        default="1x11",
-        metavar="KxD,...",
-        help="K trees of depth D (default 1x11)",
-    )
+    add("--trees", "--depth", type=_layers, default="1x11", metavar="KxD,...", help="trees x depth (default 1x11)")
     add("--levels", type=_names, metavar="NAME,...", help="levels to measure (default all that are usable)")
     add("--threads", type=_threads, default=1, metavar="N", help="threads of each call (default 1)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="(default float32)")
     add("--routing", choices=ROUTINGS, default="random", help="same: all tokens take one path (default random)")
     add("--passes", type=_count, metavar="N", help="how often each is timed (default: as often as time allows)")
     add("--seed", type=_seed, default=0, metavar="N", help="seed of the random tokens and weights (default 0)")
-    add(
-        "--full",
-        action="store_true",
-        help=f"{_TOKENS} tokens, width {_WIDTH}, {_FULL_PASSES} passes, as in the paper",
-    )
+    add("--full", action="store_true", help=f"the paper's: {_TOKENS} tokens, width {_WIDTH}, {_FULL_PASSES} passes")
     add("--curve", action="store_true", help="time per token against the batch, 1 to --tokens, of the first KxD")
     add("--json", type=Path, metavar="FILE", help="write every figure to FILE")
     add("--plot", type=Path, metavar="FILE", help="draw the table, or the curve, to FILE (.png, .svg, .pdf)")
@@ -96,18 +84,22 @@ def run(options: argparse.Namespace) -> None:
             if getattr(options, name) is not None:
                 raise cmm.ArgumentError(f"--full is the paper's protocol and settles --{name}; leave one of them out")
     plot = _plot_module(options.plot)
-    for file in filter(None, (options.json, options.plot)):
-        if not file.absolute().parent.is_dir():
-            raise cmm.ArgumentError(f"{file}: there is no folder {file.absolute().parent}")
+    files = [file for file in (options.json, options.plot) if file]
+    for file in files:
+        folder = file.absolute().parent
+        if not folder.is_dir():
+            raise cmm.ArgumentError(f"{file}: there is no folder {folder}")
+        if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+            raise cmm.ArgumentError(f"{file} cannot be written")
 
     report = bench(options)
-    print(curve_text(report) if options.curve else table_text(report))
     if options.json:
         options.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
-        print(f"\nwrote {options.json}")
     if plot:
         (plot.curve if options.curve else plot.table)(report, options.plot)
-        print(f"\nwrote {options.plot}")
+    print(curve_text(report) if options.curve else table_text(report))
+    for file in files:
+        print(f"\nwrote {file}")
 
 
 def bench(options: argparse.Namespace) -> Report:
@@ -119,10 +111,7 @@ def bench(options: argparse.Namespace) -> Report:
     denses = dict.fromkeys(dense(layer.neurons) for layer in trees)
     batches = [tokens]
     if options.curve:  # 1, 4, 16, ...
-        batches = [
-            *itertools.takewhile(lambda batch: batch < tokens, (4**power for power in itertools.count())),
-            tokens,
-        ]
+        batches = [4**power for power in range(13) if 4**power < tokens] + [tokens]
     else:
         denses[dense(3072)] = None
     layers = [*denses, *trees]

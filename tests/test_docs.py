@@ -1,0 +1,389 @@
+"""What the documentation says is so: links, examples, interfaces, and the tests that it names."""
+
+import doctest
+import importlib.util
+import inspect
+import itertools
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cmm
+import cmm.bert
+import pytest
+from building import ROOT, run, tool
+from cmm.__main__ import main
+from cmm._libcmm import ffi, lib
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(page: Path | str) -> list[tuple[str, str]]:
+    """Language and content of each code block of a page."""
+    return [(language, code) for _, language, code in FENCE.findall((ROOT / page).read_text(encoding="utf-8"))]
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def in_backquotes(page: Path) -> Iterator[str]:
+    yield from re.findall(r"`([^`\n]+)`", prose(page))
+
+
+def table(page: str, header: str) -> list[list[str]]:
+    """Rows of the table whose first line starts with `header`; cells without their backquotes."""
+    lines = text(page).splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith(header))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    assert rows
+    return rows
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# ---- links, paths, names -------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name} links to {target}"
+
+
+def test_index_links_to_every_page() -> None:
+    linked = re.findall(r"\]\((\w[\w-]*\.md)\)", text("docs/index.md"))
+    assert {page.name for page in ROOT.glob("docs/*.md")} - {"index.md"} == set(linked)
+
+
+@every_page
+def test_paths_exist(page: Path) -> None:
+    """Names in backquotes that start with a folder of the repository; not those of files that a reader is to make."""
+    folders = tuple(f"{entry.name}/" for entry in ROOT.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    for name in in_backquotes(page):
+        path = name.partition("::")[0]
+        if path.startswith(folders) and not re.search(r"example512|lanes|[<{* ]", path):
+            assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+@every_page
+def test_tests_that_are_named_exist(page: Path) -> None:
+    for file, name in re.findall(r"`(tests/[\w/]+\.(?:py|c))::(\w+)", page.read_text(encoding="utf-8")):
+        start = rf"^def {name}\(" if file.endswith(".py") else rf"^static [\w ]+\*?\b{name}\("
+        assert re.search(start, text(file), re.MULTILINE), f"{page.name} names {file}::{name}"
+
+
+def test_every_promise_names_a_test_that_runs() -> None:
+    programs = re.findall(r"^ *cmm_test\((\w+)", text("tests/c/CMakeLists.txt"), re.MULTILINE)
+    promises = [line for line in text("docs/reliability.md").splitlines() if re.match(r"\| (?!promise|---)", line)]
+    assert len(promises) > 40
+    for promise in promises:
+        named = re.findall(r"`tests/([\w/]+)\.(?:py|c)::\w+`", promise)
+        assert named, promise
+        for name in named:
+            assert name.startswith("test_") or name.removeprefix("c/") in programs, promise
+
+
+# ---- examples ------------------------------------------------------------------------------------------------------
+
+
+def with_python_examples() -> list[Path]:
+    return [page for page in PAGES if any(code.startswith(">>>") for _, code in blocks(page))]
+
+
+def test_there_are_examples() -> None:
+    assert {"README.md", "operation.md", "python-api.md", "bert.md"} <= {page.name for page in with_python_examples()}
+
+
+@pytest.mark.parametrize("page", with_python_examples(), ids=lambda page: page.name)
+def test_python_examples(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one page, in one session, from top to bottom."""
+    for variable in ("CMM_LEVEL", "CMM_ISA", "CMM_BLAS"):
+        monkeypatch.delenv(variable, raising=False)
+    code = "\n".join(code for language, code in blocks(page) if language == "python" and code.startswith(">>>"))
+    examples = doctest.DocTestParser().get_doctest(code, {}, page.name, str(page), 0)
+    said: list[str] = []
+    result = doctest.DocTestRunner().run(examples, out=said.append)
+    assert result.attempted > 3
+    assert not result.failed, "".join(said)
+
+
+def c_examples() -> list[Any]:
+    """Each C program and the block after it, which is what it prints."""
+    found = []
+    for page in PAGES:
+        for (language, code), after in itertools.pairwise(blocks(page)):
+            if language == "c" and "int main" in code:
+                assert after[0] == "text", f"{page.name} should show what its program prints"
+                found.append(pytest.param(code, after[1], id=page.name))
+    return found
+
+
+def test_there_are_c_examples() -> None:
+    assert [example.id for example in c_examples()] == ["README.md", "c-api.md"]
+
+
+@pytest.mark.parametrize(("code", "prints"), c_examples())
+def test_c_examples(code: str, prints: str, tmp_path: Path) -> None:
+    include = Path(cmm.get_include())
+    library = include.parent / "lib"
+    (tmp_path / "example.c").write_text(code)
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror", f"-I{include}"]
+    link = [f"-L{library}", f"-Wl,-rpath,{library}", "-lcmm"]
+    run(tool("cc"), *flags, "-o", tmp_path / "example", tmp_path / "example.c", *link)
+    assert run(tmp_path / "example") == prints
+
+
+# ---- commands ------------------------------------------------------------------------------------------------------
+
+
+def test_the_two_commands_can_be_extracted() -> None:
+    readme = text("README.md")
+    commands = dict(re.findall(r"^<!-- command: (\w+) -->\n```sh\n([^\n]+)\n```$", readme, re.MULTILINE))
+    assert commands == {
+        "main": "pip install . && cmm demo",
+        "tests": "pip install '.[test]' && python -m pytest",
+    }
+
+
+def test_extras_that_are_named_exist() -> None:
+    extras = tomllib.loads(text("pyproject.toml"))["project"]["optional-dependencies"]
+    named = {
+        extra
+        for page in PAGES
+        for group in re.findall(r"pip install '[.\w]*\[([\w,]+)\]'", page.read_text(encoding="utf-8"))
+        for extra in group.split(",")
+    }
+    assert "test" in named
+    assert named <= set(extras)
+
+
+def test_subcommands_and_options_that_are_named_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = {line for page in PAGES for line in in_backquotes(page)}
+    lines |= {line for page in PAGES for _, code in blocks(page) for line in code.splitlines()}
+    calls = [found for line in lines for found in re.findall(r"(?:^|&& |=\w+ )cmm ([a-z][\w-]*)([^#&|]*)", line)]
+    assert {"info", "demo", "bench"} <= {command for command, _ in calls}
+    for command, options in calls:
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0, command
+        known = capsys.readouterr().out
+        for option in re.findall(r"--[\w-]+", options):
+            assert option in known, f"cmm {command} {option}"
+
+
+def test_every_subcommand_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    there = re.findall(r"^    ([a-z][\w-]*)  ", capsys.readouterr().out, re.MULTILINE)
+    documented = [row[0].strip("`").removeprefix("cmm ") for row in table("docs/python-api.md", "| command |")]
+    assert sorted(there) == sorted(documented)
+
+
+# ---- interfaces ----------------------------------------------------------------------------------------------------
+
+
+def shown(name: str, function: Callable[..., Any]) -> str:
+    """A signature as the pages show it: without annotations and without self."""
+    parameters = inspect.signature(function).parameters.values()
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in parameters if p.name != "self"]
+    return f"{name}{inspect.Signature(bare)}"
+
+
+def test_python_api() -> None:
+    page = text("docs/python-api.md")
+    documented = set(re.findall(r"\bcmm\.(\w+)", page)) - {"h", "pc"}  # but for files
+    submodules = {"bert", "blas"}
+    assert documented - submodules == set(cmm.__all__) - submodules
+    signatures = re.findall(r"^cmm\.(\w+)(\(.*\))$", page, re.MULTILINE)
+    assert {"fff_forward", "cmm", "ff_forward", "FFF", "node_usage", "levels", "get_include"} == dict(
+        signatures
+    ).keys()
+    for name, arguments in signatures:
+        assert name + arguments == shown(name, getattr(cmm, name))
+    call = re.search(r"`(layer\(x.*?\))`", page, re.DOTALL)
+    assert call is not None
+    assert " ".join(call[1].split()) == shown("layer", cmm.FFF.__call__)
+    assert set(re.findall(r"cmm\.blas\.(\w+)", page)) == set(cmm.blas.__all__)
+
+
+def test_python_errors() -> None:
+    for name, builtin, _ in table("docs/python-api.md", "| exception |"):
+        error = getattr(cmm, name.strip("`").removeprefix("cmm."))
+        assert builtin.strip("`") in {base.__name__ for base in error.__bases__}
+    there = {name for name in cmm.__all__ if name.endswith("Error")}
+    assert there == {row[0].strip("`").removeprefix("cmm.") for row in table("docs/python-api.md", "| exception |")}
+
+
+def test_choices() -> None:
+    from cmm._call import ACTIVATIONS, TIES
+
+    rows = {quoted(row[0])[0]: quoted(row[1]) for row in table("docs/python-api.md", "| argument |")}
+    assert rows["activation"] == [repr(name) for name in ACTIVATIONS]
+    assert rows["tie"] == [repr(name) for name in TIES]
+
+
+def test_environment_variables() -> None:
+    sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "python").rglob("*.py"))
+    read = set(re.findall(r"""(?:variable|is_set)\(b"(CMM_\w+)"\)|environ(?:\.get\(|\[)"(CMM_\w+)""", sources))
+    assert {a or b for a, b in read} == {row[0].strip("`") for row in table("docs/python-api.md", "| variable |")}
+    sources = "".join(
+        file.read_text(encoding="utf-8") for folder in ("tests", "bench") for file in (ROOT / folder).rglob("*.py")
+    )
+    documented = {row[0].strip("`") for row in table("CONTRIBUTING.md", "| variable |")}
+    assert all(f'"{name}"' in sources for name in documented)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/operation.md"])
+def test_levels(page: str) -> None:
+    assert [quoted(row[0])[0] for row in table(page, "| level |")][:5] == [level.name for level in cmm.levels()]
+
+
+def test_encoder_api() -> None:
+    rows = table("docs/bert.md", "| name |")
+    documented = {quoted(row[0])[0].partition("(")[0] for row in rows}
+    assert documented == set(cmm.bert.__all__)
+    for row in rows:
+        signature = quoted(row[0])[0]
+        if "(" in signature:
+            name = signature.partition("(")[0]
+            assert signature == shown(name, getattr(cmm.bert, name))
+    methods = [quoted(row[0])[0] for row in table("docs/bert.md", "| method |")]
+    assert methods[0] == shown("model", cmm.bert.Model.__call__)
+    public = {
+        name for name in vars(cmm.bert.Model) if inspect.isfunction(vars(cmm.bert.Model)[name]) and name[0] != "_"
+    }
+    assert {re.split(r"[.(]", method)[1] for method in methods[1:]} == public
+
+
+def prototypes(source: str) -> set[str]:
+    """Functions declared, each on one line with single blanks."""
+    return {
+        " ".join(found.split()) for found in re.findall(r"^[a-z][\w \*]+?cmm_\w+\([^;{]*?\);", source, re.MULTILINE)
+    }
+
+
+def test_c_api() -> None:
+    header = text("libcmm/include/cmm.h").replace("CMM_API ", "")
+    documented = prototypes("\n".join(code for language, code in blocks("docs/c-api.md") if language == "c"))
+    assert documented == prototypes(header)
+    assert {re.search(r"(cmm_\w+)\(", prototype)[1] for prototype in documented} == {  # type: ignore[index]
+        name for name in dir(lib) if name.startswith("cmm_") and not name.startswith("cmm_py_")
+    }
+
+
+def test_c_structs() -> None:
+    rows = table("docs/c-api.md", "| struct |")
+    documented = {quoted(row[0])[0]: quoted(row[1]) for row in rows}
+    there = {name: ffi.typeof(name) for name in ffi.list_types()[0]}
+    assert documented == {
+        name: [field for field, _ in kind.fields] for name, kind in there.items() if kind.kind == "struct"
+    }
+
+
+def test_c_constants() -> None:
+    documented = [name for row in table("docs/c-api.md", "| constants |") for name in quoted(row[0])]
+    there = [name for name in dir(lib) if re.match(r"CMM_(?!OK|ERROR)", name)]
+    assert sorted(documented) == sorted(there)
+
+
+def test_status_codes() -> None:
+    documented = {quoted(row[1])[0]: (int(row[0]), row[2]) for row in table("docs/c-api.md", "| number |")}
+    there = {
+        name: (number, ffi.string(lib.cmm_status_message(number)).decode())
+        for name in dir(lib)
+        if re.match(r"CMM_(OK|ERROR)", name)
+        for number in (getattr(lib, name),)
+    }
+    assert documented == there
+
+
+def test_cmake_options() -> None:
+    rows = table("docs/c-api.md", "| CMake option |")
+    there = re.findall(r"^(?:set|option)\((CMM_\w+)", text("CMakeLists.txt"), re.MULTILINE)
+    assert sorted(quoted(row[0])[0] for row in rows) == sorted(there)
+
+
+# ---- the rest ------------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_is_what_its_script_draws() -> None:
+    spec = importlib.util.spec_from_file_location("draw_tree", ROOT / "docs/draw_tree.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.picture() == text("docs/tree.svg")
+    node = 0
+    for visited, logit in module.LOGITS.items():  # and its path is one
+        assert visited == node
+        node = 2 * node + 1 + (logit > 0)
+
+
+def test_version() -> None:
+    assert re.search(rf"^## {re.escape(cmm.__version__)}\b", text("CHANGELOG.md"), re.MULTILINE)
+
+
+def test_license_is_complete() -> None:
+    words = text("LICENSE")
+    assert words.lstrip().startswith("Apache License\n")
+    assert "TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION" in words
+    assert "END OF TERMS AND CONDITIONS" in words
+    assert tomllib.loads(text("pyproject.toml"))["project"]["license"] == "Apache-2.0"
+
+
+@every_page
+def test_nothing_is_left_to_fill_in(page: Path) -> None:
+    assert not re.search(r"\b(XX+|TODO|FIXME|TBD)\b", page.read_text(encoding="utf-8"))
+
+
+def tracked() -> list[Path]:
+    """The files of the repository, or of an unpacked archive of it."""
+    git = shutil.which("git")
+    if git and (ROOT / ".git").exists():
+        listed = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+        if listed.returncode == 0:
+            return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    return [file for file in ROOT.rglob("*") if file.is_file()]
+
+
+def test_no_paths_of_a_machine() -> None:
+    machine = re.compile(rb"(?<![\w.$/])/(?:work|tmp|root|home|Users)/[\w.]")
+    assert machine.search(b"see " + b"/home" + b"/someone")
+    found = []
+    for file in tracked():
+        content = file.read_bytes()
+        if b"\0" not in content:
+            for line in content.splitlines():
+                if machine.search(line):
+                    found.append(f"{file.relative_to(ROOT)}: {line.decode(errors='replace').strip()}")
+    assert not found, "\n".join(found)
