@@ -12,8 +12,8 @@ import pytest
 from building import ROOT, Build, build_with_tests, default_build, run, scratch, tool
 
 C_TESTS = re.findall(r"^cmm_test\((\w+)", (ROOT / "tests/c/CMakeLists.txt").read_text(), re.MULTILINE)
-# Those that say something about the instructions of a kernel, and finish in an emulator within a minute or two.
-EMULATED = [("status",), ("wrong_calls",), ("same_bits", "hash"), ("correctness",)]
+# Those that say something about the instructions of a kernel, as they run in an emulator: each within a minute.
+EMULATED = ["status", "wrong_calls", "same_bits hash", "correctness few"]
 X86_64 = platform.machine() in ("x86_64", "AMD64")
 AARCH64_ROOT = "/usr/aarch64-linux-gnu"
 
@@ -159,22 +159,22 @@ def test_kernels_that_the_compiler_cannot_build_are_stubs_that_say_so() -> None:
 
 
 @pytest.mark.skipif(not X86_64, reason="the build is not for x86-64")
-@pytest.mark.parametrize("arguments", EMULATED, ids=" ".join)
+@pytest.mark.parametrize("test", EMULATED)
 @pytest.mark.parametrize(
     ("cpu", "best", "absent"), [("qemu64", "scalar", "avx2"), ("Haswell", "avx2", "avx512")], ids=["qemu64", "Haswell"]
 )
-def test_no_instruction_that_the_cpu_lacks(cpu: str, best: str, absent: str, arguments: tuple[str, ...]) -> None:
+def test_no_instruction_that_the_cpu_lacks(cpu: str, best: str, absent: str, test: str) -> None:
     """One binary, on a CPU without AVX, and on one without AVX-512: an instruction too many would end it."""
     emulator = tool("qemu-x86_64")
-    program, *rest = arguments
-    printed = run(emulator, "-cpu", cpu, default_build().program(program), *rest)
+    program, *arguments = test.split()
+    printed = run(emulator, "-cpu", cpu, default_build().program(program), *arguments)
     if program in ("same_bits", "correctness"):
         assert f" on {best}" in printed
         assert f" on {absent}" not in printed
 
 
-@pytest.mark.parametrize("name", ["status", "wrong_calls", "same_bits hash", "correctness", "guard_pages", "blas", "fma"])
-def test_aarch64(name: str) -> None:
+@pytest.mark.parametrize("test", [*EMULATED, "guard_pages few", "activation_accuracy --few", "blas"])
+def test_aarch64(test: str) -> None:
     """NEON: right, and the same bits as every other machine, for same_bits holds the same stored hashes."""
     compiler, emulator = tool("aarch64-linux-gnu-gcc"), tool("qemu-aarch64")
     build = build_with_tests(
@@ -185,7 +185,7 @@ def test_aarch64(name: str) -> None:
         f"-DCMAKE_CROSSCOMPILING_EMULATOR={emulator};-L;{AARCH64_ROOT}",
     )
     assert "warning:" not in build.log
-    program, *arguments = name.split()
+    program, *arguments = test.split()
     if program == "blas":  # has files for arguments, which ctest knows
         ctest(build, program)
         return

@@ -205,8 +205,13 @@ def test_every_subcommand_is_documented(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         main(["--help"])
     there = re.findall(r"^    ([a-z][\w-]*)  ", capsys.readouterr().out, re.MULTILINE)
-    documented = [row[0].strip("`").removeprefix("cmm ") for row in table("docs/python-api.md", "| command |")]
-    assert sorted(there) == sorted(documented)
+    rows = {row[0].strip("`").removeprefix("cmm "): row[1] for row in table("docs/python-api.md", "| command |")}
+    assert sorted(there) == sorted(rows)
+    for command, what in rows.items():
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        known = capsys.readouterr().out
+        assert all(option.split()[0] in known for option in quoted(what) if option.startswith("--"))
 
 
 # ---- interfaces ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 
 from cmm.bench.machine import Machine
 
-_TRIES = 7
+_TRIES = 20
 _TRAFFIC = 64 << 20  # bytes one try moves at least, so that a try takes milliseconds
 _DOT = 8192
 

@@ -315,13 +315,15 @@ def every_blas() -> dict[str, Blas]:
 
 def products(blases: Iterable[Blas], threads: int, dtype: np.dtype) -> list[tuple[Callable[[], object], float]]:
     """Return calls that are little but matrix products, and their operations, for the floors' FMA peak."""
-    x, w = np.ones((1024, 768), dtype), np.ones((1024, 768), dtype)
+    # Long enough for full speed, and short enough, about 4 ms, to fit between two interruptions of a busy machine.
+    tokens, neurons, width = 384 * threads, 384, 768
+    x, w, out = (np.ones((rows, width), dtype) for rows in (tokens, neurons, tokens))
 
     def product(blas: Blas) -> None:
         with using(blas):
-            cmm.ff_forward(x, w, w, activation="identity", level="blas3", threads=threads)
+            cmm.ff_forward(x, w, w, activation="identity", level="blas3", threads=threads, out=out)
 
-    return [(partial(product, blas), 4.0 * 1024 * w.size) for blas in blases]
+    return [(partial(product, blas), 4.0 * tokens * neurons * width) for blas in blases]
 
 
 def prepare(contestants: Iterable[Contestant], limits: dict[bool, float], step: Step = lambda: None) -> None:
