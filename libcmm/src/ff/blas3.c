@@ -17,11 +17,17 @@ static int64_t chunk_tokens(const cmm_task *task, int64_t count)
     return tokens < count ? tokens : count;
 }
 
+/* Elements from one token's hidden values to the next: whole cache lines, for the gemms' sake. */
+static int64_t hidden_stride(const cmm_task *task)
+{
+    return (task->nodes + 15) / 16 * 16;
+}
+
 #include "../each_real.h"
 
 static int64_t scratch(const cmm_task *task, int64_t count)
 {
-    return chunk_tokens(task, count) * task->nodes * (task->dtype == CMM_F32 ? 4 : 8);
+    return chunk_tokens(task, count) * hidden_stride(task) * (task->dtype == CMM_F32 ? 4 : 8);
 }
 
 const cmm_kernel cmm_ff_blas3 = {.op = CMM_OP_FF,
@@ -39,7 +45,7 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
 {
     REAL *const h = memory;
     const int32_t d_in = (int32_t)task->d_in, d_out = (int32_t)task->d_out, neurons = (int32_t)task->nodes;
-    const int32_t ld_in = (int32_t)task->ld_in, ld_out = (int32_t)task->ld_out;
+    const int32_t ld_in = (int32_t)task->ld_in, ld_out = (int32_t)task->ld_out, ld_h = (int32_t)hidden_stride(task);
     const int64_t chunk = chunk_tokens(task, count);
     const REAL unit = 1, zero = 0;
     const REAL *const bias = task->bias;
@@ -51,14 +57,14 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
         REAL *const y = (REAL *)task->y + (first + done) * d_out;
         /* BLAS is column-major: what it calls h (neurons x tokens) is our row-major h (tokens x neurons). */
         task->blas->BLAS(gemm)("T", "N", &neurons, &tokens, &d_in, &unit, task->w_in, &ld_in, x, &d_in, &zero, h,
-                               &neurons);
+                               &ld_h);
         for (int64_t t = 0; t < tokens; t++) {
-            REAL *const row = h + t * neurons;
+            REAL *const row = h + t * ld_h;
             for (int64_t n = 0; bias && n < neurons; n++)
                 row[n] += bias[n];
             task->NAME(activate)(task->activation, neurons, row);
         }
-        task->blas->BLAS(gemm)("N", "N", &d_out, &tokens, &neurons, &unit, task->w_out, &ld_out, h, &neurons, &zero, y,
+        task->blas->BLAS(gemm)("N", "N", &d_out, &tokens, &neurons, &unit, task->w_out, &ld_out, h, &ld_h, &zero, y,
                                &d_out);
     }
 }
