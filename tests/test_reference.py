@@ -184,14 +184,16 @@ def test_nan_goes_left() -> None:
 
 @every_dtype
 def test_bounds_hold_for_sums_in_the_worst_order(dtype: Any) -> None:
-    """Ascending, descending, all of one sign, cancelling: sums in the type itself stay within the bound."""
+    """Ascending, descending, of one sign, cancelling, underflowing: sums in the type itself are within the bound."""
     rng = np.random.default_rng(0)
     n = 300
     size = np.exp(rng.uniform(-8, 8, (64, n)))
-    for w in (size, np.sort(size), -np.sort(-size), size * rng.choice([-1, 1], size.shape)):
-        w_in = w.astype(dtype)[:, None, :]
-        x = rng.standard_normal((3, n)).astype(dtype)
-        bias = rng.standard_normal((64, 1)).astype(dtype)
+    mixed = size * rng.choice([-1, 1], size.shape)
+    tiny = float(np.finfo(dtype).tiny) ** 0.5  # products just below the normal range, a bias of a few subnormals
+    for w, scale in ((size, 1), (np.sort(size), 1), (-np.sort(-size), 1), (mixed, 1), (mixed / size, tiny)):
+        w_in = (w * scale).astype(dtype)[:, None, :]
+        x = (rng.standard_normal((3, n)) * scale / (1 if scale == 1 else 1 << 22)).astype(dtype)
+        bias = (rng.standard_normal((64, 1)) * scale**2).astype(dtype)
         path = Reference(x, w_in, bias, None).path
         total = np.zeros((3, 64), dtype)
         for i in range(n):

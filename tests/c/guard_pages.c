@@ -1,8 +1,5 @@
 /* No kernel touches a byte outside its arrays: every array lies between two pages that no one may touch, once with its
- * last byte at the upper one, once with its first byte at the lower one.
- *
- *     guard_pages        all widths to 70, and some to 300
- *     guard_pages few    every seventh, for an emulator */
+ * last byte at the upper one, once with its first byte at the lower one. */
 #define _GNU_SOURCE
 #include "oracle.h"
 #include "ways.h"
@@ -93,7 +90,9 @@ static void check_shape(shape s)
             if (i == at_end)
                 oracle_check(&m, 1, now);
             CHECK(cmm_cmm_forward(&m.layer, &ways[i].run, m.batch, m.x, m.nodes, NULL) == CMM_OK, "%s", now);
-            /* As a dense layer: as many neurons as there are rows. */
+            /* As a dense layer: as many neurons as there are rows, where that is not too much work. */
+            if (m.rows > 300)
+                continue;
             const cmm_ff ff = {.size = sizeof ff, .dtype = s.dtype, .neurons = m.rows, .d_in = s.d_in, .d_out = s.d_out,
                                .w_in = m.w_in, .bias = m.bias, .w_out = m.w_out, .ld_in = m.layer.ld_in,
                                .ld_out = m.layer.ld_out};
@@ -133,9 +132,8 @@ static void check_packed(shape s)
     example_free(&e);
 }
 
-int main(int argc, char **argv)
+int main(void)
 {
-    const int few = argc > 1 && strcmp(argv[1], "few") == 0;
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_fault;
@@ -143,7 +141,7 @@ int main(int argc, char **argv)
     (void)sigaction(SIGBUS, &action, NULL);
     make_buffers((size_t)1 << 22);
     ways_find();
-    for (int64_t width = 1; width <= 70; width += few ? 7 : 1)
+    for (int64_t width = 1; width <= 70; width++)
         for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++)
             for (int32_t padding = 0; padding <= 1; padding++) {
                 const shape s = {.dtype = dtype, .depth = padding ? 3 : 4, .trees = padding ? 5 : 1, .d_in = width,
@@ -154,7 +152,7 @@ int main(int argc, char **argv)
                     check_packed(s);
             }
     /* Wide, where kernels have other loops; deep, and with groups of many sizes; one neuron for each tree. */
-    for (int64_t width = 71; width <= 300; width += few ? 115 : 23)
+    for (int64_t width = 71; width <= 300; width += 23)
         check_shape((shape){.depth = 2, .trees = 2, .d_in = width, .d_out = 371 - width, .batch = 5, .bias = 1});
     check_shape((shape){.depth = 11, .trees = 1, .d_in = 35, .d_out = 37, .batch = 300, .bias = 1});
     check_shape((shape){.depth = 0, .trees = 100, .d_in = 33, .d_out = 31, .batch = 70, .bias = 1});

@@ -18,6 +18,9 @@ Array = Any  # an ndarray of float32, or the like of another array module
 #: Called with the name of a tap, the layer and the value, which is only valid during the call.
 Tap = Callable[[str, int, Array], None]
 
+#: How one vector is made of a sequence.
+POOLERS = ("avg", "zero_index", "max", "logsumexp")
+
 # Scores of as many sequences at a time as stay within this many bytes, so that the softmax finds them in L2.
 _SCORES_BYTES = 1 << 20
 

@@ -1,5 +1,6 @@
-"""The model a user holds: checks at the door, then the functions of ``encoder.py``."""
+"""The model a user holds: checks at the door, then the functions of ``encoder.py`` and, for text, ``text.py``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cmm.bert import encoder
-from cmm.bert.config import Config
+from cmm.bert.config import Config, Pooler
 from cmm.bert.encoder import NUMPY, Call, Weights
+from cmm.bert.errors import CheckpointError
+from cmm.bert.text import Prediction, fill_mask, in_batches
+from cmm.bert.tokenizer import FILE, Text, Tokenizer
 from cmm.errors import ArgumentError, DtypeError, ShapeError, UnusableError
 
 Floats = NDArray[np.float32]
@@ -49,7 +53,7 @@ class Trace:
 class Model:
     """An UltraFastBERT or crammedBERT encoder on the CPU. Made by ``load``, ``from_state_dict`` and ``random``.
 
-    All methods take token ids and, optionally, a mask:
+    ``fill_mask``, ``embed`` and ``classify`` take text. The others take token ids and, optionally, a mask:
 
     ids : array_like of int, (B, S)
         ``S`` is at most ``config.max_seq_length``. B may be 0.
@@ -92,6 +96,7 @@ class Model:
         self.has_decoder = has_decoder
         self.source = source
         self.folder = folder
+        self._tokenizer: Tokenizer | None = None
         self._positions: Floats = np.empty((0, config.hidden), np.float32)
 
     def __repr__(self) -> str:
@@ -104,6 +109,137 @@ class Model:
     def parameters(self) -> int:
         """The number of weights."""
         return sum(tensor.size for tensor in self.tensors.values())
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, from the folder of the weights, or the one that was assigned.
+
+        Raises
+        ------
+        UnusableError
+            There is none, or the package ``tokenizers`` is not installed.
+        CheckpointError
+            It cannot be read, or belongs to another vocabulary.
+        """
+        if self._tokenizer is None:
+            if self.folder is None or not (self.folder / FILE).exists():
+                where = self.source if self.folder is None else self.folder
+                problem = f"there is no {FILE} with {where}; assign one: model.tokenizer = cmm.bert.Tokenizer(path)"
+                raise UnusableError(problem)
+            self.tokenizer = Tokenizer(self.folder)
+        assert self._tokenizer is not None
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        if not isinstance(tokenizer, Tokenizer):
+            raise DtypeError(f"tokenizer is {tokenizer!r}; it should be a cmm.bert.Tokenizer")
+        largest, words = int(tokenizer.ids[-1]), len(self.weights.word)
+        if largest >= words:
+            problem = f"has the id {largest}, but the model's vocabulary has {words} entries: it is another model's"
+            raise CheckpointError(tokenizer.file, problem)
+        self._tokenizer = tokenizer
+
+    def fill_mask(
+        self, text: Text, k: int = 5, *, level: str = "auto", threads: int | None = None
+    ) -> list[list[Prediction]]:
+        """Say which tokens may stand in place of the masks of a text.
+
+        Parameters
+        ----------
+        text : str or (str, str)
+            With at least one mask, written as the tokenizer writes it, as in ``"The sun is <mask>."``.
+        k : int, optional
+            How many tokens, at least 1.
+        level, threads
+            As for calling the model.
+
+        Returns
+        -------
+        list of list of Prediction
+            For each mask, in the order of the text, the k likeliest tokens, likeliest first: ``token``, ``id``,
+            ``probability`` and ``logit``. The masks are filled independently of each other.
+
+        Raises
+        ------
+        ArgumentError
+            There is no mask in the text, or it is longer than the model's limit.
+        DtypeError
+            text is neither a string nor a pair of strings.
+        UnusableError
+            The model came without a masked-language-model head or without a tokenizer.
+        """
+        self._need_decoder()
+        return fill_mask(self, text, k, {"level": level, "threads": threads})
+
+    def embed(
+        self,
+        texts: Sequence[Text],
+        *,
+        pooler: Pooler = "avg",
+        truncate: bool = False,
+        progress: bool | None = None,
+        level: str = "auto",
+        threads: int | None = None,
+    ) -> Floats:
+        """Make one vector of each text, from the hidden states after the final norm.
+
+        Texts of equal length run together, without padding: a text's vector does not depend on its neighbours.
+
+        Parameters
+        ----------
+        texts : sequence of str or (str, str)
+        pooler : {"avg", "zero_index", "max", "logsumexp"}, optional
+            How the tokens' hidden states, of special tokens too, become one: their mean, the first one, the largest
+            value of each component, or the logarithm of the sum of exponentials.
+        truncate : bool, optional
+            Cut texts that are longer than the model's limit, and warn, instead of raising.
+        progress : bool, optional
+            Show a progress bar after two seconds, if ``tqdm`` is installed. None means where stderr is a terminal.
+        level, threads
+            As for calling the model.
+
+        Returns
+        -------
+        ndarray of float32, (texts, H)
+
+        Raises
+        ------
+        ArgumentError
+            A text is longer than the model's limit or has no tokens, or pooler is not one of those.
+        DtypeError
+            texts are not a sequence of strings and pairs of strings.
+        UnusableError
+            The model came without a tokenizer.
+        """
+        if pooler not in encoder.POOLERS:
+            raise ArgumentError(f"pooler is {pooler!r}; it should be one of {', '.join(encoder.POOLERS)}")
+
+        def compute(ids: NDArray[np.intp]) -> Floats:
+            pooled: Floats = encoder.pool(self._call(), self(ids, level=level, threads=threads), pooler)
+            return pooled
+
+        return in_batches(self, texts, compute, self.config.hidden, truncate=truncate, progress=progress)
+
+    def classify(
+        self,
+        texts: Sequence[Text],
+        *,
+        truncate: bool = False,
+        progress: bool | None = None,
+        level: str = "auto",
+        threads: int | None = None,
+    ) -> Floats:
+        """Return the logits of the sequence classifier for each text, float32, (texts, labels).
+
+        Parameters and errors are those of ``embed``, and an UnusableError where the model came without a classifier.
+        """
+        labels = len(self._need_classifier().head_bias)
+
+        def compute(ids: NDArray[np.intp]) -> Floats:
+            return self.classify_ids(ids, level=level, threads=threads)
+
+        return in_batches(self, texts, compute, labels, truncate=truncate, progress=progress)
 
     def __call__(
         self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: str = "auto", threads: int | None = None
@@ -155,10 +291,9 @@ class Model:
         UnusableError
             The weights came without a classifier.
         """
-        if self.weights.classifier is None or self.config.pooler is None:
-            raise UnusableError(f"{self.source} has no classifier (head.weight, pooler.dense.weight)")
+        classifier = self._need_classifier()
         hidden = self(ids, mask, level=level, threads=threads)
-        result: Floats = encoder.classify(self._call(), self.weights.classifier, hidden, self.config.pooler)
+        result: Floats = encoder.classify(self._call(), classifier, hidden, self.config.pooler)
         return result
 
     def trace(
@@ -188,6 +323,11 @@ class Model:
     def _need_decoder(self) -> None:
         if not self.has_decoder:
             raise UnusableError(f"{self.source} has no masked-language-model head (decoder.weight)")
+
+    def _need_classifier(self) -> encoder.Classifier:
+        if self.weights.classifier is None:
+            raise UnusableError(f"{self.source} has no classifier (head.weight, pooler.dense.weight)")
+        return self.weights.classifier
 
     def _call(self, level: str = "auto", threads: int | None = None, tap: encoder.Tap | None = None) -> Call:
         return Call(NUMPY, self.config.heads, self.config.eps, level, threads, tap)

@@ -1,0 +1,144 @@
+"""A model's tokenizer: the file that training leaves, read by the package ``tokenizers``, and nothing assumed of it.
+
+Which token plays which part, and its id, differ from one training run to the next: both come from the files.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmm.bert.config import read_json, read_regular
+from cmm.bert.errors import CheckpointError, shown
+from cmm.errors import UnusableError
+
+#: A text, or two that the model reads together.
+Text = str | tuple[str, str]
+
+FILE = "tokenizer.json"
+#: Files that may say which token plays which part; an earlier one overrules a later one.
+ROLE_FILES = ("special_tokens_map.json", "tokenizer_config.json")
+ROLES = ("mask", "sep", "cls")
+
+_LIMIT = 64 << 20  # bytes of tokenizer.json; one of 32768 entries has 1 MB
+
+
+class Tokenizer:
+    """A tokenizer. A single text becomes ``$A <sep>``, a pair ``<cls> $A <sep> $B <sep>``, if its file says no other.
+
+    Parameters
+    ----------
+    path : path-like
+        ``tokenizer.json``, or the folder where it lies. ``special_tokens_map.json`` and ``tokenizer_config.json``
+        beside it say which token is the mask, the separator and so on; where neither is there, the names of the
+        special tokens tell (``<mask>``, ``[MASK]``).
+
+    Attributes
+    ----------
+    file : Path
+        The file it came from.
+    special : dict of str to int
+        The ids of the tokens that play a part: "mask", "sep" and "cls", those that there are.
+    ids : ndarray of int
+        The ids of all tokens, in order; there may be gaps.
+
+    Raises
+    ------
+    UnusableError
+        The package ``tokenizers`` is not installed.
+    CheckpointError
+        There is no such file, or it is not a tokenizer's.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        try:
+            import tokenizers
+        except ImportError:
+            raise UnusableError("text needs the package tokenizers: pip install cmm[bert]") from None
+        path = Path(path)
+        self.file = path / FILE if path.is_dir() else path
+        text = read_regular(self.file, _LIMIT)
+        try:
+            # Padding and truncation belong to whoever wrote the file. Here nothing is added, and nothing cut unsaid.
+            self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(text)
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+        except Exception as error:  # the package raises nothing more specific
+            raise CheckpointError(self.file, f"is not a tokenizer that can be read: {shown(str(error))}") from None
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._tokens = {id: token for token, id in vocabulary.items()}
+        self.ids = np.array(sorted(self._tokens), np.intp)
+        self.special = self._special(vocabulary)
+        if self._tokenizer.post_processor is None:
+            self._tokenizer.post_processor = self._template(tokenizers.processors.TemplateProcessing)
+
+    def _special(self, vocabulary: Mapping[str, int]) -> dict[str, int]:
+        """Find the ids of the tokens that play a part."""
+        added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
+        result = {}
+        for role in ROLES:
+            for name in ROLE_FILES:
+                file = self.file.parent / name
+                token = _named(read_json(file), role) if file.exists() else None
+                if token is not None:
+                    if token not in vocabulary:
+                        raise CheckpointError(file, f"is {shown(token)}, which {self.file.name} has not", f"{role}_token")
+                    result[role] = vocabulary[token]
+                    break
+            else:
+                found = [id for id, token in added.items() if token.special and _bare(token.content) == role]
+                if len(found) > 1:
+                    problem = f"has several special tokens for {role!r}; {' or '.join(ROLE_FILES)} should say which"
+                    raise CheckpointError(self.file, problem)
+                result.update({role: id for id in found})
+        return result
+
+    def _template(self, make: Any) -> Any:
+        """Return what puts special tokens around a text where the file says nothing about it."""
+        ids = {role: self.id_of(role) for role in ("sep", "cls")}
+        sep, cls = (self._tokens[id] for id in ids.values())
+        tokens = list(zip((sep, cls), ids.values(), strict=True))
+        return make(single=["$A", sep], pair=[cls, "$A", sep, "$B", sep], special_tokens=tokens)
+
+    def id_of(self, role: str) -> int:
+        """Return the id of the token that plays a part: "mask", "sep" or "cls"."""
+        if role not in self.special:
+            raise CheckpointError(self.file, f"has no special token for {role!r}, and {' and '.join(ROLE_FILES)} name none")
+        return self.special[role]
+
+    def token(self, id: int) -> str | None:
+        """Return the text of a token, or None where there is none of that id."""
+        return self._tokens.get(id)
+
+    def encode(self, texts: Sequence[Text], limit: int | None = None) -> list[list[int]]:
+        """Return the ids of each text, special tokens included.
+
+        Parameters
+        ----------
+        texts : sequence of str or (str, str)
+        limit : int, optional
+            At most this many ids: longer texts lose their last words, of a pair the longer text first.
+        """
+        tokenizer = self._tokenizer
+        if limit is not None:
+            tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # others may be using the one without a limit
+            tokenizer.enable_truncation(limit)
+        try:
+            return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        except Exception as error:  # an unknown word and no token for those, a limit without room for special tokens
+            raise CheckpointError(self.file, f"cannot encode a text: {shown(str(error))}") from None
+
+
+def _named(block: Any, role: str) -> str | None:
+    """Return the token that a file names for a part: a string, or an object with its content."""
+    value = block.get(f"{role}_token") if isinstance(block, Mapping) else None
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _bare(token: str) -> str:
+    """Return ``mask`` of ``<mask>`` and ``[MASK]``."""
+    return token[1:-1].lower() if token[:1] + token[-1:] in ("<>", "[]") else ""
