@@ -289,7 +289,7 @@ static cmm_status check_arrays(const cmm_task *task, int wants_y)
 static int fits_blas(const cmm_task *task)
 {
     return task->d_in <= INT32_MAX && task->d_out <= INT32_MAX && task->ld_in <= INT32_MAX &&
-           task->ld_out <= INT32_MAX && task->nodes < INT32_MAX - CMM_ALIGNMENT;
+           task->ld_out <= INT32_MAX && task->nodes <= INT32_MAX;
 }
 
 /* ---- running --------------------------------------------------------------------------------------------------- */

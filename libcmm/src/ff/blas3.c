@@ -20,7 +20,7 @@ static int64_t chunk_tokens(const cmm_task *task, int64_t count)
 /* Elements from one token's hidden values to the next: whole cache lines, for the gemms' sake. */
 static int64_t hidden_stride(const cmm_task *task)
 {
-    return (task->nodes + 15) / 16 * 16;
+    return task->nodes < INT32_MAX - 15 ? (task->nodes + 15) / 16 * 16 : task->nodes; /* BLAS counts in 32 bits */
 }
 
 #include "../each_real.h"
