@@ -165,10 +165,10 @@ def test_rows_that_are_masked_everywhere(kind):
     """They attend to what they would attend to without a mask, by scores rounded to multiples of 2^-10.
 
     The rounding makes them depend on the last bits of a score: one that lies within its own error of the middle
-    between two multiples may go either way, and the weights then differ by up to 2^-10 of themselves. So the reference
-    does the same rounding, and seeds are such that no score is nearer to a middle than the tolerance, which is more
-    than the error of any value here (scores are of order 1, and their sums have 8 terms). Nothing else needs a bound
-    of its own: after equal roundings, the weights are functions of equal scores.
+    between two multiples may go either way, and the weights then differ by up to 2^-10 of themselves. So the
+    reference does the same rounding, and seeds are such that no score is nearer to a middle than the tolerance, which
+    is more than the error of any value here (scores are of order 1, and their sums have 8 terms). Nothing else needs
+    a bound of its own: after equal roundings, the weights are functions of equal scores.
     """
     block = reference.architecture()
     state = reference.state_dict(block, seed=15)

@@ -147,7 +147,7 @@ def test_prepared_layer_has_the_bits_of_the_raw_call(isa: str, dtype: Any, case:
 @every_dtype
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("level", sorted({target.level for target in FIXED}))
-def test_auto_and_leading_dimensions(isa: str, level: str, dtype: Any) -> None:
+def test_leading_dimensions(isa: str, level: str, dtype: Any) -> None:
     """x of any dimensions is the same tokens in rows."""
     x, w_in, w_out, bias = Case(batch=24, d_in=10, d_out=6, trees=2, depth=4).arrays(dtype, with_bias=True)
     target = Target(level, isa)

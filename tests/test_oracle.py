@@ -3,6 +3,7 @@
 from functools import cache, lru_cache
 from typing import Any
 
+import cmm
 import numpy as np
 import pytest
 from hypothesis import given, note
@@ -132,6 +133,20 @@ def test_exact_ties_follow_the_rule(target: Target, dtype: Any, tie: str) -> Non
     assert ((nodes[..., 1:] == 2 * nodes[..., :-1] + 2)[ties] == (tie == "right")).all()
     other = Reference(x, w_in, bias, w_out, "left" if tie == "right" else "right")
     assert (other.path.nodes != nodes).any()
+
+
+@every_dtype
+@pytest.mark.parametrize("batch", [1, 40, 3000])
+def test_auto(dtype: Any, batch: int) -> None:
+    """The level that a call gets when it asks for none, for batches of every kind."""
+    x, w_in, w_out, bias = Case(batch=batch, d_in=33, d_out=17, trees=2, depth=7).arrays(dtype, with_bias=True)
+    y, nodes, logits = cmm.fff_forward(x, w_in, w_out, bias, return_path=True)
+    oracle = Reference(x, w_in, bias, w_out)
+    oracle.check("gelu", y, nodes, logits)
+    oracle.check_path(*cmm.cmm(x, w_in, bias))
+    assert bias is not None
+    want, bound = dense(x, w_in[0], w_out[0], bias[0], "gelu")
+    worst(cmm.ff_forward(x, w_in[0], w_out[0], bias[0]), want, bound, "ff")
 
 
 @st.composite

@@ -224,7 +224,7 @@ typedef struct cmm_run {
     uint32_t size;        /* sizeof(cmm_run) */
     int32_t threads;      /* at most this many threads; 0 means every core this process may use */
     const char *level;    /* "naive", "blas1", "blas2", "blas3", "native"; NULL or "auto" picks */
-    const char *isa;      /* "scalar", "avx2", "avx512", "neon"; NULL picks the best that the CPU has */
+    const char *isa;      /* "avx2", ... (see cmm_kernel_get); NULL picks the best that the CPU has */
     const char *method;   /* of level "native": "walk", "group"; NULL takes the one that suits */
     const cmm_blas *blas; /* for the blas levels; NULL means the BLAS that libcmm was linked with, if any */
 } cmm_run;

@@ -49,7 +49,7 @@ typedef struct cmm_kernel {
     const char *method; /* of several kernels of one level and isa: "walk", "group"; else "" */
     const char *isa;    /* "any": whatever the compiler chose; else "scalar", "avx2", ... */
     uint32_t cpu;       /* CMM_CPU_ bits that must be there */
-    int32_t blas;       /* 1: needs a BLAS */
+    int32_t blas;       /* 0: none; 1: needs dot and axpy; 2: gemv too; 3: gemm too */
     const char *absent; /* NULL, or why this build left the kernel out */
 
     /* Whether this kernel is the one to take for a task, where the kernel further up the list could do it too.
@@ -63,5 +63,11 @@ typedef struct cmm_kernel {
     cmm_activate_f32 *activate_f32; /* of CMM_OP_ACT */
     cmm_activate_f64 *activate_f64;
 } cmm_kernel;
+
+/* For kernel files whose name and value are made of macros. */
+#define CMM_JOIN(a, b) CMM_JOIN_(a, b)
+#define CMM_JOIN_(a, b) a##b
+#define CMM_TEXT(a) CMM_TEXT_(a)
+#define CMM_TEXT_(a) #a
 
 #endif

@@ -12,13 +12,16 @@ from typing import NoReturn
 import cmm
 
 # Modules with a function add_command(commands) that adds parsers whose default `run` is called with the options.
-_COMMANDS = ("cmm.bench.info", "cmm.bench.demo", "cmm.bench.command")
+_COMMANDS = ("cmm.bench.info", "cmm.bench.demo", "cmm.bench.command", "cmm.bert.command")
 _EXAMPLE = """\
 examples:
   cmm info             this machine, its instruction sets, the levels and the BLAS
   cmm demo             a layer and an encoder of real size, in twenty seconds
   cmm bench            the paper's Table 2 for this machine
   cmm bench --help     what else can be measured
+
+  cmm fill-mask MODEL "The capital of France is <mask>."
+  cmm explain MODEL "The cat sat on the mat."
 """
 
 

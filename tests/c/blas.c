@@ -1,5 +1,5 @@
-/* Where a BLAS comes from, and what a level asks of it. The libraries are those of blas_library.c; their paths are the
- * program's arguments: underscore, plain, scipy, openblas, mkl, partial. */
+/* Where a BLAS comes from, and what a level asks of it. The libraries are those of blas_library.c; their paths are
+ * the program's arguments: underscore, plain, scipy, openblas, mkl, partial. */
 #define _GNU_SOURCE
 #include "check.h"
 #include "example.h"

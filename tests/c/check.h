@@ -1,4 +1,4 @@
-/* The whole test framework: CHECK(condition, "format", ...) counts and prints; main ends with return check_report(). */
+/* The whole test framework: CHECK(condition, "format", ...) counts and prints; main returns check_report(). */
 #ifndef CHECK_H
 #define CHECK_H
 

@@ -31,9 +31,10 @@ static void check_shapes(void)
     static const struct {
         int64_t trees, d_in, d_out, batch;
         int32_t depth;
-    } sizes[] = {{1, 1, 1, 1, 0},     {3, 1, 33, 5, 0},   {1, 33, 1, 7, 1},    {3, 33, 33, 64, 1},  {2, 64, 65, 50, 2},
-                 {1, 65, 128, 51, 3}, {3, 33, 1, 9, 11},  {1, 1, 33, 130, 11}, {1, 33, 33, 1, 11},  {2, 100, 70, 40, 5},
-                 {5, 17, 19, 3, 4},   {70, 9, 11, 50, 1}, {300, 5, 6, 49, 0},  {1, 130, 257, 3, 2}, {1, 300, 7, 2, 0}};
+    } sizes[] = {{1, 1, 1, 1, 0},     {3, 1, 33, 5, 0},   {1, 33, 1, 7, 1},    {3, 33, 33, 64, 1},
+                 {1, 65, 128, 51, 3}, {3, 33, 1, 9, 11},  {1, 1, 33, 130, 11}, {1, 33, 33, 1, 11},
+                 {5, 17, 19, 3, 4},   {70, 9, 11, 50, 1}, {300, 5, 6, 49, 0},  {1, 130, 257, 3, 2},
+                 {2, 64, 65, 50, 2},  {2, 100, 70, 40, 5}, {1, 300, 7, 2, 0}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         for (int32_t variant = 0; variant < 10; variant += few ? 3 : 1) {
             const shape s = {.dtype = variant % 2,
@@ -52,8 +53,8 @@ static void check_shapes(void)
         }
 }
 
-/* A tree of 17 MB, several times a core's L2, and a batch that is worth sorting: the two phases of native/group, and several tiers,
- * groups and single tokens in blas3. The second is more than one chunk of tokens. */
+/* A tree of 17 MB, several times a core's L2, and a batch that is worth sorting: the two phases of native/group, and
+ * several tiers, groups and single tokens in blas3. The second is more than one chunk of tokens. */
 static void check_large(void)
 {
     const shape shapes[] = {
@@ -84,7 +85,8 @@ static void check_path_alone(void)
 {
     for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++)
         for (int32_t depth = 0; depth <= 11; depth += depth < 3 ? 1 : 8) {
-            const shape s = {.dtype = dtype, .depth = depth, .trees = 3, .d_in = 33, .d_out = 1, .batch = 60, .bias = 1};
+            const shape s = {.dtype = dtype, .depth = depth, .trees = 3, .d_in = 33, .d_out = 1, .batch = 60,
+                             .bias = 1};
             example e = example_new(s, 11 + (uint64_t)depth);
             const size_t nodes_size = (size_t)(e.batch * e.steps) * sizeof *e.nodes;
             const size_t logits_size = (size_t)(e.batch * e.steps) * element_size(dtype);
@@ -190,7 +192,8 @@ static void check_deepest(void)
 {
     enum { BATCH = 60 };
     const int64_t rows = ((int64_t)2 << CMM_MAX_DEPTH) - 1;
-    const size_t bytes = (size_t)(rows + 1024) * sizeof(float); /* some emulators' masked loads touch what they skip */
+    /* A page more, for the masked loads of some emulators touch what they skip. */
+    const size_t bytes = (size_t)(rows + 1024) * sizeof(float);
     float *const w = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (w == MAP_FAILED) {
         printf("the deepest tree was not checked: 8 GiB of address space are not to be had\n");
@@ -237,22 +240,24 @@ static void check_deepest(void)
 
 /* The hidden values are not reported, so the bound of y has the logits' errors in it; no activation is steeper than
  * 1.13 (GELU, at sqrt(2)). */
-static void check_dense(int32_t dtype, int32_t activation, int64_t neurons, int64_t d_in, int64_t d_out, int64_t batch,
-                        int bias, int64_t padding)
+static void check_dense(int32_t dtype, int32_t activation, int64_t neurons, int64_t d_in, int64_t d_out,
+                        int64_t batch, int bias, int64_t padding)
 {
     uint64_t state = (uint64_t)(neurons * 7 + d_in);
     const int64_t ld_in = d_in + padding, ld_out = d_out + 2 * padding;
     void *const w_in = allocate(span(neurons, d_in, ld_in), element_size(dtype));
     void *const w_out = allocate(span(neurons, d_out, ld_out), element_size(dtype));
     void *const b = bias ? allocate(neurons, element_size(dtype)) : NULL;
-    void *const x = allocate(batch * d_in, element_size(dtype)), *const y = allocate(batch * d_out, element_size(dtype));
+    void *const x = allocate(batch * d_in, element_size(dtype));
+    void *const y = allocate(batch * d_out, element_size(dtype));
     fill_random(dtype, w_in, span(neurons, d_in, ld_in), 1, &state);
     fill_random(dtype, w_out, span(neurons, d_out, ld_out), 1, &state);
     fill_random(dtype, b, bias ? neurons : 0, 0.25, &state);
     fill_random(dtype, x, batch * d_in, 1, &state);
     const cmm_ff layer = {.size = sizeof layer, .dtype = dtype, .activation = activation, .neurons = neurons,
                           .d_in = d_in, .d_out = d_out, .w_in = neurons ? w_in : NULL, .bias = b,
-                          .w_out = neurons ? w_out : NULL, .ld_in = padding ? ld_in : 0, .ld_out = padding ? ld_out : 0};
+                          .w_out = neurons ? w_out : NULL, .ld_in = padding ? ld_in : 0,
+                          .ld_out = padding ? ld_out : 0};
     double *const want = allocate(d_out, sizeof *want), *const size = allocate(d_out, sizeof *size);
     double *const slack = allocate(d_out, sizeof *slack);
     const double u = roundoff(dtype), v = roundoff(CMM_F64);

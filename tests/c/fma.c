@@ -73,7 +73,8 @@ int main(void)
         const float one = from_bits(0x3f800000u + (uint32_t)(t >> 8 & 3) - 1);
         check_one(half, t & 1 << 10 ? one : -one, from_bits(c));
         /* Results around the least numbers. */
-        check_one(from_bits((uint32_t)(r >> 33)), from_bits((uint32_t)(s & 0x3fffffff)), from_bits((uint32_t)(t & 0x80ffffff)));
+        check_one(from_bits((uint32_t)(r >> 33)), from_bits((uint32_t)(s & 0x3fffffff)),
+                  from_bits((uint32_t)(t & 0x80ffffff)));
     }
     static const float special[] = {0.0f, -0.0f, 1, -1, INFINITY, -INFINITY, NAN, 0x1p-149f, -0x1p-149f, 0x1p-126f,
                                     0x1.fffffep127f, -0x1.fffffep127f, 0x1p-75f, 0x1.000002p0f, 0x1.fffffep-1f};

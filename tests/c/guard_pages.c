@@ -1,5 +1,5 @@
-/* No kernel touches a byte outside its arrays: every array lies between two pages that no one may touch, once with its
- * last byte at the upper one, once with its first byte at the lower one. */
+/* No kernel touches a byte outside its arrays: every array lies between two pages that no one may touch, once with
+ * its last byte at the upper one, once with its first byte at the lower one. */
 #define _GNU_SOURCE
 #include "oracle.h"
 #include "ways.h"
@@ -93,8 +93,15 @@ static void check_shape(shape s)
             /* As a dense layer: as many neurons as there are rows, where that is not too much work. */
             if (m.rows > 300)
                 continue;
-            const cmm_ff ff = {.size = sizeof ff, .dtype = s.dtype, .neurons = m.rows, .d_in = s.d_in, .d_out = s.d_out,
-                               .w_in = m.w_in, .bias = m.bias, .w_out = m.w_out, .ld_in = m.layer.ld_in,
+            const cmm_ff ff = {.size = sizeof ff,
+                               .dtype = s.dtype,
+                               .neurons = m.rows,
+                               .d_in = s.d_in,
+                               .d_out = s.d_out,
+                               .w_in = m.w_in,
+                               .bias = m.bias,
+                               .w_out = m.w_out,
+                               .ld_in = m.layer.ld_in,
                                .ld_out = m.layer.ld_out};
             const size_t length = strlen(now);
             (void)snprintf(now + length, sizeof now - length, ", dense");

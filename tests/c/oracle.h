@@ -31,9 +31,9 @@ static inline double activation_of(int32_t activation, double z)
 }
 
 /* Relative error of an activation against activation_of at the same z: the ulps that activation.h promises (an ulp is
- * at most 2 u), and those of activation_of in double. There the functions of libm and the last operations make at most
- * 16 u, and the argument of erfc or exp is off by at most 8 roundings; a relative error e of that argument moves the
- * result by at most m e, where m is the argument itself for exp, and below 1 + z^2 for erfc(z / sqrt(2)). */
+ * at most 2 u), and those of activation_of in double. There the functions of libm and the last operations make at
+ * most 16 u, and the argument of erfc or exp is off by at most 8 roundings; a relative error e of that argument moves
+ * the result by at most m e, where m is the argument itself for exp, and below 1 + z^2 for erfc(z / sqrt(2)). */
 static inline double activation_error(int32_t dtype, int32_t activation, double z)
 {
     static const double ulps[2][5] = {{CMM_GELU_ULP_F32, CMM_GELU_TANH_ULP_F32, 0, CMM_SILU_ULP_F32, 0},
@@ -48,9 +48,9 @@ static inline double activation_error(int32_t dtype, int32_t activation, double 
 
 /* Check the path, the logits and, unless e->y is not wanted, the outputs of an example that has run.
  *
- * The path must follow from the reported logits exactly, and each logit lie within its dot product's bound: so a token
- * may leave the exact path only where its exact logit is within that bound of 0. The activations are those of the
- * reported logits, so the bound of y has no share of the logits' errors in it. */
+ * The path must follow from the reported logits exactly, and each logit lie within its dot product's bound: so a
+ * token may leave the exact path only where its exact logit is within that bound of 0. The activations are those of
+ * the reported logits, so the bound of y has no share of the logits' errors in it. */
 static inline void oracle_check(const example *e, int wants_y, const char *what)
 {
     const cmm_fff *const l = &e->layer;

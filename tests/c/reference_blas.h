@@ -13,7 +13,8 @@ static atomic_int blas_complaints;
 #define INSIST(condition) ((condition) ? (void)0 : (void)atomic_fetch_add(&blas_complaints, 1))
 
 #define REFERENCE_BLAS(REAL, P)                                                                                      \
-    static REAL reference_##P##dot(const int32_t *n, const REAL *x, const int32_t *incx, const REAL *y, const int32_t *incy)\
+    static REAL reference_##P##dot(const int32_t *n, const REAL *x, const int32_t *incx, const REAL *y,              \
+                                   const int32_t *incy)                                                              \
     {                                                                                                                \
         INSIST(*n >= 0 && *incx == 1 && *incy == 1);                                                                 \
         REAL sum = 0;                                                                                                \
@@ -21,17 +22,17 @@ static atomic_int blas_complaints;
             sum += x[i] * y[i];                                                                                      \
         return sum;                                                                                                  \
     }                                                                                                                \
-    static void reference_##P##axpy(const int32_t *n, const REAL *alpha, const REAL *x, const int32_t *incx, REAL *y,\
-                        const int32_t *incy)                                                                         \
+    static void reference_##P##axpy(const int32_t *n, const REAL *alpha, const REAL *x, const int32_t *incx,         \
+                                    REAL *y, const int32_t *incy)                                                    \
     {                                                                                                                \
         INSIST(*n >= 0 && *incx == 1 && *incy == 1);                                                                 \
         for (int32_t i = 0; i < *n; i++)                                                                             \
             y[i] += *alpha * x[i];                                                                                   \
     }                                                                                                                \
     /* Column-major a[m][n]: element (i, j) is a[i + j lda]. */                                                      \
-    static void reference_##P##gemv(const char *trans, const int32_t *m, const int32_t *n, const REAL *alpha, const REAL *a,\
-                        const int32_t *lda, const REAL *x, const int32_t *incx, const REAL *beta, REAL *y,           \
-                        const int32_t *incy)                                                                         \
+    static void reference_##P##gemv(const char *trans, const int32_t *m, const int32_t *n, const REAL *alpha,        \
+                                    const REAL *a, const int32_t *lda, const REAL *x, const int32_t *incx,           \
+                                    const REAL *beta, REAL *y, const int32_t *incy)                                  \
     {                                                                                                                \
         const int flip = *trans == 'T';                                                                              \
         const int32_t outer = flip ? *n : *m, inner = flip ? *m : *n;                                                \
@@ -45,8 +46,9 @@ static atomic_int blas_complaints;
         }                                                                                                            \
     }                                                                                                                \
     static void reference_##P##gemm(const char *transa, const char *transb, const int32_t *m, const int32_t *n,      \
-                        const int32_t *k, const REAL *alpha, const REAL *a, const int32_t *lda, const REAL *b,       \
-                        const int32_t *ldb, const REAL *beta, REAL *c, const int32_t *ldc)                           \
+                                    const int32_t *k, const REAL *alpha, const REAL *a, const int32_t *lda,          \
+                                    const REAL *b, const int32_t *ldb, const REAL *beta, REAL *c,                    \
+                                    const int32_t *ldc)                                                              \
     {                                                                                                                \
         const int fa = *transa == 'T', fb = *transb == 'T';                                                          \
         const int32_t rows_a = fa ? *k : *m, rows_b = fb ? *n : *k;                                                  \
@@ -63,24 +65,24 @@ static atomic_int blas_complaints;
             }                                                                                                        \
     }                                                                                                                \
     static void reference_##P##gemv_batch(const char *trans, const int32_t *m, const int32_t *n, const REAL *alpha,  \
-                              const REAL **a, const int32_t *lda, const REAL **x, const int32_t *incx,               \
-                              const REAL *beta, REAL **y, const int32_t *incy, const int32_t *groups,                \
-                              const int32_t *group_size)                                                             \
+                                          const REAL **a, const int32_t *lda, const REAL **x, const int32_t *incx,   \
+                                          const REAL *beta, REAL **y, const int32_t *incy, const int32_t *groups,    \
+                                          const int32_t *group_size)                                                 \
     {                                                                                                                \
         for (int32_t g = 0, at = 0; g < *groups; g++)                                                                \
             for (int32_t i = 0; i < group_size[g]; i++, at++)                                                        \
-                reference_##P##gemv(trans + g, m + g, n + g, alpha + g, a[at], lda + g, x[at], incx + g, beta + g, y[at],\
-                        incy + g);                                                                                   \
+                reference_##P##gemv(trans + g, m + g, n + g, alpha + g, a[at], lda + g, x[at], incx + g, beta + g,   \
+                                    y[at], incy + g);                                                                \
     }                                                                                                                \
-    static void reference_##P##gemm_batch(const char *transa, const char *transb, const int32_t *m, const int32_t *n,\
-                              const int32_t *k, const REAL *alpha, const REAL **a, const int32_t *lda,               \
-                              const REAL **b, const int32_t *ldb, const REAL *beta, REAL **c, const int32_t *ldc,    \
-                              const int32_t *groups, const int32_t *group_size)                                      \
+    static void reference_##P##gemm_batch(                                                                           \
+        const char *transa, const char *transb, const int32_t *m, const int32_t *n, const int32_t *k,                \
+        const REAL *alpha, const REAL **a, const int32_t *lda, const REAL **b, const int32_t *ldb, const REAL *beta, \
+        REAL **c, const int32_t *ldc, const int32_t *groups, const int32_t *group_size)                              \
     {                                                                                                                \
         for (int32_t g = 0, at = 0; g < *groups; g++)                                                                \
             for (int32_t i = 0; i < group_size[g]; i++, at++)                                                        \
-                reference_##P##gemm(transa + g, transb + g, m + g, n + g, k + g, alpha + g, a[at], lda + g, b[at], ldb + g,\
-                        beta + g, c[at], ldc + g);                                                                   \
+                reference_##P##gemm(transa + g, transb + g, m + g, n + g, k + g, alpha + g, a[at], lda + g, b[at],   \
+                                    ldb + g, beta + g, c[at], ldc + g);                                              \
     }
 REFERENCE_BLAS(float, s)
 REFERENCE_BLAS(double, d)

@@ -39,7 +39,8 @@ static void compare(const example *a, const example *b, const char *way_name, co
 {
     const size_t size = element_size(a->layer.dtype);
     CHECK(memcmp(a->y, b->y, y_bytes(a)) == 0, "%s: y, %s %lld", way_name, what, which);
-    CHECK(memcmp(a->nodes, b->nodes, path_bytes(a, sizeof *a->nodes)) == 0, "%s: nodes, %s %lld", way_name, what, which);
+    CHECK(memcmp(a->nodes, b->nodes, path_bytes(a, sizeof *a->nodes)) == 0, "%s: nodes, %s %lld", way_name, what,
+          which);
     CHECK(memcmp(a->logits, b->logits, path_bytes(a, size)) == 0, "%s: logits, %s %lld", way_name, what, which);
 }
 
@@ -179,7 +180,8 @@ static uint64_t hash_of(const cmm_run *run, int32_t dtype)
     uint64_t hash = 0xcbf29ce484222325u;
     for (int32_t activation = 0; activation < 5; activation++) {
         const shape shapes[] = {
-            {.dtype = dtype, .activation = activation, .depth = 9, .trees = 1, .d_in = 100, .d_out = 77, .batch = 150},
+            {.dtype = dtype, .activation = activation, .depth = 9, .trees = 1, .d_in = 100, .d_out = 77,
+             .batch = 150},
             {.dtype = dtype, .activation = activation, .depth = 2, .trees = 5, .d_in = 13, .d_out = 130, .batch = 40,
              .bias = 1, .tie = CMM_TIE_RIGHT}};
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
@@ -228,10 +230,11 @@ int main(int argc, char **argv)
     for (size_t l = 0; l < 2; l++) {
         for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++) {
             /* Too large for L2 and sorted in two phases; many small trees; one neuron. */
-            check_level(levels[l], (shape){.dtype = dtype, .depth = 13, .trees = 1, .d_in = 150, .d_out = 110, .batch = 700});
-            check_level(levels[l], (shape){.dtype = dtype, .depth = 3, .trees = 40, .d_in = 33, .d_out = 50, .batch = 301,
-                                           .bias = 1, .activation = CMM_GELU_TANH});
-            check_level(levels[l], (shape){.dtype = dtype, .depth = 0, .trees = 1, .d_in = 7, .d_out = 1, .batch = 301});
+            check_level(levels[l], (shape){.dtype = dtype, .depth = 13, .trees = 1, .d_in = 150, .d_out = 110,
+                                           .batch = 700});
+            check_level(levels[l], (shape){.dtype = dtype, .depth = 3, .trees = 40, .d_in = 33, .d_out = 50,
+                                           .batch = 301, .bias = 1, .activation = CMM_GELU_TANH});
+            check_level(levels[l], (shape){.dtype = dtype, .trees = 1, .d_in = 7, .d_out = 1, .batch = 301});
         }
         check_level_threads(levels[l]);
     }

@@ -86,7 +86,8 @@ static int is_known(cmm_status status)
 static void check_unknown(cmm_status status)
 {
     CHECK(strcmp(cmm_status_name(status), "CMM_ERROR_UNKNOWN") == 0, "%d is %s", status, cmm_status_name(status));
-    CHECK(strncmp(cmm_status_message(status), "unknown status", 14) == 0, "%d: %s", status, cmm_status_message(status));
+    CHECK(strncmp(cmm_status_message(status), "unknown status", 14) == 0, "%d: %s", status,
+          cmm_status_message(status));
 }
 
 int main(void)
@@ -95,7 +96,8 @@ int main(void)
         const cmm_status status = statuses[i].status;
         CHECK(status == statuses[i].number, "%s is %d, and was %d for ever", statuses[i].name, status,
               statuses[i].number);
-        CHECK(strcmp(cmm_status_name(status), statuses[i].name) == 0, "%d is named %s", status, cmm_status_name(status));
+        CHECK(strcmp(cmm_status_name(status), statuses[i].name) == 0, "%d is named %s", status,
+              cmm_status_name(status));
         CHECK(strlen(cmm_status_message(status)) >= 8, "%s says only \"%s\"", statuses[i].name,
               cmm_status_message(status));
         for (int j = 0; j < i; j++)

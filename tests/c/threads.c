@@ -1,4 +1,4 @@
-/* Many threads call at once, each with a thread count of its own: right results, and (under ThreadSanitizer) no race. */
+/* Many threads call at once, each with a thread count of its own: right results, and no race (-fsanitize=thread). */
 #define _GNU_SOURCE
 #include "check.h"
 #include "example.h"
@@ -7,7 +7,7 @@
 #include <pthread.h>
 #include <sched.h>
 
-/* ---- a BLAS that has a thread count and can be made to wait -------------------------------------------------------- */
+/* ---- a BLAS that has a thread count and can be made to wait ---------------------------------------------------- */
 
 static atomic_int blas_threads = 7, blas_sets, blas_wrong; /* blas_wrong: calls while the count was not 1 */
 static void (*on_dot)(void);                               /* what else a dot does, when set */
@@ -41,7 +41,7 @@ static cmm_blas counted_blas(void)
     return blas;
 }
 
-/* ---- many calls at once ------------------------------------------------------------------------------------------ */
+/* ---- many calls at once ---------------------------------------------------------------------------------------- */
 
 enum { CALLERS = 8, CALLS = 12 };
 
@@ -87,14 +87,15 @@ static void check_stress(void)
         CHECK(pthread_create(&threads[i], NULL, caller, (void *)(intptr_t)i) == 0, "thread %d", i);
     for (int i = 0; i < CALLERS; i++)
         pthread_join(threads[i], NULL);
-    CHECK(atomic_load(&blas_wrong) == 0, "%d calls found the BLAS with other than 1 thread", atomic_load(&blas_wrong));
+    CHECK(atomic_load(&blas_wrong) == 0, "%d calls found the BLAS with other than 1 thread",
+          atomic_load(&blas_wrong));
     CHECK(get_threads() == 7, "the BLAS was left with %d threads, and had 7", get_threads());
     for (int level = 0; level < 3; level++)
         free(stress_results[level]);
     example_free(&stress);
 }
 
-/* ---- the first call of a process, from many threads ---------------------------------------------------------------- */
+/* ---- the first call of a process, from many threads ------------------------------------------------------------ */
 
 static pthread_barrier_t together;
 
@@ -118,7 +119,7 @@ static void check_first_call(void)
     pthread_barrier_destroy(&together);
 }
 
-/* ---- a pool that is busy ------------------------------------------------------------------------------------------- */
+/* ---- a pool that is busy --------------------------------------------------------------------------------------- */
 
 static example busy; /* the call that holds the pool */
 static atomic_int holding, release_pool;
@@ -159,7 +160,7 @@ static void check_busy(void)
     example_free(&busy);
 }
 
-/* ---- a call inside a call -------------------------------------------------------------------------------------------- */
+/* ---- a call inside a call -------------------------------------------------------------------------------------- */
 
 static example inner, inner_large;
 static cmm_blas inner_blas;
@@ -183,7 +184,8 @@ static void call_again(void)
     const size_t y_bytes = (size_t)(stress_shape.batch * stress_shape.d_out) * sizeof(float);
     float *const large_y = allocate(1, y_bytes);
     const cmm_run large_run = {.size = sizeof large_run, .threads = 2, .level = "native"};
-    CHECK(cmm_fff_forward(&inner_large.layer, &large_run, stress_shape.batch, inner_large.x, large_y, NULL, NULL) == CMM_OK,
+    CHECK(cmm_fff_forward(&inner_large.layer, &large_run, stress_shape.batch, inner_large.x, large_y, NULL, NULL) ==
+              CMM_OK,
           "the large inner call");
     CHECK(memcmp(large_y, inner_large.y, y_bytes) == 0, "the large inner call's result");
     free(large_y);
@@ -199,7 +201,8 @@ static void check_nested(void)
     example e = example_new(stress_shape, 4);
     cmm_run run = {.size = sizeof run, .threads = 2, .level = "blas1", .blas = &blas};
     CHECK(example_run(&inner, &run) == CMM_OK, "the inner call, alone");
-    CHECK(example_run(&inner_large, &(cmm_run){.size = sizeof(cmm_run), .level = "native"}) == CMM_OK, "the large one");
+    CHECK(example_run(&inner_large, &(cmm_run){.size = sizeof(cmm_run), .level = "native"}) == CMM_OK,
+          "the large one");
     atomic_store(&blas_sets, 0);
     on_dot = call_again;
     CHECK(example_run(&e, &run) == CMM_OK, "the outer call");
@@ -220,7 +223,7 @@ static void check_nested(void)
     example_free(&inner_large);
 }
 
-/* ---- threads = 0 ---------------------------------------------------------------------------------------------------- */
+/* ---- threads = 0 ----------------------------------------------------------------------------------------------- */
 
 static void check_default(void)
 {
@@ -267,6 +270,7 @@ int main(void)
     check_nested();
     check_default();
     check_many();
-    CHECK(atomic_load(&blas_wrong) == 0, "%d calls found the BLAS with other than 1 thread", atomic_load(&blas_wrong));
+    CHECK(atomic_load(&blas_wrong) == 0, "%d calls found the BLAS with other than 1 thread",
+          atomic_load(&blas_wrong));
     return check_report();
 }

@@ -57,7 +57,7 @@ static void *off_by(const void *pointer, int bytes)
     return (char *)(uintptr_t)pointer + bytes;
 }
 
-/* ---- the ways to be wrong: E is the dtype's size ---------------------------------------------------------------- */
+/* ---- the ways to be wrong -------------------------------------------------------------------------------------- */
 
 #define FFF 1 /* to be tried with cmm_fff_forward */
 #define CMM 2 /* with cmm_cmm_forward */
@@ -194,7 +194,8 @@ static void make_wrong(call *c, int which)
 
 static cmm_status make_call(const call *c, int function)
 {
-    return function == FFF   ? cmm_fff_forward(c->fff_pointer, c->run_pointer, c->batch, c->x, c->y, c->nodes, c->logits)
+    return function == FFF
+               ? cmm_fff_forward(c->fff_pointer, c->run_pointer, c->batch, c->x, c->y, c->nodes, c->logits)
            : function == CMM ? cmm_cmm_forward(c->fff_pointer, c->run_pointer, c->batch, c->x, c->nodes, c->logits)
                              : cmm_ff_forward(c->ff_pointer, c->run_pointer, c->batch, c->x, c->y);
 }
@@ -212,7 +213,9 @@ static void check_call(int32_t dtype, int which, int function)
     make_wrong(&c, which);
     const cmm_status status = make_call(&c, function);
     refuse_memory = 0;
-    const char *const name = function == FFF ? "cmm_fff_forward" : function == CMM ? "cmm_cmm_forward" : "cmm_ff_forward";
+    const char *const name = function == FFF   ? "cmm_fff_forward"
+                             : function == CMM ? "cmm_cmm_forward"
+                                               : "cmm_ff_forward";
     CHECK(status == wrongs[which].status, "%s, f%d, %s: %s, not %s", name, element * 8, wrongs[which].what,
           cmm_status_name(status), cmm_status_name(wrongs[which].status));
     CHECK(memcmp(&before, &memory, sizeof memory) == 0, "%s, f%d, %s: memory was written", name, element * 8,
@@ -329,16 +332,18 @@ static void check_others(void)
 
     static const char *const names[] = {"naive", "blas1", "blas2", "blas3", "native"};
     for (int32_t i = 0; i < count; i++) {
-        CHECK(cmm_level_get(i, NULL, &info) == CMM_OK && strcmp(info.name, names[i]) == 0, "level %d is %s", i, info.name);
+        CHECK(cmm_level_get(i, NULL, &info) == CMM_OK && strcmp(info.name, names[i]) == 0, "level %d is %s", i,
+              info.name);
         const int blas = strncmp(info.name, "blas", 4) == 0;
-        CHECK(info.usable == !blas && (info.why[0] == 0) == !blas && info.isa, "%s: %d \"%s\"", info.name, info.usable,
-              info.why);
+        CHECK(info.usable == !blas && (info.why[0] == 0) == !blas && info.isa, "%s: %d \"%s\"", info.name,
+              info.usable, info.why);
         const cmm_run with_blas = {.size = sizeof with_blas, .blas = &reference_blas};
         CHECK(cmm_level_get(i, &with_blas, &info) == CMM_OK && info.usable && !info.why[0], "%s: \"%s\"", info.name,
               info.why);
     }
     const cmm_run foreign = {.size = sizeof foreign, .isa = foreign_isa()};
-    CHECK(cmm_level_get(4, &foreign, &info) == CMM_OK && !info.usable && strstr(info.why, " CPUs"), "why: %s", info.why);
+    CHECK(cmm_level_get(4, &foreign, &info) == CMM_OK && !info.usable && strstr(info.why, " CPUs"), "why: %s",
+          info.why);
     check_kernels();
 
     cmm_blas blas, before;
@@ -366,7 +371,8 @@ int main(void)
         }
     for (int which = 0; which < WRONGS; which++)
         statuses += which == 0 || wrongs[which].status != wrongs[which - 1].status;
-    printf("%d kinds of wrong call with %d statuses; %d with the functions they are tried on\n", WRONGS, statuses, calls);
+    printf("%d kinds of wrong call with %d statuses; %d with the functions they are tried on\n", WRONGS, statuses,
+           calls);
     CHECK(statuses >= 40, "%d statuses", statuses);
     check_good(CMM_F32);
     check_good(CMM_F64);

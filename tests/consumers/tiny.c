@@ -1,4 +1,4 @@
-/* A program against the installed libcmm: one tree of three neurons, two tokens, numbers that can be checked by hand. */
+/* A program against the installed libcmm: one tree of three neurons, two tokens, numbers to be checked by hand. */
 #include <cmm.h>
 
 #include <stdio.h>

@@ -1,7 +1,7 @@
 // The same program as tiny.c, in C++11.
 #include <cmm.h>
 
-#include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <vector>
 

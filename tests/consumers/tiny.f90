@@ -29,14 +29,14 @@ program tiny
     w_in = reshape([1., 0., 0., 1., 1., 1.], [2, 3])
     w_out = reshape([1., 2., 3., 4., 5., 6.], [2, 3])
     x = reshape([1., 2., -1., 3.], [2, 2])
-    layer = cmm_fff(size=int(c_sizeof(layer), c_int32_t), dtype=0, activation=relu, tie=0, depth=1, reserved=0, trees=1, &
-                    d_in=2, d_out=2, w_in=c_loc(w_in), bias=c_null_ptr, w_out=c_loc(w_out), ld_in=0, ld_out=0)
+    layer = cmm_fff(size=int(c_sizeof(layer), c_int32_t), dtype=0, activation=relu, tie=0, depth=1, reserved=0, &
+                    trees=1, d_in=2, d_out=2, w_in=c_loc(w_in), bias=c_null_ptr, w_out=c_loc(w_out), ld_in=0, ld_out=0)
     status = cmm_fff_forward(layer, c_null_ptr, 2_c_int64_t, c_loc(x), c_loc(y), c_loc(nodes), c_loc(logits))
     if (status /= 0) then
         print *, 'status', status
         error stop 1
     end if
-    if (any(y /= reshape([16., 20., 9., 12.], [2, 2])) .or. any(nodes /= reshape([0, 2, 0, 1], [2, 2]))) then
+    if (any(abs(y - reshape([16., 20., 9., 12.], [2, 2])) > 0) .or. any(nodes /= reshape([0, 2, 0, 1], [2, 2]))) then
         print *, 'wrong: y =', y
         error stop 1
     end if

@@ -6,6 +6,17 @@
 #include "../kernel.h"
 #define CMM_BODY "act/loops.inl"
 #include "../each_real.h"
+
+const cmm_kernel CMM_JOIN(cmm_act_, ISA) = {
+    .op = CMM_OP_ACT,
+    .name = CMM_TEXT(ISA),
+    .level = "",
+    .method = "",
+    .isa = CMM_TEXT(ISA),
+    .cpu = ISA_CPU,
+    .activate_f32 = activate_f32,
+    .activate_f64 = activate_f64,
+};
 #else
 
 #define LOOP(FUNCTION)                                     \

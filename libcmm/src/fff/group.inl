@@ -175,14 +175,14 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
             for (int32_t level = 0; level < levels; level++) {
                 const int64_t node = (int64_t)(leaf >> (levels - level)) - 1;
                 c[level] = logit[level];
-                row[level] = p->w_out + node * task->ld_out;
+                row[level] = p->y ? p->w_out + node * task->ld_out : NULL;
             }
             const int64_t step = ((p->first + token) * task->trees + p->tree) * levels;
             for (int32_t level = 0; task->nodes_out && level < levels; level++)
                 task->nodes_out[step + level] = (int32_t)(leaf >> (levels - level)) - 1;
             if (task->logits_out)
                 memcpy((REAL *)task->logits_out + step, logit, (size_t)levels * sizeof(REAL));
-            share[t] = (NAME(share)){row, c, p->y + token * task->d_out};
+            share[t] = (NAME(share)){row, c, p->y ? p->y + token * task->d_out : NULL};
         }
         if (!p->y)
             continue;

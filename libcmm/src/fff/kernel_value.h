@@ -2,11 +2,6 @@
 #ifndef SUITS
 #define SUITS NULL
 #endif
-#define CMM_JOIN(a, b) CMM_JOIN_(a, b)
-#define CMM_JOIN_(a, b) a##b
-#define CMM_TEXT(a) CMM_TEXT_(a)
-#define CMM_TEXT_(a) #a
-
 const cmm_kernel CMM_JOIN(CMM_JOIN(cmm_fff_, METHOD), CMM_JOIN(_, ISA)) = {
     .op = CMM_OP_FFF,
     .name = CMM_TEXT(METHOD) "_" CMM_TEXT(ISA),

@@ -6,6 +6,10 @@
  *   y    each element starts at 0 and takes the visited rows by fused multiply-add, trees in order, root first. */
 #ifdef REAL
 
+#if TILE < 1 || TILE > 4
+#error "TILE is 1 to 4: dots() and outputs() have no case for more"
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 
 enum {

@@ -13,9 +13,9 @@ import numpy as np
 
 from cmm.bert import _safetensors
 from cmm.bert.checkpoint import FORMAT, FORMAT_KEY, ConfigSource, build, load, open_checkpoint, open_state_dict
+from cmm.bert.config import open_regular
 from cmm.bert.model import Model
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+from cmm.bert.tokenizer import FILE, ROLE_FILES
 
 
 def export(
@@ -23,6 +23,7 @@ def export(
     folder: str | os.PathLike[str],
     *,
     config: ConfigSource = None,
+    tokenizer: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write a model to a folder that ``load`` opens fast.
 
@@ -38,6 +39,8 @@ def export(
         Should not exist, or be empty.
     config : mapping or path-like, optional
         As for ``load``.
+    tokenizer : path-like, optional
+        ``tokenizer.json``, or its folder, where it does not lie in the folder of the source.
 
     Returns
     -------
@@ -47,7 +50,7 @@ def export(
     Raises
     ------
     CheckpointError
-        The source cannot be loaded.
+        The source cannot be loaded, or there is no such tokenizer.
     FileExistsError
         The folder exists and is not empty.
     OSError
@@ -56,12 +59,17 @@ def export(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder")
+    kept = [] if tokenizer is None else _tokenizer_files(Path(tokenizer))
     model, provenance = _open(source, config)
+    if tokenizer is None and (place := model.tokenizer_file) is not None:
+        kept = _tokenizer_files(place)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         made = Path(temporary) / "model"
         made.mkdir()
         _write(model, made, provenance)
+        for name, file in kept:
+            shutil.copyfile(file, made / name)
         if not _same(model, load(made)):
             raise OSError(f"{made / 'model.safetensors'} does not read back as it was written")
         if folder.exists():
@@ -97,9 +105,13 @@ def _write(model: Model, folder: Path, provenance: Mapping[str, str]) -> None:
     arch = model.config.arch
     arch = {**arch, "embedding": {**arch["embedding"], "vocab_size": len(model.weights.word)}}
     (folder / "model_config.json").write_text(json.dumps(arch, default=str) + "\n", encoding="utf-8")
-    for name in TOKENIZER_FILES:
-        if model.folder is not None and (model.folder / name).is_file():
-            shutil.copyfile(model.folder / name, folder / name)
+
+
+def _tokenizer_files(place: Path) -> list[tuple[str, Path]]:
+    """Return the names and places of a tokenizer's files; place is its main file or the folder of it."""
+    main = place / FILE if place.is_dir() else place
+    open_regular(main).close()
+    return [(FILE, main), *((name, file) for name in ROLE_FILES if (file := main.parent / name).is_file())]
 
 
 def _same(model: Model, other: Model) -> bool:

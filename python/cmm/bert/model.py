@@ -122,11 +122,12 @@ class Model:
             It cannot be read, or belongs to another vocabulary.
         """
         if self._tokenizer is None:
-            if self.folder is None or not (self.folder / FILE).exists():
+            file = self.tokenizer_file
+            if file is None:
                 where = self.source if self.folder is None else self.folder
                 problem = f"there is no {FILE} with {where}; assign one: model.tokenizer = cmm.bert.Tokenizer(path)"
                 raise UnusableError(problem)
-            self.tokenizer = Tokenizer(self.folder)
+            self.tokenizer = Tokenizer(file)
         assert self._tokenizer is not None
         return self._tokenizer
 
@@ -139,6 +140,14 @@ class Model:
             problem = f"has the id {largest}, but the model's vocabulary has {words} entries: it is another model's"
             raise CheckpointError(tokenizer.file, problem)
         self._tokenizer = tokenizer
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        """The file of the tokenizer, or None where there is none."""
+        if self._tokenizer is not None:
+            return self._tokenizer.file
+        file = None if self.folder is None else self.folder / FILE
+        return file if file is not None and file.is_file() else None
 
     def fill_mask(
         self, text: Text, k: int = 5, *, level: str = "auto", threads: int | None = None
@@ -291,9 +300,10 @@ class Model:
         UnusableError
             The weights came without a classifier.
         """
-        classifier = self._need_classifier()
+        classifier, pooler = self._need_classifier(), self.config.pooler
+        assert pooler is not None  # or the classifier would have been refused
         hidden = self(ids, mask, level=level, threads=threads)
-        result: Floats = encoder.classify(self._call(), classifier, hidden, self.config.pooler)
+        result: Floats = encoder.classify(self._call(), classifier, hidden, pooler)
         return result
 
     def trace(

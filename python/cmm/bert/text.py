@@ -1,7 +1,7 @@
 """Text in, answers out: what ``Model.fill_mask``, ``Model.embed`` and ``Model.classify`` do.
 
-Texts of equal length run together, so that no text is padded and none needs a mask: what the model says of a text does
-not depend on its neighbours.
+Texts of equal length run together, so that no text is padded and none needs a mask: what the model says of a text
+does not depend on its neighbours.
 """
 
 import warnings
@@ -56,7 +56,9 @@ def fill_mask(model: "Model", text: Text, k: int, run: dict[str, Any]) -> list[l
         best = known[np.argsort(-row[known], kind="stable")[:k]]
         weights = np.exp(row - row.max())
         weights /= weights.sum()
-        result.append([Prediction(str(tokenizer.token(id)), int(id), float(weights[id]), float(row[id])) for id in best])
+        result.append(
+            [Prediction(str(tokenizer.token(id)), int(id), float(weights[id]), float(row[id])) for id in best]
+        )
     return result
 
 
@@ -87,7 +89,7 @@ def in_batches(
     """
     ids = encode(model, texts, truncate=truncate)
     result = np.empty((len(ids), width), np.float32)
-    with _progress(len(ids), progress) as step:
+    with progress_bar(len(ids), progress) as step:
         for some in batches([len(one) for one in ids]):
             result[some] = compute(np.array([ids[index] for index in some], np.intp))
             step(len(some))
@@ -163,7 +165,7 @@ def _shown(text: Any) -> str:
 
 
 @contextmanager
-def _progress(total: int, wanted: bool | None) -> Iterator[Callable[[int], object]]:
+def progress_bar(total: int, wanted: bool | None = None) -> Iterator[Callable[[int], object]]:
     """Give the step of a progress bar, which appears after two seconds; does nothing where tqdm is not installed."""
     try:
         from tqdm import tqdm

@@ -84,7 +84,9 @@ class Tokenizer:
                 token = _named(read_json(file), role) if file.exists() else None
                 if token is not None:
                     if token not in vocabulary:
-                        raise CheckpointError(file, f"is {shown(token)}, which {self.file.name} has not", f"{role}_token")
+                        raise CheckpointError(
+                            file, f"is {shown(token)}, which {self.file.name} has not", f"{role}_token"
+                        )
                     result[role] = vocabulary[token]
                     break
             else:
@@ -92,7 +94,8 @@ class Tokenizer:
                 if len(found) > 1:
                     problem = f"has several special tokens for {role!r}; {' or '.join(ROLE_FILES)} should say which"
                     raise CheckpointError(self.file, problem)
-                result.update({role: id for id in found})
+                if found:
+                    result[role] = found[0]
         return result
 
     def _template(self, make: Any) -> Any:
@@ -105,7 +108,9 @@ class Tokenizer:
     def id_of(self, role: str) -> int:
         """Return the id of the token that plays a part: "mask", "sep" or "cls"."""
         if role not in self.special:
-            raise CheckpointError(self.file, f"has no special token for {role!r}, and {' and '.join(ROLE_FILES)} name none")
+            raise CheckpointError(
+                self.file, f"has no special token for {role!r}, and {' and '.join(ROLE_FILES)} name none"
+            )
         return self.special[role]
 
     def token(self, id: int) -> str | None:

@@ -1,0 +1,349 @@
+"""`cmm fill-mask`, `cmm embed`, `cmm classify`, `cmm explain` and `cmm export`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import cmm
+
+if TYPE_CHECKING:
+    from cmm.bert import Model
+    from cmm.bert.tokenizer import Text
+
+_MODEL = "a folder or file that training or `cmm export` left"
+_RANDOM = "random"
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the commands."""
+    _add_fill_mask(commands)
+    _add_embed(commands)
+    _add_classify(commands)
+    _add_explain(commands)
+    _add_export(commands)
+
+
+def _parser(commands: Any, name: str, what: str, description: str, examples: str, run: Callable[[Any], None]) -> Any:
+    parser = commands.add_parser(
+        name,
+        help=what,
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+# ---- fill-mask -----------------------------------------------------------------------------------------------------
+
+
+def _add_fill_mask(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "fill-mask",
+        "say which words may stand in place of a mask",
+        "Say which tokens may stand in place of each mask of a text, likeliest first.",
+        """\
+  cmm fill-mask MODEL "The capital of France is <mask>."
+  cmm fill-mask MODEL "A <mask> has four <mask>." -k 10 --json
+The mask is written as the model's tokenizer writes it.""",
+        run_fill_mask,
+    )
+    _add_model(parser)
+    parser.add_argument("text", metavar="TEXT", help="a text with at least one mask")
+    parser.add_argument("-k", type=int, default=5, metavar="N", help="how many tokens for each mask (default 5)")
+    parser.add_argument("--json", action="store_true", help="print json: for each mask a list of tokens")
+    _add_run(parser)
+
+
+def run_fill_mask(options: argparse.Namespace) -> None:
+    """Print the likeliest tokens for each mask."""
+    predictions = _model(options).fill_mask(options.text, options.k, **_run(options))
+    if options.json:
+        print(json.dumps([[one._asdict() for one in mask] for mask in predictions]))
+        return
+    for number, mask in enumerate(predictions, 1):
+        if len(predictions) > 1:
+            print(f"{'' if number == 1 else chr(10)}mask {number} of {len(predictions)}")
+        width = max(len(_printable(one.token)) for one in mask)
+        for one in mask:
+            print(f"{_printable(one.token):{width}}  {one.probability:.4f}")
+
+
+# ---- embed ---------------------------------------------------------------------------------------------------------
+
+
+def _add_embed(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "embed",
+        "make a vector of each text",
+        "Make one vector of each text: the mean of its tokens' hidden states, or what --pooler says.",
+        """\
+  cmm embed MODEL "A text." "Another one." --out vectors.npy
+  cmm embed MODEL --file texts.txt --out vectors.npy       one text a line; numpy.load reads the vectors
+  cmm embed MODEL "A text."                                 prints the numbers, a line for each text""",
+        run_embed,
+    )
+    _add_model(parser)
+    _add_texts(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a .npy file, float32, (texts, width)")
+    parser.add_argument(
+        "--pooler",
+        choices=("avg", "zero_index", "max", "logsumexp"),
+        default="avg",
+        help="how tokens become one vector (default avg)",
+    )
+    _add_run(parser)
+
+
+def run_embed(options: argparse.Namespace) -> None:
+    """Write a vector for each text."""
+    out = options.out
+    if out is not None and out.suffix != ".npy":
+        raise cmm.ArgumentError(f"--out {out}: the name should end in .npy")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise cmm.ArgumentError(f"--out {out}: there is no folder {out.absolute().parent}")
+    texts = _texts(options)
+    with _warnings_in_one_line(options):
+        vectors = _model(options).embed(texts, pooler=options.pooler, truncate=options.truncate, **_run(options))
+    if out is not None:
+        np.save(out, vectors)
+        print(f"wrote {out}: {vectors.shape[0]} vectors of {vectors.shape[1]} numbers")
+        return
+    for vector in vectors:
+        print(" ".join(f"{number:.7g}" for number in vector))
+
+
+# ---- classify ------------------------------------------------------------------------------------------------------
+
+
+def _add_classify(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "classify",
+        "classify texts",
+        "Print the likeliest label of each text and its probability, or, of a model with one label, its score.",
+        """\
+  cmm classify MODEL "What a film!" "I left after ten minutes."
+  cmm classify MODEL --file pairs.tsv --pairs --json        two texts a line, a tab between them
+Labels are numbers, in the order of training.""",
+        run_classify,
+    )
+    _add_model(parser)
+    _add_texts(parser)
+    parser.add_argument("--json", action="store_true", help="print json, a line for each text, with all logits")
+    _add_run(parser)
+
+
+def run_classify(options: argparse.Namespace) -> None:
+    """Print a label for each text."""
+    texts = _texts(options)
+    with _warnings_in_one_line(options):
+        logits = _model(options).classify(texts, truncate=options.truncate, **_run(options)).astype(np.float64)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    one = logits.shape[1] == 1
+    if not options.json:
+        print("score     text" if one else "label  probability  text")
+    for text, row, probabilities in zip(texts, logits, weights, strict=True):
+        best = int(row.argmax())
+        if options.json:
+            answer = {"text": text, "logits": row.tolist()}
+            print(json.dumps(answer if one else {**answer, "label": best, "probabilities": probabilities.tolist()}))
+            continue
+        shown = _printable(text if isinstance(text, str) else " | ".join(text))
+        print(f"{row[0]:<8.4f}  {shown}" if one else f"{best:<5}  {probabilities[best]:<11.4f}  {shown}")
+
+
+# ---- explain -------------------------------------------------------------------------------------------------------
+
+
+def _add_explain(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "explain",
+        "draw the way of each token through the trees",
+        "Draw, for each layer, which nodes each token visited and how tokens spread over the trees, and list the\n"
+        "dead subtrees, which no token reached.",
+        """\
+  cmm explain MODEL "The cat sat on the mat."               writes paths.png and paths.svg
+  cmm explain MODEL --file texts.txt --out corpus           how the tokens of many texts spread
+  cmm explain MODEL --ids 17,4,256                          needs no tokenizer
+  cmm explain random --config model_config.json --ids 1,2   a model with random weights""",
+        run_explain,
+    )
+    _add_model(parser, f"{_MODEL}, or the word {_RANDOM}: random weights, of the released shape without --config")
+    _add_texts(parser)
+    parser.add_argument("--ids", type=_ids, metavar="N,...", help="the ids of a text's tokens, instead of texts")
+    parser.add_argument(
+        "--out", type=Path, default=Path("paths"), metavar="NAME", help="writes NAME.png and NAME.svg (default paths)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every visited node and dead subtree to FILE")
+    _add_run(parser)
+
+
+def run_explain(options: argparse.Namespace) -> None:
+    """Draw and list where the tokens went."""
+    try:
+        from cmm.bert import picture
+    except ImportError as error:
+        raise cmm.UnusableError(f"the picture needs matplotlib: pip install cmm[bench] ({error})") from None
+    from cmm.bert import paths
+
+    given = [bool(options.texts), options.file is not None, options.ids is not None]
+    if sum(given) != 1:
+        raise cmm.ArgumentError("give texts, --file or --ids, and only one of them")
+    out = options.out.with_name(options.out.name.removesuffix(".png").removesuffix(".svg"))
+    files = [out.with_name(f"{out.name}.{kind}") for kind in ("png", "svg")]
+    for file in (*files, options.json):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise cmm.ArgumentError(f"{file}: there is no folder {file.absolute().parent}")
+    model = _model(options)
+    if options.ids is not None:
+        found = paths.of_ids(model, [options.ids], **_run(options))
+    else:
+        with _warnings_in_one_line(options):
+            found = paths.of_texts(model, _texts(options), truncate=options.truncate, **_run(options))
+    print(paths.report(found))
+    picture.draw(found, files, title=_title(options))
+    if options.json is not None:
+        options.json.write_text(json.dumps(paths.as_json(found)) + "\n", encoding="utf-8")
+    print("\nwrote " + ", ".join(str(file) for file in (*files, options.json) if file is not None))
+
+
+def _title(options: argparse.Namespace) -> str:
+    name = "a model with random weights" if _is_random(options) else Path(options.model).absolute().name
+    if len(options.texts) == 1 and len(options.texts[0]) <= 80:
+        return f"{_printable(options.texts[0])}  ({name})"
+    return name
+
+
+# ---- export --------------------------------------------------------------------------------------------------------
+
+
+def _add_export(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "export",
+        "write a model as a folder that loads fast",
+        "Write a model to a folder that loads fast: float32, memory-mapped, with its tokenizer and configuration.",
+        """\
+  cmm export ultrafastbert exported
+  cmm export intermediate_state.pth exported --config model_config.json --tokenizer tokenizer.json
+A file of PyTorch (.pth, .bin) needs PyTorch to be read. FOLDER should not exist, or be empty.""",
+        run_export,
+    )
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="a folder or file that training left")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to make")
+    _add_files(parser)
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """Export a model."""
+    folder = cmm.bert.export(options.source, options.folder, config=options.config, tokenizer=options.tokenizer)
+    model = cmm.bert.load(folder)
+    tokenizer = "its tokenizer" if (folder / "tokenizer.json").exists() else "no tokenizer (--tokenizer adds one)"
+    print(f"wrote {folder}: {model.parameters} weights, {tokenizer}")
+
+
+# ---- what they share -----------------------------------------------------------------------------------------------
+
+
+def _add_model(parser: Any, what: str = _MODEL) -> None:
+    parser.add_argument("model", metavar="MODEL", help=what)
+
+
+def _add_files(parser: Any) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the configuration, where none lies beside MODEL")
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="the tokenizer, where none lies beside MODEL")
+
+
+def _add_run(parser: Any) -> None:
+    _add_files(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="threads (default: every core)")
+    parser.add_argument(
+        "--level", default="auto", metavar="NAME", help="how to compute, of `cmm info` (default auto)"
+    )
+
+
+def _add_texts(parser: Any) -> None:
+    parser.add_argument("texts", metavar="TEXT", nargs="*", help="the texts")
+    parser.add_argument("--file", metavar="FILE", help="texts, one a line; - is the standard input")
+    parser.add_argument("--pairs", action="store_true", help="each is two texts with a tab between them")
+    parser.add_argument(
+        "--truncate", action="store_true", help="cut texts that are too long instead of refusing them"
+    )
+
+
+def _is_random(options: argparse.Namespace) -> bool:
+    return options.command == "explain" and options.model == _RANDOM and not Path(_RANDOM).exists()
+
+
+def _model(options: argparse.Namespace) -> Model:
+    if _is_random(options):
+        config = cmm.bert.ULTRAFASTBERT_1X11_LONG
+        model = cmm.bert.random(config if options.config is None else cmm.bert.config.read_json(options.config))
+    else:
+        model = cmm.bert.load(options.model, config=options.config)
+    if options.tokenizer is not None:
+        model.tokenizer = cmm.bert.Tokenizer(options.tokenizer)
+    return model
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    return {"level": options.level, "threads": options.threads}
+
+
+def _texts(options: argparse.Namespace) -> list[Text]:
+    if bool(options.texts) == (options.file is not None):
+        raise cmm.ArgumentError("give texts or --file, and only one of them")
+    lines: list[str] = options.texts
+    if options.file is not None:
+        try:
+            with open(
+                0 if options.file == "-" else options.file, encoding="utf-8", closefd=options.file != "-"
+            ) as file:
+                lines = [line.removesuffix("\n") for line in file]
+        except UnicodeDecodeError as error:
+            raise cmm.ArgumentError(
+                f"--file {options.file} is not UTF-8: {error.reason} at byte {error.start}"
+            ) from None
+    if not options.pairs:
+        return [*lines]
+    pairs = [tuple(line.split("\t")) for line in lines]
+    for number, pair in enumerate(pairs, 1):
+        if len(pair) != 2:
+            raise cmm.ArgumentError(f"text {number} has {len(pair) - 1} tabs; with --pairs each should have one")
+    return [(first, second) for first, second in pairs]
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} should be whole numbers with commas between them") from None
+
+
+def _printable(text: str) -> str:
+    """Return a text that does nothing to a terminal."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+@contextmanager
+def _warnings_in_one_line(options: argparse.Namespace) -> Iterator[None]:
+    """Say what was cut without Python's file and line."""
+    with warnings.catch_warnings(record=True, category=cmm.bert.TruncationWarning, action="always") as caught:
+        yield
+    for warning in caught:
+        print(f"cmm {options.command}: {warning.message}", file=sys.stderr)

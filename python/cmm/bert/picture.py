@@ -1,0 +1,329 @@
+"""The picture of `cmm explain`: for each layer, the ways of the tokens through the trees, and what is dead.
+
+The root of a tree is at the top, its leaves at the bottom, each where it lies in the tree, so that a picture shows
+how tokens spread. Grey is a dead subtree: no token came there. A few tokens are drawn as one line each, coloured by
+their place in the text and named below the leaf where they ended. Many are drawn as one line for each node that was
+visited, the wider and darker the more of them went there. Many trees are drawn as one row of leaves each.
+"""
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cmm.bert.paths import Paths
+
+_FEW_TOKENS, _FEW_TREES = 28, 8
+_DEAD, _INK, _FAINT = "#e9e9ec", "#222222", "#85858a"
+_COUNTS = LinearSegmentedColormap.from_list("counts", ["#9ecae1", "#3182bd", "#08306b"])
+# Early tokens blue, late ones red, with no colour too light to read on white.
+_PLACES = LinearSegmentedColormap.from_list(
+    "places", ["#3b4cc0", "#0a8fa8", "#1a9850", "#b58900", "#e66101", "#b2182b"]
+)
+
+# Inches.
+_WIDE, _NARROW = 9.0, 6.2  # a panel, where there is one column of them, and where there are two
+_TREE, _ROWS, _BARS = 1.7, 1.9, 0.35  # heights: a tree, rows of leaves, bars
+_GAP, _ABOVE, _SIDE, _TOP, _LINE, _BOTTOM = 0.35, 0.3, 0.35, 0.75, 0.24, 0.25
+_STRING = 0.15  # from a leaf down to a name
+_POINT = 1 / 72
+
+
+def draw(paths: Paths, files: Iterable[Path], *, title: str) -> None:
+    """Draw paths.
+
+    Parameters
+    ----------
+    paths : Paths
+    files : iterable of Path
+        One picture in each; their endings say which format.
+    title : str
+
+    Raises
+    ------
+    OSError
+        A file cannot be written.
+    """
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "cmm", "font.size": 9, "text.parse_math": False}
+    with mpl.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a token may be of any script
+        figure = _figure(paths, title)
+        for file in files:
+            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
+def _figure(paths: Paths, title: str) -> Figure:
+    rows_of_leaves = paths.trees > _FEW_TREES
+    few = len(paths.tokens) <= _FEW_TOKENS and not rows_of_leaves
+    columns = 1 if paths.layers < 4 else 2
+    width = _WIDE if columns == 1 else _NARROW
+    named = few and len(paths.tokens) * paths.trees * _name_height() < width
+    main = _ROWS if rows_of_leaves else _TREE
+    below = 0.0 if rows_of_leaves else _names_height(paths.tokens) if named else 0.1 if few else _BARS
+    rows = math.ceil(paths.layers / columns)
+    total = 2 * _SIDE + columns * width + (columns - 1) * _GAP
+    words = _flow([_short(token) for token in paths.tokens], total - 2 * _SIDE) if few else []
+    top = _TOP + _LINE * (1 + max((line for line, _, _ in words), default=0))
+    height = top + rows * (_ABOVE + main + below + _GAP) + _BOTTOM
+    figure = Figure(figsize=(total, height), facecolor="white")
+
+    def place(x: float, y: float, wide: float, high: float) -> Any:
+        """Make axes; inches, from the top left corner."""
+        return figure.add_axes((x / total, 1 - (y + high) / height, wide / total, high / height))
+
+    def write(x: float, y: float, text: str, **how: Any) -> None:
+        figure.text(x / total, 1 - y / height, text, va="baseline", **{"color": _INK, **how})
+
+    write(_SIDE, 0.32, title, fontsize=13, fontweight="bold")
+    trees = "1 tree" if paths.trees == 1 else f"{paths.trees} trees"
+    what = f"{len(paths.tokens)} tokens, {paths.layers} layers, in each {trees} of {paths.leaves} leaves"
+    if rows_of_leaves:
+        how = "A row is a tree, its leaves from left to right. Grey: no token came there."
+    elif few:
+        how = "Grey: dead subtrees, where no token came."
+    else:
+        how = "Grey: dead subtrees, where no token came. Below: how many tokens ended there."
+    write(_SIDE, 0.55, f"{what}. {how}", color=_FAINT)
+    for (line, x, word), colour in zip(words, _place_colours(len(words)), strict=True):
+        write(_SIDE + x, _TOP + _LINE * (line + 0.4), word, color=colour, fontsize=10, fontweight="bold")
+    norm = LogNorm(1, max(2, int(paths.leaf_usage.max() if rows_of_leaves else len(paths.tokens))))
+    if not few:
+        _legend(figure, place(total - _SIDE - 2.4, _TOP - 0.1, 2.4, 0.09), norm)
+
+    for layer in range(paths.layers):
+        row, column = divmod(layer, columns)
+        x, y = _SIDE + column * (width + _GAP), top + row * (_ABOVE + main + below + _GAP)
+        visited = np.count_nonzero(paths.leaf_usage[layer])
+        write(x, y + 0.18, f"layer {layer}", fontweight="bold")
+        write(
+            x + width, y + 0.18, f"{visited} of {paths.trees * paths.leaves} leaves visited", ha="right", color=_FAINT
+        )
+        axes = place(x, y + _ABOVE, width, main)
+        axes.set_axis_off()
+        axes.set_xlim(0, width)
+        if rows_of_leaves:
+            _leaves(axes, paths, layer, width, norm)
+            continue
+        axes.set_ylim(_TREE, 0)
+        _dead(axes, paths, layer, width)
+        if not few:
+            _counts(axes, paths, layer, width, norm)
+            _bars(place(x, y + _ABOVE + main, width, below), paths, layer, width)
+            continue
+        ends = _lines(axes, paths, layer, width)
+        if named:
+            _names(place(x, y + _ABOVE + main, width, below), ends, paths.tokens, width)
+    return figure
+
+
+# ---- where things are ----------------------------------------------------------------------------------------------
+
+
+def _position(paths: Paths, tree: Any, node: Any, width: float) -> Any:
+    """Return how far to the right a node lies. Arrays will do."""
+    level = np.floor(np.log2(np.asarray(node) + 1.0))
+    within = (np.asarray(node) + 1.5) / 2**level - 1  # 0 to 1
+    margin = 0.03 if paths.trees > 1 else 0.0
+    return width * (np.asarray(tree) + margin + (1 - 2 * margin) * within) / paths.trees
+
+
+def _height(paths: Paths) -> Any:
+    """Return how far down the nodes of each depth lie, in inches. The first steps, which go far apart, are larger."""
+    steps = 0.35 + 2.0 ** (-np.arange(paths.depth) / 2.5)
+    return _TREE * np.concatenate([[0.0], np.cumsum(steps)]) / max(steps.sum(), 1e-9)
+
+
+def _curve(x0: Any, y0: Any, x1: Any, y1: Any, points: int = 9) -> Any:
+    """Return a line that leaves a node and reaches its child downwards, (..., points, 2)."""
+    t = np.linspace(0, 1, points)
+    ease = t * t * (3 - 2 * t)
+    x0, y0, x1, y1 = (np.asarray(value, float)[..., None] for value in (x0, y0, x1, y1))
+    return np.stack([x0 + (x1 - x0) * ease, y0 + (y1 - y0) * t], axis=-1)
+
+
+def _place_colours(count: int) -> Any:
+    return _PLACES(np.linspace(0, 1, count)) if count > 1 else _PLACES(np.zeros(count))
+
+
+# ---- a layer of trees ----------------------------------------------------------------------------------------------
+
+
+def _dead(axes: Any, paths: Paths, layer: int, width: float) -> None:
+    """Draw dead subtrees as triangles that hang on their parents."""
+    triangles, strings, y = [], [], _height(paths)
+    for one in paths.dead:
+        if one.layer != layer:
+            continue
+        first = (one.node + 1) * one.leaves - 1  # its leaves, numbered as nodes
+        ends = _position(paths, one.tree, np.array([first, first + one.leaves - 1]), width)
+        half = width / paths.trees / paths.leaves / 2
+        x = float(_position(paths, one.tree, one.node, width))
+        triangles.append([(x, y[one.depth]), (ends[0] - half, y[-1]), (ends[1] + half, y[-1])])
+        if one.depth:
+            above = float(_position(paths, one.tree, (one.node - 1) // 2, width))
+            strings.append(_curve(above, y[one.depth - 1], x, y[one.depth]))
+    axes.add_collection(LineCollection(strings, colors=_DEAD, linewidths=0.8))
+    axes.add_collection(PolyCollection(triangles, facecolors=_DEAD, edgecolors=_DEAD, linewidths=0.3))
+
+
+def _lines(axes: Any, paths: Paths, layer: int, width: float) -> list[tuple[float, int]]:
+    """Draw a line for each token; return how far to the right they end, and the number of the token."""
+    count = len(paths.tokens)
+    lane = min(2.2 * _POINT, 0.5 * width / paths.trees / max(count, 1))
+    colours = _place_colours(count)
+    y = _height(paths)
+    ends = []
+    for tree in range(paths.trees):
+        nodes = paths.nodes[layer, :, tree]  # (T, D + 1)
+        order = np.argsort(nodes[:, -1], kind="stable")
+        # Tokens in one node lie side by side in the order of their leaves, so that no two lines cross.
+        x, side = _position(paths, tree, nodes, width), np.empty(nodes.shape)
+        for depth in range(paths.depth + 1):
+            _, first, sizes = np.unique(nodes[order, depth], return_index=True, return_counts=True)
+            side[order, depth] = lane * (np.arange(count) - np.repeat(first + (sizes - 1) / 2, sizes))
+        for token in order:
+            parts = _beside(_curve(x[token, :-1], y[:-1], x[token, 1:], y[1:], 17), side[token])
+            end = float(x[token, -1] + side[token, -1])
+            how = {"color": colours[token], "clip_on": False}
+            axes.plot(*parts.T, linewidth=lane / _POINT * 0.8, solid_joinstyle="round", **how)
+            axes.plot(end, y[-1], "o", markersize=3.2, **how)
+            ends.append((end, int(token)))
+    return ends
+
+
+def _beside(curves: Any, side: Any) -> Any:
+    """Return one line, (points, 2), beside curves that follow each other, as far as side says at their ends."""
+    steps = np.gradient(curves, axis=1)
+    steps /= np.maximum(np.linalg.norm(steps, axis=-1, keepdims=True), 1e-9)
+    along = np.linspace(0, 1, curves.shape[1])
+    far = side[:-1, None] * (1 - along) + side[1:, None] * along
+    # At right angles to the curve in its middle; to the right at its ends, where one curve meets the next.
+    middle = np.sin(np.pi * along)
+    across = np.stack([1 - middle * (1 - steps[..., 1]), -middle * steps[..., 0]], axis=-1)
+    return (curves + far[..., None] * across).reshape(-1, 2)
+
+
+def _names(axes: Any, ends: Sequence[tuple[float, int]], tokens: Sequence[str], width: float) -> None:
+    """Write the tokens' names below their leaves, moved apart where they would overlap."""
+    high = _names_height(tokens)
+    axes.set_axis_off()
+    axes.set_xlim(0, width)
+    axes.set_ylim(high, 0)
+    ends = sorted(ends)
+    colours = _place_colours(len(tokens))
+    for (x, token), at in zip(ends, _apart([x for x, _ in ends], _name_height(), width), strict=True):
+        line = _curve(x, 0, at, _STRING)
+        axes.add_collection(LineCollection([line], colors=[colours[token]], linewidths=0.6, alpha=0.7))
+        name = _short(tokens[token])
+        axes.text(at, _STRING + 0.03, name, color=colours[token], rotation=90, ha="center", va="top", fontsize=8)
+
+
+def _apart(wanted: Sequence[float], gap: float, width: float) -> list[float]:
+    """Move sorted places apart by at least a gap, as little as possible, within the width."""
+    groups: list[tuple[float, int]] = []  # centre of the members' wishes for the first one's place, size
+    for x in wanted:
+        centre, size = x, 1
+        while groups and centre < (before := groups[-1])[0] + before[1] * gap:
+            groups.pop()
+            centre = (before[0] * before[1] + (centre - before[1] * gap) * size) / (before[1] + size)
+            size += before[1]
+        groups.append((centre, size))
+    places = [first + gap * index for first, size in groups for index in range(size)]
+    for index in range(len(places)):  # first from the left, then from the right edge
+        places[index] = max(places[index], gap / 2 + index * gap)
+    for index in range(len(places)):
+        places[-1 - index] = min(places[-1 - index], width - gap / 2 - index * gap)
+    return places
+
+
+def _counts(axes: Any, paths: Paths, layer: int, width: float, norm: LogNorm) -> None:
+    """Draw a line to each visited node, the wider and darker the more tokens went there."""
+    trees, nodes = np.nonzero(paths.usage[layer])
+    trees, nodes = trees[nodes > 0], nodes[nodes > 0]
+    counts = paths.usage[layer, trees, nodes]
+    order = np.argsort(counts, kind="stable")
+    trees, nodes, counts = trees[order], nodes[order], counts[order]
+    depth, y = np.log2(nodes + 1.0).astype(int), _height(paths)
+    above, here = _position(paths, trees, (nodes - 1) // 2, width), _position(paths, trees, nodes, width)
+    curves = _curve(above, y[depth - 1], here, y[depth], 7)
+    widths = 0.35 + 5 * np.sqrt(counts / len(paths.tokens))
+    lines = LineCollection(curves, colors=_COUNTS(norm(counts)), linewidths=widths, capstyle="round")
+    lines.set_rasterized(len(curves) > 500)  # or a vector file grows to megabytes
+    axes.add_collection(lines)
+
+
+def _bars(axes: Any, paths: Paths, layer: int, width: float) -> None:
+    """Draw, below its leaves, how many tokens ended in each part of a tree."""
+    axes.set_axis_off()
+    axes.set_xlim(0, width)
+    bins = min(paths.leaves, 128 // paths.trees)
+    counts = paths.leaf_usage[layer].reshape(paths.trees, bins, -1).sum(axis=-1)
+    axes.set_ylim(counts.max(), 0)
+    margin = 0.03 if paths.trees > 1 else 0.0
+    each = (1 - 2 * margin) / bins
+    for tree in range(paths.trees):
+        left = width * (tree + margin + each * np.arange(bins)) / paths.trees
+        axes.bar(left, counts[tree], width * each / paths.trees, align="edge", color="#3182bd", linewidth=0)
+
+
+# ---- a layer of many trees -----------------------------------------------------------------------------------------
+
+
+def _leaves(axes: Any, paths: Paths, layer: int, width: float, norm: LogNorm) -> None:
+    """Draw one row of leaves for each tree."""
+    counts = paths.leaf_usage[layer]
+    colours: NDArray[np.float64] = _COUNTS(norm(np.maximum(counts, 1)))
+    colours[counts == 0] = mpl.colors.to_rgba(_DEAD)
+    axes.imshow(colours, aspect="auto", interpolation="nearest", extent=(0, width, paths.trees, 0))
+
+
+# ---- words ---------------------------------------------------------------------------------------------------------
+
+
+def _legend(figure: Figure, axes: Any, norm: Any) -> None:
+    bar = figure.colorbar(mpl.cm.ScalarMappable(norm, _COUNTS), cax=axes, orientation="horizontal")
+    ticks = [1, *(10**power for power in range(1, 9) if 10**power < norm.vmax / 2), int(norm.vmax)]
+    bar.set_ticks(ticks, labels=[str(tick) for tick in ticks])
+    bar.ax.minorticks_off()
+    bar.ax.tick_params(labelsize=7, length=2, colors=_FAINT)
+    bar.ax.set_title("tokens", fontsize=8, color=_FAINT, pad=2)
+    bar.outline.set_visible(False)
+
+
+def _name_height() -> float:
+    """Return the room that a name takes across, in inches."""
+    return 9.5 * _POINT
+
+
+def _names_height(tokens: Sequence[str]) -> float:
+    """Return the room below the trees for the names of tokens, in inches."""
+    return _STRING + 0.1 + 0.075 * max(len(_short(token)) for token in tokens)
+
+
+def _short(token: str) -> str:
+    token = token if token.isprintable() else ascii(token)[1:-1]
+    return token if len(token) <= 12 else f"{token[:11]}…"
+
+
+def _flow(words: Sequence[str], width: float) -> list[tuple[int, float, str]]:
+    """Return the line of each word and how far to the right it starts, in inches."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    bold = FontProperties(weight="bold")
+    placed, line, x = [], 0, 0.0
+    for word in words:
+        wide = TextPath((0, 0), word, size=10, prop=bold).get_extents().width * _POINT
+        if x and x + wide > width:
+            line, x = line + 1, 0.0
+        placed.append((line, x, word))
+        x += wide + 0.12
+    return placed
