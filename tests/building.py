@@ -1,4 +1,4 @@
-"""Building libcmm and its C tests with CMake, for the tests of the C side. Everything goes to one temporary folder."""
+"""Building libcmm and its C tests with CMake, for the tests of the C side. All goes to one temporary folder."""
 
 import atexit
 import functools
@@ -34,7 +34,8 @@ def run(*command: str | Path, env: dict[str, str] | None = None, timeout: int = 
         env=None if env is None else {**os.environ, **env},
     )
     if done.returncode != 0:
-        pytest.fail(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-8000:]}", pytrace=False)
+        words = " ".join(map(str, command))
+        pytest.fail(f"{words} ended with {done.returncode}:\n{done.stdout[-8000:]}", pytrace=False)
     return done.stdout
 
 

@@ -161,7 +161,9 @@ def test_kernels_that_the_compiler_cannot_build_are_stubs_that_say_so() -> None:
 @pytest.mark.skipif(not X86_64, reason="the build is not for x86-64")
 @pytest.mark.parametrize("test", EMULATED)
 @pytest.mark.parametrize(
-    ("cpu", "best", "absent"), [("qemu64", "scalar", "avx2"), ("Haswell", "avx2", "avx512")], ids=["qemu64", "Haswell"]
+    ("cpu", "best", "absent"),
+    [("qemu64", "scalar", "avx2"), ("Haswell", "avx2", "avx512")],
+    ids=["qemu64", "Haswell"],
 )
 def test_no_instruction_that_the_cpu_lacks(cpu: str, best: str, absent: str, test: str) -> None:
     """One binary, on a CPU without AVX, and on one without AVX-512: an instruction too many would end it."""
