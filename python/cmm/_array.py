@@ -5,6 +5,7 @@ what is not is copied. An output may be any writable array of the right shape an
 it, a temporary takes its place and is copied at the end.
 """
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -108,9 +109,9 @@ def mixed(name: str, array: Floats, other_name: str, dtype: np.dtype[Any]) -> Dt
 # ---- memory for packed weights -------------------------------------------------------------------------------------
 
 
-def aligned(size: int) -> NDArray[np.uint8]:
+def aligned(name: str, size: int) -> NDArray[np.uint8]:
     """Return memory of so many bytes that starts at a multiple of CMM_ALIGNMENT."""
-    memory: NDArray[np.uint8] = empty("the packed weights", (size + lib.CMM_ALIGNMENT,), np.uint8)
+    memory: NDArray[np.uint8] = empty(name, (size + lib.CMM_ALIGNMENT,), np.uint8)
     start = -memory.ctypes.data % lib.CMM_ALIGNMENT
     return memory[start : start + size]
 
@@ -127,6 +128,20 @@ def rows(memory: NDArray[np.uint8], start: Any, pitch: int, shape: tuple[int, ..
 
 
 # ---- outputs -------------------------------------------------------------------------------------------------------
+
+
+_LARGE = 1 << 16  # bytes from which on the lines of the cache matter more than a view's microsecond
+
+
+def large(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """Return a new array for a result of many rows: one that starts at a cache line, where it is large.
+
+    NumPy's own start 16 bytes off, and every store of a whole line then touches two.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LARGE:
+        return empty(name, shape, dtype)
+    return aligned(name, size).view(dtype).reshape(shape)
 
 
 def empty(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Any:

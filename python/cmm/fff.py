@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cmm._array import CODES, I32, Floats, address, aligned, deliver, empty, floats, mixed, output, rows
+from cmm._array import CODES, I32, Floats, address, aligned, deliver, empty, floats, large, mixed, output, rows
 from cmm._call import ACTIVATIONS, NULL, TIES, code, failure, ffi, lib
 from cmm._levels import choose, refused
 from cmm.errors import ArgumentError, DtypeError, ShapeError
@@ -97,7 +97,7 @@ def _forward(layer: _Layer, x: ArrayLike, level: str, threads: int | None, out: 
         raise _wrong_x(x, d_in)
     run = choose(level, threads, False)
     lead = shape[:-1]
-    y = empty("y", (*lead, d_out), dtype) if out is None else output(out, (*lead, d_out), dtype)
+    y = large("y", (*lead, d_out), dtype) if out is None else output(out, (*lead, d_out), dtype)
     c_nodes = c_logits = NULL
     if return_path:
         visited = (*lead, trees, depth + 1)
@@ -290,7 +290,7 @@ def _pack(raw: Any) -> tuple[NDArray[np.uint8], Any]:
     size = ffi.new("int64_t *")
     status = lib.cmm_fff_pack_size(raw, size)
     if not status:
-        memory = aligned(size[0])
+        memory = aligned("the packed weights", size[0])
         packed = ffi.new("cmm_fff *")
         status = lib.cmm_fff_pack(raw, address(memory), size[0], packed)
     if status:

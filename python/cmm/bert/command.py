@@ -196,7 +196,7 @@ def _add_explain(commands: Any) -> None:
 def run_explain(options: argparse.Namespace) -> None:
     """Draw and list where the tokens went."""
     try:
-        from cmm.bert import picture
+        from cmm.bert.picture import draw
     except ImportError as error:
         raise cmm.UnusableError(f"the picture needs matplotlib: pip install cmm[bench] ({error})") from None
     from cmm.bert import paths
@@ -215,10 +215,12 @@ def run_explain(options: argparse.Namespace) -> None:
     else:
         with _warnings_in_one_line(options):
             found = paths.of_texts(model, _texts(options), truncate=options.truncate, **_run(options))
-    print(paths.report(found))
-    picture.draw(found, files, title=_title(options))
+    if not found.tokens:
+        raise cmm.ArgumentError("there are no texts, so there is nothing to draw")
+    draw(found, files, title=_title(options))
     if options.json is not None:
         options.json.write_text(json.dumps(paths.as_json(found)) + "\n", encoding="utf-8")
+    print(paths.report(found))
     print("\nwrote " + ", ".join(str(file) for file in (*files, options.json) if file is not None))
 
 

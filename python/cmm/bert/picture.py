@@ -17,6 +17,8 @@ import numpy as np
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
 from cmm.bert.paths import Paths
@@ -34,6 +36,7 @@ _WIDE, _NARROW = 9.0, 6.2  # a panel, where there is one column of them, and whe
 _TREE, _ROWS, _BARS = 1.7, 1.9, 0.35  # heights: a tree, rows of leaves, bars
 _GAP, _ABOVE, _SIDE, _TOP, _LINE, _BOTTOM = 0.35, 0.3, 0.35, 0.75, 0.24, 0.25
 _STRING = 0.15  # from a leaf down to a name
+_BUNDLE = 0.4  # all lines of tokens side by side
 _POINT = 1 / 72
 
 
@@ -177,7 +180,7 @@ def _dead(axes: Any, paths: Paths, layer: int, width: float) -> None:
 def _lines(axes: Any, paths: Paths, layer: int, width: float) -> list[tuple[float, int]]:
     """Draw a line for each token; return how far to the right they end, and the number of the token."""
     count = len(paths.tokens)
-    lane = min(2.2 * _POINT, 0.5 * width / paths.trees / max(count, 1))
+    lane = min(2.2 * _POINT, _BUNDLE / count, 0.5 * width / paths.trees / count)
     colours = _place_colours(count)
     y = _height(paths)
     ends = []
@@ -309,19 +312,16 @@ def _names_height(tokens: Sequence[str]) -> float:
 
 
 def _short(token: str) -> str:
-    token = token if token.isprintable() else ascii(token)[1:-1]
+    token = token if token.isprintable() and token.strip() else ascii(token)[1:-1] or "''"
     return token if len(token) <= 12 else f"{token[:11]}…"
 
 
 def _flow(words: Sequence[str], width: float) -> list[tuple[int, float, str]]:
     """Return the line of each word and how far to the right it starts, in inches."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
-
-    bold = FontProperties(weight="bold")
+    bold = FontProperties(weight="bold", size=10)
     placed, line, x = [], 0, 0.0
     for word in words:
-        wide = TextPath((0, 0), word, size=10, prop=bold).get_extents().width * _POINT
+        wide = text_to_path.get_text_width_height_descent(word, bold, ismath=False)[0] * _POINT
         if x and x + wide > width:
             line, x = line + 1, 0.0
         placed.append((line, x, word))

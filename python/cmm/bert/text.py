@@ -45,7 +45,7 @@ def fill_mask(model: "Model", text: Text, k: int, run: dict[str, Any]) -> list[l
         raise ArgumentError(f"k is {k!r}; it should be a whole number, at least 1")
     tokenizer = model.tokenizer
     mask = tokenizer.id_of("mask")
-    (ids,) = encode(model, [text], truncate=False)
+    (ids,) = encode(model, [text])
     places = [place for place, id in enumerate(ids) if id == mask]
     if not places:
         raise ArgumentError(f"text {_shown(text)} has no mask; the one of this tokenizer is {tokenizer.token(mask)}")
@@ -105,8 +105,15 @@ def batches(lengths: Sequence[int]) -> Iterator[NDArray[np.intp]]:
             yield from np.split(same, range(at_a_time, same.size, at_a_time))
 
 
-def encode(model: "Model", texts: Sequence[Text], *, truncate: bool) -> list[list[int]]:
+def encode(model: "Model", texts: Sequence[Text], *, truncate: bool | None = None) -> list[list[int]]:
     """Return the ids of texts, every text within the model's limit.
+
+    Parameters
+    ----------
+    model : Model
+    texts : sequence of str or (str, str)
+    truncate : bool or None
+        As for ``Model.embed``; None where there is one text and the caller does not offer to cut it.
 
     Raises
     ------
@@ -116,20 +123,22 @@ def encode(model: "Model", texts: Sequence[Text], *, truncate: bool) -> list[lis
         texts are not a sequence of strings and pairs of strings.
     """
     tokenizer, limit = model.tokenizer, model.config.max_seq_length
-    texts = checked_texts(texts)
+    name = "text" if truncate is None else "texts[{}]"
+    texts = checked_texts(texts, name)
     result: list[list[int]] = []
     for start in range(0, len(texts), _TEXTS):
         result += tokenizer.encode(texts[start : start + _TEXTS])
     empty = next((index for index, ids in enumerate(result) if not ids), None)
     if empty is not None:
-        raise ArgumentError(f"texts[{empty}] {_shown(texts[empty])} has no tokens")
+        raise ArgumentError(f"{name.format(empty)} {_shown(texts[empty])} has no tokens")
     too_long = [index for index, ids in enumerate(result) if len(ids) > limit]
     if not too_long:
         return result
     first = too_long[0]
-    what = f"texts[{first}] {_shown(texts[first])} has {len(result[first])} tokens"
+    what = f"{name.format(first)} {_shown(texts[first])} has {len(result[first])} tokens"
     if not truncate:
-        raise ArgumentError(f"{what}; the model's limit is {limit} (truncate=True cuts longer ones)")
+        remedy = "" if truncate is None else " (truncate=True cuts longer ones)"
+        raise ArgumentError(f"{what}; the model's limit is {limit}{remedy}")
     for index, ids in zip(too_long, tokenizer.encode([texts[index] for index in too_long], limit), strict=True):
         result[index] = ids
     cut = f"{len(too_long)} of {len(texts)} texts were cut to the model's limit of {limit} tokens"
@@ -137,8 +146,8 @@ def encode(model: "Model", texts: Sequence[Text], *, truncate: bool) -> list[lis
     return result
 
 
-def checked_texts(texts: Any) -> list[Text]:
-    """Return texts as a list of strings and pairs, or say what is wrong with them."""
+def checked_texts(texts: Any, name: str) -> list[Text]:
+    """Return texts as a list of strings and pairs, or say what is wrong with them; name is that of one of them."""
     if isinstance(texts, str | bytes):
         raise DtypeError(f"texts is one {type(texts).__name__}; it should be a sequence of texts: wrap it as [text]")
     try:
@@ -148,12 +157,12 @@ def checked_texts(texts: Any) -> list[Text]:
     for index, item in enumerate(items):
         parts = item if isinstance(item, tuple | list) and len(item) == 2 else (item,)
         if not all(isinstance(part, str) for part in parts):
-            raise DtypeError(f"texts[{index}] is {_shown(item)}; it should be a string or a pair of strings")
+            raise DtypeError(f"{name.format(index)} is {_shown(item)}; it should be a string or a pair of strings")
         try:
             for part in parts:
                 part.encode()
         except UnicodeEncodeError as error:
-            raise ArgumentError(f"texts[{index}] {_shown(item)} is not valid Unicode: {error.reason}") from None
+            raise ArgumentError(f"{name.format(index)} {_shown(item)} is not valid Unicode: {error.reason}") from None
         items[index] = str(parts[0]) if len(parts) == 1 else (str(parts[0]), str(parts[1]))
     return items
 

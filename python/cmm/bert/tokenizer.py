@@ -4,7 +4,8 @@ Which token plays which part, and its id, differ from one training run to the ne
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,11 @@ class Tokenizer:
         path = Path(path)
         self.file = path / FILE if path.is_dir() else path
         text = read_regular(self.file, _LIMIT)
-        try:
+        with _blaming(self.file, "is not a tokenizer that can be read"):
             # Padding and truncation belong to whoever wrote the file. Here nothing is added, and nothing cut unsaid.
             self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(text)
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
-        except Exception as error:  # the package raises nothing more specific
-            raise CheckpointError(self.file, f"is not a tokenizer that can be read: {shown(str(error))}") from None
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self._tokens = {id: token for token, id in vocabulary.items()}
         self.ids = np.array(sorted(self._tokens), np.intp)
@@ -130,10 +129,19 @@ class Tokenizer:
         if limit is not None:
             tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # others may be using the one without a limit
             tokenizer.enable_truncation(limit)
-        try:
+        with _blaming(self.file, "cannot encode a text"):  # an unknown word, say, and no token for those
             return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-        except Exception as error:  # an unknown word and no token for those, a limit without room for special tokens
-            raise CheckpointError(self.file, f"cannot encode a text: {shown(str(error))}") from None
+
+
+@contextmanager
+def _blaming(file: Path, problem: str) -> Iterator[None]:
+    """Turn whatever the package makes of a broken file into a CheckpointError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
+        raise CheckpointError(file, f"{problem}: {shown(str(error))}") from None
 
 
 def _named(block: Any, role: str) -> str | None:
