@@ -323,6 +323,10 @@ int main(int argc, char **argv)
         for (int32_t activation = 0; activation < 5; activation++)
             check_dense((activation + (int32_t)n) % 2, activation, neurons[n], n % 2 ? 33 : 1, n % 2 ? 17 : 40,
                         n == 3 ? 300 : 5, activation % 2, n == 4 ? 3 : 0);
+    /* More neurons than half of L2 holds; more tokens than a chunk. */
+    check_dense(CMM_F32, CMM_GELU, 1500, 300, 290, 3, 1, 0);
+    check_dense(CMM_F64, CMM_SILU, 1500, 300, 290, 3, 1, 0);
+    check_dense(CMM_F32, CMM_RELU, 5, 3, 2, 1100, 1, 0);
     CHECK(atomic_load(&blas_complaints) == 0, "%d calls of the BLAS with arguments it forbids",
           atomic_load(&blas_complaints));
     return check_report();

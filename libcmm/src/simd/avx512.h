@@ -22,7 +22,7 @@ static inline vec_f32 vec_fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm5
 
 static inline __mmask16 mask_f32(int64_t n)
 {
-    return n <= 0 ? (__mmask16)0 : n >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1);
+    return (__mmask16)(n <= 0 ? 0 : n >= 16 ? 0xffffu : (1u << n) - 1);
 }
 static inline vec_f32 vec_load_part_f32(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(mask_f32(n), p); }
 static inline void vec_store_part_f32(float *p, vec_f32 a, int64_t n) { _mm512_mask_storeu_ps(p, mask_f32(n), a); }
@@ -44,7 +44,7 @@ static inline vec_f64 vec_fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm5
 
 static inline __mmask8 mask_f64(int64_t n)
 {
-    return n <= 0 ? (__mmask8)0 : n >= 8 ? (__mmask8)0xff : (__mmask8)((1u << n) - 1);
+    return (__mmask8)(n <= 0 ? 0 : n >= 8 ? 0xffu : (1u << n) - 1);
 }
 static inline vec_f64 vec_load_part_f64(const double *p, int64_t n) { return _mm512_maskz_loadu_pd(mask_f64(n), p); }
 static inline void vec_store_part_f64(double *p, vec_f64 a, int64_t n) { _mm512_mask_storeu_pd(p, mask_f64(n), a); }
