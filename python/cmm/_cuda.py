@@ -148,6 +148,19 @@ def _activate(activation: str) -> Any:
     return cupy.ElementwiseKernel("T z", "T out", f"double v = z, a; {_FORMULAS[activation]}; out = (T)a;", name)
 
 
+@cache
+def _bmm_kernels() -> tuple[Any, Any, Any]:
+    """Products of one row with one token each, and of one number with one row: cuBLAS is slow at such small ones."""
+    cupy = import_cupy("the level")
+    return (
+        cupy.ReductionKernel("T a, T b", "T y", "a * b", "a + b", "y = a", "0", "cmm_bmm_dot"),
+        cupy.ElementwiseKernel("T a, T b, T c", "T y", "y = a * b + c", "cmm_bmm_add"),
+        cupy.ElementwiseKernel(
+            "T z, int32 n, bool tie", "int32 next", "next = 2 * n + 1 + (tie ? z >= 0 : z > 0)", "cmm_bmm_step"
+        ),
+    )
+
+
 def _views(cupy: Any, place: Place, *arrays: Any) -> list[Any]:
     """Return arrays as CuPy's; torch's are seen through DLPack, those of others came as CuPy's already."""
     return [cupy.from_dlpack(a) if a is not None and place.library == "torch" else a for a in arrays]
@@ -182,15 +195,16 @@ def _bmm_fff(
         w_in = w_in.reshape(trees, -1, d_in)
         w_out = None if w_out is None else w_out.reshape(trees, -1, d_out)
         bias = None if bias is None else bias.reshape(trees, -1)
+        activate, (products, add, step) = _activate(activation), _bmm_kernels()
         for start in range(0, batch, _TOKENS_AT_ONCE):
             part = slice(start, min(start + _TOKENS_AT_ONCE, batch))
-            tokens = x[part].astype(real, copy=False)[:, :, None]
-            total = None if y is None else cupy.zeros((tokens.shape[0], 1, d_out), real)
+            tokens = x[part].astype(real, copy=False)
+            total = None if y is None else cupy.zeros((tokens.shape[0], d_out), real)
             for tree in range(trees):
-                node = cupy.zeros(tokens.shape[0], cupy.int64)
+                node = cupy.zeros(tokens.shape[0], cupy.int32)
                 for level in range(depth + 1):
                     rows = w_in[tree].take(node, axis=0).astype(real, copy=False)
-                    logit = cupy.matmul(rows[:, None, :], tokens)[:, 0, 0]
+                    logit = products(rows, tokens, axis=1)
                     if bias is not None:
                         logit += bias[tree].take(node)
                     if nodes is not None:
@@ -199,10 +213,10 @@ def _bmm_fff(
                         logits.reshape(batch, trees, depth + 1)[part, tree, level] = logit
                     if total is not None:
                         rows = w_out[tree].take(node, axis=0).astype(real, copy=False)
-                        total += cupy.matmul(_activate(activation)(logit)[:, None, None], rows[:, None, :])
-                    node = 2 * node + 1 + (logit >= 0 if tie == "right" else logit > 0)
+                        add(activate(logit)[:, None], rows, total, total)
+                    node = step(logit, node, tie == "right")
             if total is not None:
-                y.reshape(batch, d_out)[part] = total[:, 0]
+                y.reshape(batch, d_out)[part] = total
 
 
 def _products_ff(place: Place, batched: bool, activation: str, *arrays: Any) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from cmm import _cuda
 from cmm._call import ACTIVATIONS, NULL, TIES, failure, ffi, lib
 from numpy.typing import NDArray
 
-DTYPES = {torch.float32: lib.CMM_F32, torch.float64: lib.CMM_F64, torch.bfloat16: lib.CMM_BF16, torch.float16: lib.CMM_F16}
+DTYPES = {
+    torch.float32: lib.CMM_F32,
+    torch.float64: lib.CMM_F64,
+    torch.bfloat16: lib.CMM_BF16,
+    torch.float16: lib.CMM_F16,
+}
 METHODS = ("block", "walk", "wide", "group")
 
 
@@ -39,7 +43,8 @@ def fff(
     nodes = torch.full((len(x), trees, depth + 1), -7, dtype=torch.int32, device="cuda")
     logits = torch.full(nodes.shape, torch.nan, dtype=sums, device="cuda")
     at = [0 if a is None else a.data_ptr() for a in (w_in, bias, w_out, x, y, nodes, logits)]
-    layer = (DTYPES[x.dtype], ACTIVATIONS[activation], TIES[tie], depth, trees, d_in, 1 if w_out is None else w_out.shape[2])
+    d_out = 1 if w_out is None else w_out.shape[2]
+    layer = (DTYPES[x.dtype], ACTIVATIONS[activation], TIES[tie], depth, trees, d_in, d_out)
     how = (ffi.new("char[]", level.encode()), ffi.new("char[]", method.encode()) if method else NULL)
     needed = ffi.new("int64_t *")
     run = (*layer, *at[:3], *how, torch.cuda.current_stream().cuda_stream)

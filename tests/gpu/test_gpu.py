@@ -12,7 +12,8 @@ import torch
 from device import METHODS, fff, to_numpy
 from reference import ACTIVATIONS, Reference, dense, worst
 
-ROUNDOFF = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # of what is stored
+# of what is stored
+ROUNDOFF = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 TINY = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
 WAYS = [("cuda-naive", ""), ("cuda", ""), *(("cuda", method) for method in METHODS)]
 # batch, d_in, d_out, trees, depth
@@ -79,8 +80,11 @@ def test_oracle(case: tuple[int, ...], dtype: torch.dtype) -> None:
         check(arrays, result, activation, tie)
         alone = fff(arrays[0], arrays[1], None, arrays[3], level=level, method=method, tie=tie)
         assert alone is not None
-        assert torch.equal(alone[1], result[1])
-        assert torch.equal(alone[2], result[2])
+        if method or level == "cuda-naive":
+            assert torch.equal(alone[1], result[1])
+            assert torch.equal(alone[2], result[2])
+        else:  # without outputs another method may suit
+            check(arrays, alone, activation, tie)
         if method in ("walk", "wide", "group"):
             same[method] = result
     for a, b in itertools.combinations(same.values(), 2):  # they promise each other's bits
@@ -96,15 +100,15 @@ def test_many_tokens(dtype: torch.dtype) -> None:
     sample = torch.arange(0, 65536 + 1025, 97, device="cuda")
     check([arrays[0][sample], *arrays[1:]], [a[sample] for a in results[0]], "gelu", "left")
     leaves = results[0][1][:, 0, -1].unique().numel()
-    assert leaves > 2000
+    assert leaves > 1800  # of 2048
 
 
 @pytest.mark.parametrize("method", ["", *METHODS])
 def test_exact_ties_follow_the_rule(method: str) -> None:
     rng = torch.Generator("cuda").manual_seed(0)
+    shapes = [((257, 64), -2, 3), ((1, 4095, 64), -1, 2), ((1, 4095, 8), -1, 2)]
     for dtype, tie in itertools.product(ROUNDOFF, ("left", "right")):
-        shapes = [((257, 64), -2, 3), ((1, 4095, 64), -1, 2), ((1, 4095, 8), -1, 2)]
-        arrays = [torch.randint(low, high, shape, generator=rng, device="cuda").to(dtype) for shape, low, high in shapes]
+        arrays = [torch.randint(a, b, shape, generator=rng, device="cuda").to(dtype) for shape, a, b in shapes]
         result = fff(*arrays, method=method, activation="relu", tie=tie)
         if result is None:
             continue
@@ -143,7 +147,7 @@ def test_same_bits_again_and_beside_other_work(dtype: torch.dtype, batch: int) -
     for _ in range(1000):
         with torch.cuda.stream(other):
             a @ a
-        y, nodes, logits = fff(*arrays)
+        y, nodes, _ = fff(*arrays)
         wrong += (y.view(torch.int16) != first[0].view(torch.int16)).sum() + (nodes != first[1]).sum()
     assert wrong.item() == 0
 
@@ -206,7 +210,7 @@ def test_cupy_and_jax_without_a_copy() -> None:
     out = cupy.empty((65, 40), "float32")
     with cupy.cuda.Stream(non_blocking=True) as stream:
         assert cmm.fff_forward(*arrays, out=out) is out
-        y, nodes, logits = cmm.fff_forward(*arrays, return_path=True)
+        y, _, _ = cmm.fff_forward(*arrays, return_path=True)
         stream.synchronize()
     assert isinstance(y, cupy.ndarray)
     assert np.array_equal(cupy.asnumpy(y), to_numpy(want))

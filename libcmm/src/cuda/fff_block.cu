@@ -1,5 +1,5 @@
 /* Any layer at all: a block of 32 or 256 threads walks one token, element by element.
- * Work:   2 (d_in + d_out) flops per visited neuron, and the dot products again for every further 4096 outputs.
+ * Work:   2 (d_in + d_out) flops per visited neuron, and the dot products again for every further 256 or 4096.
  * Memory: rows of w_in and w_out, coalesced, 2 to 8 bytes a thread; x from the L1 cache once per level.
  * Sums:   thread j takes i = j, j + threads, ..., turn about into two sums; both, then over a warp by halving, then
  *         the warps in order, then the bias. y sums trees, then levels, in order.
@@ -82,11 +82,10 @@ template <typename T, int THREADS, int COLUMNS> static cudaError_t launch_as(con
     return cudaLaunchKernel((const void *)fff_block<T, THREADS, COLUMNS>, grid, THREADS, arguments, 0, stream);
 }
 
-/* The widths alone decide, so that a token's bits do not depend on the batch. */
+/* d_in alone decides, so that a token's logits depend neither on the batch nor on the outputs. */
 template <typename T> static cudaError_t launch(const cmm_cuda_task *task, cudaStream_t stream)
 {
-    return task->d_in <= 512 && task->d_out <= 256 ? launch_as<T, 32, 8>(task, stream)
-                                                   : launch_as<T, 256, 16>(task, stream);
+    return task->d_in <= 512 ? launch_as<T, 32, 8>(task, stream) : launch_as<T, 256, 16>(task, stream);
 }
 
 static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *)

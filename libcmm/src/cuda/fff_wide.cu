@@ -58,17 +58,24 @@ __device__ inline void add_rows(float (&y)[4], const typename four<T>::word (&ro
     }
 }
 
-#ifdef WIDE_CLOCK
-#define STAMP(i) do { if (threadIdx.x == 0) ((float *)task.logits_out)[100 + (i)] = (float)(clock64() - start_); } while (0)
-#else
-#define STAMP(i)
-#endif
+/* Read a byte of each of the first pages of the weights, lane by lane, so that their addresses are translated while the
+ * first round runs, and not one after the other. Nobody waits for these reads. */
+__device__ inline void touch_pages(const cmm_cuda_task &task, int lane)
+{
+    const int64_t page = 2 << 20, rows = task.trees * task.nodes;
+    const int64_t size = task.dtype == CMM_F32 ? 4 : 2;
+    if (lane * page < rows * task.ld_in * size - task.ld_in * size) {
+        unsigned unused;
+        asm volatile("ld.global.u8 %0, [%1];" : "=r"(unused) : "l"((const char *)task.w_in + lane * page));
+    }
+    if (task.wants_y && lane * page < rows * task.ld_out * size - task.ld_out * size) {
+        unsigned unused;
+        asm volatile("ld.global.u8 %0, [%1];" : "=r"(unused) : "l"((const char *)task.w_out + lane * page));
+    }
+}
 
 template <typename T, int V, bool FULL> __global__ void __launch_bounds__(32 * WARPS, 1) fff_wide(const cmm_cuda_task task)
 {
-#ifdef WIDE_CLOCK
-    const long long start_ = clock64();
-#endif
     __shared__ float logits[2][WARPS]; /* two, so that one barrier per round is enough */
     __shared__ float activations[MOST_LEVELS];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, levels = task.depth + 1;
@@ -83,6 +90,8 @@ template <typename T, int V, bool FULL> __global__ void __launch_bounds__(32 * W
     const char *const columns = (const char *)((const typename four<T>::word *)task.w_out + threadIdx.x);
     const unsigned pitch = (unsigned)(task.ld_out * (int64_t)sizeof(T));
     int turn = 0;
+    if (keeper)
+        touch_pages(task, lane);
     for (int64_t token = blockIdx.x; token < task.batch; token += gridDim.x) {
         float x[V * ELEMENTS<T>], y[4] = {0, 0, 0, 0};
         bool has_x = false;
@@ -100,16 +109,13 @@ template <typename T, int V, bool FULL> __global__ void __launch_bounds__(32 * W
                     if (!has_x)
                         load_x<T, V, FULL>(x, (const T *)task.x + token * task.d_in, w_in.vectors, lane);
                     has_x = true;
-                    STAMP(3 * (from / 4));
                     const float sum = dot<T, V>(words, x);
                     if (lane == 0)
                         logits[turn][warp] = bias ? sum + b : sum;
-                    STAMP(3 * (from / 4) + 1);
                 }
                 if (keeper && task.wants_y && lane >= from - AT_ONCE && lane < from)
                     activations[lane] = activate(task.activation, my_logit);
                 __syncthreads();
-                STAMP(3 * (from / 4) + 2);
                 if (has_columns && from > 0)
                     add_rows<T>(y, rows, activations, from - AT_ONCE, levels);
                 /* Every warp looks at all logits of the subtree at once; the walk through it is then one of bits. */
@@ -143,15 +149,12 @@ template <typename T, int V, bool FULL> __global__ void __launch_bounds__(32 * W
                 if (task.logits_out && lane < levels)
                     ((float *)task.logits_out)[step] = my_logit;
             }
-            STAMP(20);
             __syncthreads();
-            STAMP(21);
             if (has_columns)
                 add_rows<T>(y, rows, activations, (levels - 1) / AT_ONCE * AT_ONCE, levels);
         }
         if (has_columns)
             ((typename four<T>::word *)((T *)task.y + token * task.d_out))[threadIdx.x] = pack_four(y, T());
-        STAMP(22);
     }
 }
 
