@@ -118,7 +118,7 @@ def choose(level: str, threads: int | None, dense: bool) -> tuple[int, Any, Any,
     try:
         c_level = _LEVELS[level]
     except (KeyError, TypeError):  # TypeError: level is not hashable
-        if level in _cuda.LEVELS:
+        if isinstance(level, str) and level in _cuda.LEVELS:
             raise UnusableError(f"level is {level!r}, which is for arrays on a GPU, and these are not") from None
         raise LevelError(f"level is {level!r}; it should be one of {listed(_LEVELS)}") from None
     if level == "auto" and is_set(b"CMM_LEVEL") and variable(b"CMM_LEVEL") not in _cuda.LEVELS:

@@ -3,8 +3,10 @@
 import torch
 from device import DTYPES, METHODS, fff
 
+CASES = ((3, 33, 17, 2, 2), (37, 64, 40, 1, 11), (5, 128, 128, 40, 0), (2, 600, 24, 1, 3))
+
 for dtype in DTYPES:
-    for batch, d_in, d_out, trees, depth in ((3, 33, 17, 2, 2), (37, 64, 40, 1, 11), (5, 128, 128, 40, 0), (2, 600, 24, 1, 3)):
+    for batch, d_in, d_out, trees, depth in CASES:
         nodes = 2 ** (depth + 1) - 1
         shapes = ((batch, d_in), (trees, nodes, d_in), (trees, nodes, d_out), (trees, nodes))
         arrays = [torch.randn(shape).to(dtype).cuda() for shape in shapes]

@@ -58,22 +58,6 @@ __device__ inline void add_rows(float (&y)[4], const typename four<T>::word (&ro
     }
 }
 
-/* Read a byte of each of the first pages of the weights, lane by lane, so that their addresses are translated while the
- * first round runs, and not one after the other. Nobody waits for these reads. */
-__device__ inline void touch_pages(const cmm_cuda_task &task, int lane)
-{
-    const int64_t page = 2 << 20, rows = task.trees * task.nodes;
-    const int64_t size = task.dtype == CMM_F32 ? 4 : 2;
-    if (lane * page < rows * task.ld_in * size - task.ld_in * size) {
-        unsigned unused;
-        asm volatile("ld.global.u8 %0, [%1];" : "=r"(unused) : "l"((const char *)task.w_in + lane * page));
-    }
-    if (task.wants_y && lane * page < rows * task.ld_out * size - task.ld_out * size) {
-        unsigned unused;
-        asm volatile("ld.global.u8 %0, [%1];" : "=r"(unused) : "l"((const char *)task.w_out + lane * page));
-    }
-}
-
 template <typename T, int V, bool FULL> __global__ void __launch_bounds__(32 * WARPS, 1) fff_wide(const cmm_cuda_task task)
 {
     __shared__ float logits[2][WARPS]; /* two, so that one barrier per round is enough */
@@ -90,8 +74,6 @@ template <typename T, int V, bool FULL> __global__ void __launch_bounds__(32 * W
     const char *const columns = (const char *)((const typename four<T>::word *)task.w_out + threadIdx.x);
     const unsigned pitch = (unsigned)(task.ld_out * (int64_t)sizeof(T));
     int turn = 0;
-    if (keeper)
-        touch_pages(task, lane);
     for (int64_t token = blockIdx.x; token < task.batch; token += gridDim.x) {
         float x[V * ELEMENTS<T>], y[4] = {0, 0, 0, 0};
         bool has_x = false;
