@@ -1,11 +1,11 @@
 """Build, test, check and measure libcmm_cuda on this machine's GPU: ``python bench/gpu.py [STAGE ...]``.
 
 Stages, each of some minutes at most: build, tests, sanitizers, bench; all of them where none is named. It needs a
-GPU, the CUDA toolkit, CMake, PyTorch, pytest and the installed package cmm; the library that is tested is the one that
-the stage build makes (in --build), else the package's own. One report in Markdown is written (--report).
+GPU, the CUDA toolkit, CMake, PyTorch, pytest and the installed package cmm. The library that is tested is the one
+that the stage build makes (in --build), else the package's own. One report in Markdown is written (--report).
 
 Times are device times: a CUDA graph of calls over several buffers in turn, replayed; the median of replays. Inputs
-and weights are random, and the paths spread over the leaves. The levels of the second table are timed by single calls.
+and weights are random, and the paths spread over the leaves. The second table is of single calls.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def bench(lines: list[str]) -> bool:
 
     torch.manual_seed(0)
     lines += [
-        f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}; width {WIDTH}, 1x11 against {NEURONS} neurons, us",
+        f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}; width {WIDTH}, 1x11, {NEURONS} neurons, us",
         "",
         "| dtype | tokens | dense | dense tf32 | cuda | dense/cuda | tf32/cuda | copy x to y | target |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -146,7 +146,10 @@ def bench(lines: list[str]) -> bool:
         for tokens in (1, 16, 128, 1024, 4096, 16384, 65536):
             count = 8 if tokens <= 4096 else 4
             buffers = [
-                (torch.randn(tokens, WIDTH, device="cuda").to(dtype), torch.empty(tokens, WIDTH, device="cuda").to(dtype))
+                (
+                    torch.randn(tokens, WIDTH, device="cuda").to(dtype),
+                    torch.empty(tokens, WIDTH, device="cuda").to(dtype),
+                )
                 for _ in range(count)
             ]
             ours = timed(lambda b, w=(w_in, w_out): cmm.fff_forward(b[0], *w, out=b[1]), buffers)
@@ -188,7 +191,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     stages = ("build", "tests", "sanitizers", "bench")
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(stages)} (default all)")
-    parser.add_argument("--build", type=Path, default=Path(tempfile.gettempdir()) / "cmm_cuda_build", help="folder of the build")
+    parser.add_argument(
+        "--build", type=Path, default=Path(tempfile.gettempdir()) / "cmm_cuda_build", help="folder of the build"
+    )
     parser.add_argument("--report", type=Path, default=Path("gpu-report.md"), help="the report to write")
     options = parser.parse_args()
     chosen = options.stages or list(stages)

@@ -211,7 +211,7 @@ def _bmm_fff(
                         nodes.reshape(batch, trees, depth + 1)[part, tree, level] = node
                     if logits is not None:
                         logits.reshape(batch, trees, depth + 1)[part, tree, level] = logit
-                    if total is not None:
+                    if total is not None and w_out is not None:
                         rows = w_out[tree].take(node, axis=0).astype(real, copy=False)
                         add(activate(logit)[:, None], rows, total, total)
                     node = step(logit, node, tie == "right")

@@ -157,7 +157,7 @@ def _torch(device: int) -> Library:
         empty=empty,
         finish=lambda array: array,
         stream=lambda: int(torch.cuda.current_stream(device).cuda_stream),
-        active=lambda: torch.cuda.device(device),  # type: ignore[no-any-return]
+        active=lambda: torch.cuda.device(device),
     )
 
 
