@@ -168,8 +168,8 @@ def bench(lines: list[str]) -> bool:
                 met &= not target or dense[False] / ours >= target
             tf32, ratio = (f"{dense[True]:.1f}", f"{dense[True] / ours:.2f}") if True in dense else ("", "")
             lines.append(
-                f"| {name} | {tokens} | {dense[False]:.1f} | {tf32} | {ours:.2f} | {dense[False] / ours:.2f} | {ratio} "
-                f"| {copy:.1f} | {said} |"
+                f"| {name} | {tokens} | {dense[False]:.1f} | {tf32} | {ours:.2f} | {dense[False] / ours:.2f} "
+                f"| {ratio} | {copy:.1f} | {said} |"
             )
             print(lines[-1], flush=True)
     lines += ["", "16384 tokens, float32, us", "", "| level | FFF | dense | ratio | the paper's |"]

@@ -52,8 +52,8 @@ static cmm_status cmm_py_ff(int32_t dtype, int32_t activation, int64_t neurons, 
 }
 """
 
-# libcmm_cuda is opened when it is first asked for, so that the extension loads without it. Device pointers and streams
-# are integers.
+# libcmm_cuda is opened when it is first asked for, so that the extension loads without it. Device pointers and
+# streams are integers.
 CUDA_SHIMS = """
 #include <dlfcn.h>
 #include <stdio.h>

@@ -13,7 +13,29 @@ pytestmark = pytest.mark.skipif(
 
 # dtype, activation, tie, depth, trees, d_in, d_out, w_in, bias, w_out, then level, method, stream, workspace and its
 # bytes, then batch, x, y, nodes, logits, wants_y. Addresses stand for device memory, which is never touched.
-NAMES = ["dtype", "activation", "tie", "depth", "trees", "d_in", "d_out", "w_in", "bias", "w_out", "level", "method", "stream", "workspace", "bytes", "batch", "x", "y", "nodes", "logits", "wants_y"]
+NAMES = [
+    "dtype",
+    "activation",
+    "tie",
+    "depth",
+    "trees",
+    "d_in",
+    "d_out",
+    "w_in",
+    "bias",
+    "w_out",
+    "level",
+    "method",
+    "stream",
+    "workspace",
+    "bytes",
+    "batch",
+    "x",
+    "y",
+    "nodes",
+    "logits",
+    "wants_y",
+]
 GOOD: dict[str, Any] = dict(
     zip(
         NAMES,

@@ -29,7 +29,8 @@ def fff_forward(
     place = common_place(x=x, w_in=w_in, w_out=w_out, bias=bias, out=out)
     if on_cpu(place):
         arrays = [as_numpy(name, a) for name, a in (("x", x), ("w_in", w_in), ("w_out", w_out), ("bias", bias))]
-        how: dict[str, Any] = {"activation": activation, "tie": tie, "level": level, "threads": threads, "return_path": return_path}
+        how: dict[str, Any] = {"activation": activation, "tie": tie, "level": level, "threads": threads}
+        how["return_path"] = return_path
         result = fff.fff_forward(*arrays, out=_numpy_out(out, place), **how)
         return _wrap(result, x, place, out)
     level = choose(level)

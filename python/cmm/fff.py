@@ -177,8 +177,8 @@ def fff_forward(
 
     The arrays may be CuPy's, or of any library with ``__dlpack__``, such as PyTorch and JAX, all of one library and
     on one device. Results are of the same library. On a GPU the call runs on that library's current stream, ``level``
-    is one of the cuda levels, the dtype may also be float16 or bfloat16, with logits of float32, and ``threads`` means
-    nothing.
+    is one of the cuda levels, the dtype may also be float16 or bfloat16, with logits of float32, and ``threads``
+    means nothing.
 
     Parameters
     ----------
