@@ -52,6 +52,74 @@ static cmm_status cmm_py_ff(int32_t dtype, int32_t activation, int64_t neurons, 
 }
 """
 
+# libcmm_cuda is opened when it is first asked for, so that the extension loads without it. Device pointers and
+# streams are integers.
+CUDA_SHIMS = """
+#include <dlfcn.h>
+#include <stdio.h>
+#include "cmm_cuda.h"
+
+static struct {
+    __typeof__(cmm_cuda_usable) *usable;
+    __typeof__(cmm_cuda_fff_workspace) *fff_workspace, *cmm_workspace;
+    __typeof__(cmm_cuda_ff_workspace) *ff_workspace;
+    __typeof__(cmm_cuda_fff_forward) *fff;
+    __typeof__(cmm_cuda_cmm_forward) *cmm;
+    __typeof__(cmm_cuda_ff_forward) *ff;
+} cuda;
+
+static cmm_status cmm_py_cuda_load(const char *file, char *why, int32_t size)
+{
+    void *const library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    int missing = !library;
+#define FIND(field, name) missing = missing || !(*(void **)&cuda.field = dlsym(library, #name))
+    FIND(usable, cmm_cuda_usable);
+    FIND(fff_workspace, cmm_cuda_fff_workspace);
+    FIND(cmm_workspace, cmm_cuda_cmm_workspace);
+    FIND(ff_workspace, cmm_cuda_ff_workspace);
+    FIND(fff, cmm_cuda_fff_forward);
+    FIND(cmm, cmm_cuda_cmm_forward);
+    FIND(ff, cmm_cuda_ff_forward);
+    const char *const error = missing ? dlerror() : NULL;
+    (void)snprintf(why, (size_t)size, "%s", error ? error : "");
+    return missing ? CMM_ERROR_CUDA_ABSENT : cuda.usable();
+}
+
+#define CUDA_RUN                                                                                                \\
+    const cmm_cuda_run run = {.size = sizeof run, .level = level, .method = method, .stream = (void *)stream,   \\
+                              .workspace = (void *)workspace, .workspace_bytes = workspace_bytes}
+
+/* With needed, only say how much workspace a call needs; without a w_out, cmm alone. */
+static cmm_status cmm_py_cuda_fff(int32_t dtype, int32_t activation, int32_t tie, int32_t depth, int64_t trees,
+                                  int64_t d_in, int64_t d_out, uintptr_t w_in, uintptr_t bias, uintptr_t w_out,
+                                  const char *level, const char *method, uintptr_t stream, uintptr_t workspace,
+                                  int64_t workspace_bytes, int64_t batch, uintptr_t x, uintptr_t y, uintptr_t nodes,
+                                  uintptr_t logits, int32_t wants_y, int64_t *needed)
+{
+    const cmm_fff layer = {.size = sizeof layer, .dtype = dtype, .activation = activation, .tie = tie, .depth = depth,
+                           .trees = trees, .d_in = d_in, .d_out = d_out, .w_in = (void *)w_in, .bias = (void *)bias,
+                           .w_out = (void *)w_out};
+    CUDA_RUN;
+    if (needed)
+        return (wants_y ? cuda.fff_workspace : cuda.cmm_workspace)(&layer, &run, batch, needed);
+    return wants_y ? cuda.fff(&layer, &run, batch, (void *)x, (void *)y, (void *)nodes, (void *)logits)
+                   : cuda.cmm(&layer, &run, batch, (void *)x, (void *)nodes, (void *)logits);
+}
+
+static cmm_status cmm_py_cuda_ff(int32_t dtype, int32_t activation, int64_t neurons, int64_t d_in, int64_t d_out,
+                                 uintptr_t w_in, uintptr_t bias, uintptr_t w_out, const char *level,
+                                 const char *method, uintptr_t stream, uintptr_t workspace, int64_t workspace_bytes,
+                                 int64_t batch, uintptr_t x, uintptr_t y, int64_t *needed)
+{
+    const cmm_ff layer = {.size = sizeof layer, .dtype = dtype, .activation = activation, .neurons = neurons,
+                          .d_in = d_in, .d_out = d_out, .w_in = (void *)w_in, .bias = (void *)bias,
+                          .w_out = (void *)w_out};
+    CUDA_RUN;
+    return needed ? cuda.ff_workspace(&layer, &run, batch, needed)
+                  : cuda.ff(&layer, &run, batch, (void *)x, (void *)y);
+}
+"""
+
 # Two functions in Python that a cmm_blas may point to, see cmm/blas.py.
 PYTHON_DECLARATIONS = """
 extern "Python" void cmm_py_set_threads(int32_t);
@@ -70,10 +138,11 @@ def declarations(header: str) -> str:
 def builder(header: Path) -> FFI:
     """Return the FFI that knows all of cmm.h and the shims."""
     ffi = FFI()
+    shims = SHIMS + CUDA_SHIMS
     ffi.cdef(declarations(header.read_text(encoding="utf-8")))
-    ffi.cdef("".join(match + ";\n" for match in re.findall(r"^static (cmm_status [^{]*)\n\{", SHIMS, re.MULTILINE)))
+    ffi.cdef("".join(match + ";\n" for match in re.findall(r"^static (cmm_status [^{]*)\n\{", shims, re.MULTILINE)))
     ffi.cdef(PYTHON_DECLARATIONS)
-    ffi.set_source("cmm._libcmm", '#include "cmm.h"\n' + SHIMS, py_limited_api=True)
+    ffi.set_source("cmm._libcmm", '#include "cmm.h"\n' + shims, py_limited_api=True)
     return ffi
 
 

@@ -122,7 +122,7 @@ class Target(NamedTuple):
         return np.full(shape, -1, np.int32), np.full(shape, np.nan, x.dtype)
 
 
-TARGETS = [Target(level.name, ISAS[0]) for level in cmm.levels() if level.usable]
+TARGETS = [Target(level.name, ISAS[0]) for level in cmm.levels() if level.usable and "cuda" not in level.name]
 TARGETS += [Target(k.level, k.isa, k.method) for k in kernels() if k.operation == "fff" and k.method and k.usable]
 """Every usable level as a user calls it, and every method of it with every instruction set."""
 

@@ -97,7 +97,7 @@ def test_scipy_comes_without_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
     assert blas.current().file == SCIPY
     assert blas.current().name
     assert blas.available() is blas.current()
-    assert all(level.usable for level in cmm.levels())
+    assert all(level.usable for level in cmm.levels() if not level.name.startswith("cuda"))
 
 
 def test_mkl_without_its_library_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,11 +127,21 @@ enum {
     CMM_ERROR_MEMORY_SIZE = 105,    /* memory is smaller than cmm_fff_pack_size() */
     CMM_ERROR_PACKED_NULL = 106,    /* packed is NULL */
     CMM_ERROR_BYTES_NULL = 107,     /* bytes is NULL */
-    CMM_ERROR_MEMORY_OVERLAP = 108  /* memory shares bytes with the layer's weights */
+    CMM_ERROR_MEMORY_OVERLAP = 108, /* memory shares bytes with the layer's weights */
+
+    /* libcmm_cuda, see cmm_cuda.h */
+    CMM_ERROR_CUDA_LAUNCH = 120,       /* the driver did not accept a kernel */
+    CMM_ERROR_CUDA_ABSENT = 121,       /* libcmm_cuda was not built, or cannot be loaded */
+    CMM_ERROR_CUDA_DEVICE = 122,       /* there is no GPU or driver that can run libcmm_cuda's kernels */
+    CMM_ERROR_WORKSPACE_NULL = 123,    /* workspace is NULL, and the call needs one */
+    CMM_ERROR_WORKSPACE_ALIGN = 124,   /* workspace does not start at a multiple of CMM_CUDA_ALIGNMENT */
+    CMM_ERROR_WORKSPACE_SIZE = 125,    /* workspace is smaller than cmm_cuda_.._workspace() */
+    CMM_ERROR_WORKSPACE_OVERLAP = 126  /* workspace shares memory with an input or an output */
 };
 
-/* Element type of weights, input, output and logits. Sums are accumulated in the same type. */
-enum { CMM_F32 = 0, CMM_F64 = 1 };
+/* Element type of weights, input, output and logits. Sums are accumulated in the same type. The types of 16 bits are
+ * libcmm_cuda's alone (cmm_cuda.h); the functions of this header refuse them. */
+enum { CMM_F32 = 0, CMM_F64 = 1, CMM_BF16 = 2, CMM_F16 = 3 };
 
 /* The activation of a neuron. GELU is the exact one: z * Phi(z). GELU_TANH is its tanh approximation. */
 enum { CMM_GELU = 0, CMM_GELU_TANH = 1, CMM_RELU = 2, CMM_SILU = 3, CMM_IDENTITY = 4 };

@@ -63,6 +63,13 @@ static const struct {
     STATUS(CMM_ERROR_PACKED_NULL, "packed is NULL; it should point to the descriptor to fill"),
     STATUS(CMM_ERROR_BYTES_NULL, "bytes is NULL; it should point to the size to fill"),
     STATUS(CMM_ERROR_MEMORY_OVERLAP, "memory overlaps the layer's weights; it should be memory of its own"),
+    STATUS(CMM_ERROR_CUDA_LAUNCH, "the CUDA driver refused a kernel; the current device should be the stream's, and its last error none"),
+    STATUS(CMM_ERROR_CUDA_ABSENT, "libcmm_cuda is not here; build libcmm with CMM_CUDA=ON and a CUDA compiler"),
+    STATUS(CMM_ERROR_CUDA_DEVICE, "there is no NVIDIA GPU with a driver that can run libcmm_cuda's kernels"),
+    STATUS(CMM_ERROR_WORKSPACE_NULL, "run->workspace is NULL; it should point to cmm_cuda_.._workspace() bytes on the device"),
+    STATUS(CMM_ERROR_WORKSPACE_ALIGN, "run->workspace is misaligned; it should start at a multiple of CMM_CUDA_ALIGNMENT"),
+    STATUS(CMM_ERROR_WORKSPACE_SIZE, "run->workspace is too small; it should have cmm_cuda_.._workspace() bytes"),
+    STATUS(CMM_ERROR_WORKSPACE_OVERLAP, "run->workspace overlaps an input or an output; it should be memory of its own"),
 };
 
 static const size_t status_count = sizeof statuses / sizeof statuses[0];

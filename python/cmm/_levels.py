@@ -4,7 +4,7 @@ import operator
 from functools import cache
 from typing import Any, NamedTuple
 
-from cmm import blas
+from cmm import _cuda, blas
 from cmm._call import NULL, failure, ffi, is_set, lib, listed, text, variable
 from cmm.errors import ArgumentError, CmmError, LevelError, UnusableError
 
@@ -28,7 +28,7 @@ class Level(NamedTuple):
 
 
 def levels() -> list[Level]:
-    """Return every level that there is, the plainest first.
+    """Return every level that there is, the plainest first; the cuda levels are for arrays on a GPU.
 
     ``CMM_ISA`` and the BLAS in use are taken into account: the answer is about the call that you would make.
 
@@ -45,7 +45,9 @@ def levels() -> list[Level]:
     """
     found = blas.available()
     infos = _infos(_isa(), found.table if found is not None else NULL)
-    return [Level(text(info.name), bool(info.usable), text(info.why)) for info in infos]
+    on_cpu = [Level(text(info.name), bool(info.usable), text(info.why)) for info in infos]
+    reasons = {name: _cuda.why_not(name) for name in _cuda.LEVELS}
+    return on_cpu + [Level(name, not why, why) for name, why in reasons.items()]
 
 
 def isas() -> tuple[list[str], list[str]]:
@@ -116,8 +118,10 @@ def choose(level: str, threads: int | None, dense: bool) -> tuple[int, Any, Any,
     try:
         c_level = _LEVELS[level]
     except (KeyError, TypeError):  # TypeError: level is not hashable
+        if isinstance(level, str) and level in _cuda.LEVELS:
+            raise UnusableError(f"level is {level!r}, which is for arrays on a GPU, and these are not") from None
         raise LevelError(f"level is {level!r}; it should be one of {listed(_LEVELS)}") from None
-    if level == "auto" and is_set(b"CMM_LEVEL"):
+    if level == "auto" and is_set(b"CMM_LEVEL") and variable(b"CMM_LEVEL") not in _cuda.LEVELS:
         level = variable(b"CMM_LEVEL") or level
         if level not in _LEVELS:
             raise LevelError(f"CMM_LEVEL is {level!r}; it should be unset or one of {listed(_LEVELS)}")

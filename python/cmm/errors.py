@@ -89,4 +89,11 @@ BY_STATUS: dict[str, type[CmmError]] = {
     "CMM_ERROR_PACKED_NULL": CmmError,
     "CMM_ERROR_BYTES_NULL": CmmError,
     "CMM_ERROR_MEMORY_OVERLAP": CmmError,
+    "CMM_ERROR_CUDA_LAUNCH": UnusableError,
+    "CMM_ERROR_CUDA_ABSENT": UnusableError,
+    "CMM_ERROR_CUDA_DEVICE": UnusableError,
+    "CMM_ERROR_WORKSPACE_NULL": CmmError,
+    "CMM_ERROR_WORKSPACE_ALIGN": CmmError,
+    "CMM_ERROR_WORKSPACE_SIZE": CmmError,
+    "CMM_ERROR_WORKSPACE_OVERLAP": CmmError,
 }

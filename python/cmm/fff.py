@@ -5,6 +5,7 @@ Weights without the dimension K are those of one tree. ``...`` stands for any di
 """
 
 from functools import partial
+from importlib import import_module
 from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cmm._array import CODES, I32, Floats, address, aligned, deliver, empty, floats, large, mixed, output, rows
 from cmm._call import ACTIVATIONS, NULL, TIES, code, failure, ffi, lib
+from cmm._foreign import is_foreign
 from cmm._levels import choose, refused
 from cmm.errors import ArgumentError, DtypeError, ShapeError
 
@@ -22,12 +24,17 @@ Nodes: TypeAlias = NDArray[np.int32]
 _DEPTHS = {2 ** (depth + 1) - 1: depth for depth in range(lib.CMM_MAX_DEPTH + 1)}
 
 
+def _elsewhere() -> Any:
+    """Return the module for arrays of other libraries, which is imported when it is first needed."""
+    return import_module("cmm._elsewhere")
+
+
 # ---- checks of shapes ----------------------------------------------------------------------------------------------
 
 
-def _trees(name: str, array: Floats) -> tuple[int, int, int]:
+def _trees(name: str, array: Any) -> tuple[int, int, int]:
     """Return K, N and the width of weights with one row per node."""
-    shape = array.shape
+    shape = tuple(array.shape)
     if len(shape) == 2:
         trees, (nodes, width) = 1, shape
     elif len(shape) == 3:
@@ -49,8 +56,9 @@ def _no_depth(nodes: int) -> ShapeError:
     )
 
 
-def _wrong_x(x: Floats, d_in: int) -> ShapeError:
-    was = f"shape {x.shape}" if x.ndim else "no dimensions"
+def wrong_x(x: Any, d_in: int) -> ShapeError:
+    """Return the error for tokens of another width than the layer's."""
+    was = f"shape {tuple(x.shape)}" if x.ndim else "no dimensions"
     return ShapeError(f"x has {was}; it should have shape (..., {d_in}), the width of w_in")
 
 
@@ -59,23 +67,28 @@ def _wrong_x(x: Floats, d_in: int) -> ShapeError:
 
 def _check(w_in: Floats, w_out: Floats | None, bias: Floats | None) -> tuple[int, int, int, int]:
     """Check the weights of a layer, or of CMM alone where there is no w_out; return trees, depth, d_in, d_out."""
+    if w_out is not None and w_out.dtype is not w_in.dtype:
+        raise mixed("w_out", w_out, "w_in", w_in.dtype)
+    if bias is not None and bias.dtype is not w_in.dtype:
+        raise mixed("bias", bias, "w_in", w_in.dtype)
+    return check_shapes(w_in, w_out, bias)
+
+
+def check_shapes(w_in: Any, w_out: Any, bias: Any) -> tuple[int, int, int, int]:
+    """Check the shapes of a layer's weights, in arrays of any library; w_out and bias may be None."""
     trees, nodes, d_in = _trees("w_in", w_in)
     depth = _DEPTHS.get(nodes)
     if depth is None:
         raise _no_depth(nodes)
     d_out = 1
     if w_out is not None:
-        if w_out.dtype is not w_in.dtype:
-            raise mixed("w_out", w_out, "w_in", w_in.dtype)
         k, n, d_out = _trees("w_out", w_out)
         if n != nodes or k != trees:
             raise ShapeError(
-                f"w_out has shape {w_out.shape}; it should be ({trees}, {nodes}, d_out), with K and N of w_in"
+                f"w_out has shape {tuple(w_out.shape)}; it should be ({trees}, {nodes}, d_out), with K and N of w_in"
             )
     if bias is not None:
-        if bias.dtype is not w_in.dtype:
-            raise mixed("bias", bias, "w_in", w_in.dtype)
-        shape = bias.shape
+        shape = tuple(bias.shape)
         if shape != (trees, nodes) and (trees != 1 or shape != (nodes,)):
             expected = f"({trees}, {nodes})" if trees > 1 else f"({nodes},) or (1, {nodes})"
             raise ShapeError(f"bias has shape {shape}; it should be {expected}, with K and N of w_in")
@@ -94,7 +107,7 @@ def _forward(layer: _Layer, x: ArrayLike, level: str, threads: int | None, out: 
     if x.dtype is not dtype:
         raise mixed("x", x, "w_in", dtype)
     if not shape or shape[-1] != d_in:
-        raise _wrong_x(x, d_in)
+        raise wrong_x(x, d_in)
     run = choose(level, threads, False)
     lead = shape[:-1]
     y = large("y", (*lead, d_out), dtype) if out is None else output(out, (*lead, d_out), dtype)
@@ -162,6 +175,11 @@ def fff_forward(
     activation weighs ``w_out[k, n]`` in the output; its sign decides whether the child 2n+1 (left) or 2n+2 (right)
     comes next. All arrays have one dtype, float32 or float64, in any layout; what is not contiguous is copied.
 
+    The arrays may be CuPy's, or of any library with ``__dlpack__``, such as PyTorch and JAX, all of one library and
+    on one device. Results are of the same library. On a GPU the call runs on that library's current stream, ``level``
+    is one of the cuda levels, the dtype may also be float16 or bfloat16, with logits of float32, and ``threads``
+    means nothing.
+
     Parameters
     ----------
     x : array_like, shape (..., d_in)
@@ -209,6 +227,10 @@ def fff_forward(
     ArrayMemoryError
         There is no memory for the result or a copy. After any error out is as it was.
     """
+    if is_foreign(x, w_in, w_out, bias, out):
+        return _elsewhere().fff_forward(
+            x, w_in, w_out, bias, activation, tie, level, threads, out, return_path
+        )
     if bias is not None:
         bias = floats("bias", bias)
     w_in, w_out = floats("w_in", w_in), floats("w_out", w_out)  # held here while the call runs
@@ -264,6 +286,8 @@ def cmm(
     ShapeError, DtypeError, ArgumentError, LevelError, UnusableError, ArrayMemoryError
         As :func:`fff_forward`.
     """
+    if is_foreign(x, w_in, bias):
+        return _elsewhere().cmm(x, w_in, bias, tie, level, threads)  # type: ignore[no-any-return]
     if bias is not None:
         bias = floats("bias", bias)
     x, w_in = floats("x", x), floats("w_in", w_in)
@@ -272,7 +296,7 @@ def cmm(
     if x.dtype is not dtype:
         raise mixed("x", x, "w_in", dtype)
     if x.shape[-1:] != (d_in,):
-        raise _wrong_x(x, d_in)
+        raise wrong_x(x, d_in)
     c_tie = code("tie", tie, TIES)
     run = choose(level, threads, False)
     shape = (*x.shape[:-1], trees, depth + 1)
@@ -302,7 +326,7 @@ class FFF:
     """A fast feedforward layer whose weights are checked and packed once, for many calls.
 
     Calling it is :func:`fff_forward` without the checks of the weights; a call with few tokens gains most. Later
-    changes of the arrays that it was made of do not reach it.
+    changes of the arrays that it was made of do not reach it; on a GPU it keeps the arrays themselves, and they do.
 
     Parameters
     ----------
@@ -332,6 +356,7 @@ class FFF:
     """
 
     __slots__ = (
+        "_elsewhere",
         "_layer",
         "_memory",
         "activation",
@@ -356,6 +381,14 @@ class FFF:
         activation: str = "gelu",
         tie: str = "left",
     ) -> None:
+        self._elsewhere: Any = None
+        if is_foreign(w_in, w_out, bias):
+            self._elsewhere = layer = _elsewhere().Layer(w_in, w_out, bias, activation, tie)
+            self.trees, self.depth, self.d_in, self.d_out = layer.shape
+            self.nodes = 2 ** (self.depth + 1) - 1
+            self.dtype, self.activation, self.tie = layer.dtype, activation, tie
+            self.w_in, self.w_out, self.bias = w_in, w_out, bias
+            return
         w_in, w_out = floats("w_in", w_in), floats("w_out", w_out)
         if bias is not None:
             bias = floats("bias", bias)
@@ -413,6 +446,8 @@ class FFF:
         return_path: bool = False,
     ) -> Any:
         """Apply the layer to tokens: parameters, results and errors of :func:`fff_forward`."""
+        if self._elsewhere is not None:
+            return self._elsewhere(x, level, out, return_path)
         return _forward(self._layer, x, level, threads, out, return_path)
 
     def __repr__(self) -> str:
@@ -427,6 +462,20 @@ class FFF:
 
 
 # ---- dense feedforward, the yardstick ------------------------------------------------------------------------------
+
+
+def check_dense(x: Any, w_in: Any, w_out: Any, bias: Any) -> tuple[int, int, int]:
+    """Check the shapes of a dense layer and its tokens, in arrays of any library; return neurons, d_in, d_out."""
+    if w_in.ndim != 2 or w_in.shape[1] < 1:
+        raise ShapeError(f"w_in has shape {tuple(w_in.shape)}; it should be (N, d_in), d_in at least 1")
+    neurons, d_in = w_in.shape
+    if not x.ndim or x.shape[-1] != d_in:
+        raise wrong_x(x, d_in)
+    if w_out.ndim != 2 or w_out.shape[0] != neurons or w_out.shape[1] < 1:
+        raise ShapeError(f"w_out has shape {tuple(w_out.shape)}; it should be ({neurons}, d_out), with N of w_in")
+    if bias is not None and tuple(bias.shape) != (neurons,):
+        raise ShapeError(f"bias has shape {tuple(bias.shape)}; it should be ({neurons},), with N of w_in")
+    return neurons, d_in, w_out.shape[1]
 
 
 def ff_forward(
@@ -462,28 +511,22 @@ def ff_forward(
     ShapeError, DtypeError, ArgumentError, LevelError, UnusableError, ArrayMemoryError
         As :func:`fff_forward`.
     """
+    if is_foreign(x, w_in, w_out, bias, out):
+        return _elsewhere().ff_forward(  # type: ignore[no-any-return]
+            x, w_in, w_out, bias, activation, level, threads, out
+        )
     x, w_in, w_out = floats("x", x), floats("w_in", w_in), floats("w_out", w_out)
+    if bias is not None:
+        bias = floats("bias", bias)
     dtype = x.dtype
     if dtype is not w_in.dtype:
         raise mixed("x", x, "w_in", w_in.dtype)
     if dtype is not w_out.dtype:
         raise mixed("w_out", w_out, "w_in", w_in.dtype)
-    if w_in.ndim != 2 or w_in.shape[1] < 1:
-        raise ShapeError(f"w_in has shape {w_in.shape}; it should be (N, d_in), d_in at least 1")
-    neurons, d_in = w_in.shape
-    if x.shape[-1:] != (d_in,):
-        raise _wrong_x(x, d_in)
-    if w_out.ndim != 2 or w_out.shape[0] != neurons or w_out.shape[1] < 1:
-        raise ShapeError(f"w_out has shape {w_out.shape}; it should be ({neurons}, d_out), with N of w_in")
-    d_out = w_out.shape[1]
-    c_bias = NULL
-    if bias is not None:
-        bias = floats("bias", bias)
-        if dtype is not bias.dtype:
-            raise mixed("bias", bias, "w_in", w_in.dtype)
-        if bias.shape != (neurons,):
-            raise ShapeError(f"bias has shape {bias.shape}; it should be ({neurons},), with N of w_in")
-        c_bias = address(bias)
+    if bias is not None and dtype is not bias.dtype:
+        raise mixed("bias", bias, "w_in", w_in.dtype)
+    neurons, d_in, d_out = check_dense(x, w_in, w_out, bias)
+    c_bias = NULL if bias is None else address(bias)
     c_activation = code("activation", activation, ACTIVATIONS)
     run = choose(level, threads, True)
     shape = (*x.shape[:-1], d_out)

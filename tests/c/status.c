@@ -62,7 +62,14 @@
     X(CMM_ERROR_MEMORY_SIZE, 105)                                                                                    \
     X(CMM_ERROR_PACKED_NULL, 106)                                                                                    \
     X(CMM_ERROR_BYTES_NULL, 107)                                                                                     \
-    X(CMM_ERROR_MEMORY_OVERLAP, 108)
+    X(CMM_ERROR_MEMORY_OVERLAP, 108)                                                                                 \
+    X(CMM_ERROR_CUDA_LAUNCH, 120)                                                                                    \
+    X(CMM_ERROR_CUDA_ABSENT, 121)                                                                                    \
+    X(CMM_ERROR_CUDA_DEVICE, 122)                                                                                    \
+    X(CMM_ERROR_WORKSPACE_NULL, 123)                                                                                 \
+    X(CMM_ERROR_WORKSPACE_ALIGN, 124)                                                                                \
+    X(CMM_ERROR_WORKSPACE_SIZE, 125)                                                                                 \
+    X(CMM_ERROR_WORKSPACE_OVERLAP, 126)
 
 static const struct {
     cmm_status status, number;
@@ -115,7 +122,7 @@ int main(void)
     CHECK(strcmp(cmm_version(), version) == 0, "%s", cmm_version());
 
     /* The other enumerations of the header are permanent, too. */
-    CHECK(CMM_F32 == 0 && CMM_F64 == 1, "dtypes");
+    CHECK(CMM_F32 == 0 && CMM_F64 == 1 && CMM_BF16 == 2 && CMM_F16 == 3, "dtypes");
     CHECK(CMM_GELU == 0 && CMM_GELU_TANH == 1 && CMM_RELU == 2 && CMM_SILU == 3 && CMM_IDENTITY == 4, "activations");
     CHECK(CMM_TIE_LEFT == 0 && CMM_TIE_RIGHT == 1, "ties");
     return check_report();

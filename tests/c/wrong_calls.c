@@ -70,7 +70,8 @@ static void *off_by(const void *pointer, int bytes)
     WRONG(FFF | CMM | FF, CMM_ERROR_LAYER_SIZE, c->fff.size += 8, c->ff.size += 8)                                   \
     WRONG(FFF | CMM | FF, CMM_ERROR_LAYER_SIZE, c->fff.size -= 8, c->ff.size -= 8)                                   \
     WRONG(FFF | CMM | FF, CMM_ERROR_DTYPE, c->fff.dtype = c->ff.dtype = -1)                                          \
-    WRONG(FFF | CMM | FF, CMM_ERROR_DTYPE, c->fff.dtype = c->ff.dtype = 2)                                           \
+    WRONG(FFF | CMM | FF, CMM_ERROR_DTYPE, c->fff.dtype = c->ff.dtype = CMM_BF16)                                    \
+    WRONG(FFF | CMM | FF, CMM_ERROR_DTYPE, c->fff.dtype = c->ff.dtype = CMM_F16)                                     \
     WRONG(FFF | CMM | FF, CMM_ERROR_ACTIVATION, c->fff.activation = c->ff.activation = -1)                           \
     WRONG(FFF | CMM | FF, CMM_ERROR_ACTIVATION, c->fff.activation = c->ff.activation = 5)                            \
     WRONG(FFF | CMM, CMM_ERROR_TIE, c->fff.tie = 2)                                                                  \

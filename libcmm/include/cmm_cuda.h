@@ -1,0 +1,64 @@
+/* libcmm_cuda: the layers of cmm.h on NVIDIA GPUs, for device pointers and the caller's stream.
+ *
+ *     cmm_cuda_run run = {.size = sizeof run, .stream = stream};
+ *     cmm_cuda_fff_workspace(&layer, &run, batch, &run.workspace_bytes);
+ *     cudaMalloc(&run.workspace, run.workspace_bytes);               // once; 0 bytes need no memory
+ *     cmm_cuda_fff_forward(&layer, &run, batch, x, y, NULL, NULL);   // queued on the stream
+ *
+ * The rules of cmm.h hold, and these:
+ *   - Every array is memory that the stream's device can read: the descriptors cmm_fff and cmm_ff hold device pointers.
+ *     The current device is the stream's.
+ *   - A call checks, queues kernels on the stream and returns. It does not wait, allocate, free or copy, so it may be
+ *     captured in a CUDA graph. A kernel that cannot be queued is a status; what goes wrong while it runs is reported
+ *     by the next call that waits for the stream, as ever in CUDA.
+ *   - The workspace belongs to the call until the stream has passed it: calls on two streams take two workspaces.
+ *   - dtype may also be CMM_BF16 or CMM_F16. Sums, bias and activation are then float, only what is stored is rounded,
+ *     and the logits of a path are float.
+ *   - A call gives the same bits every time, whatever else the GPU does.
+ */
+#ifndef CMM_CUDA_H
+#define CMM_CUDA_H
+
+#include "cmm.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* How to run a call. NULL, or all zero after the size: the default stream and the best kernel without a workspace. */
+typedef struct cmm_cuda_run {
+    uint32_t size;           /* sizeof(cmm_cuda_run) */
+    int32_t reserved;        /* 0 */
+    const char *level;       /* "cuda-naive", "cuda"; NULL or "auto" means "cuda" */
+    const char *method;      /* of level "cuda": "block", "walk", "wide", "group"; NULL takes the one that suits */
+    void *stream;            /* a cudaStream_t; NULL is the default stream */
+    void *workspace;         /* device memory, aligned to CMM_CUDA_ALIGNMENT */
+    int64_t workspace_bytes; /* its size, at least what cmm_cuda_.._workspace() says */
+} cmm_cuda_run;
+
+enum { CMM_CUDA_ALIGNMENT = 256 };
+
+/* The workspace that a call with these arguments needs. Stream and workspace of run are not looked at. */
+CMM_API cmm_status cmm_cuda_fff_workspace(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, int64_t *bytes);
+CMM_API cmm_status cmm_cuda_cmm_workspace(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, int64_t *bytes);
+CMM_API cmm_status cmm_cuda_ff_workspace(const cmm_ff *layer, const cmm_cuda_run *run, int64_t batch, int64_t *bytes);
+
+/* As cmm_fff_forward, cmm_cmm_forward and cmm_ff_forward. */
+CMM_API cmm_status cmm_cuda_fff_forward(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, const void *x,
+                                        void *y, int32_t *nodes, void *logits);
+CMM_API cmm_status cmm_cuda_cmm_forward(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, const void *x,
+                                        int32_t *nodes, void *logits);
+CMM_API cmm_status cmm_cuda_ff_forward(const cmm_ff *layer, const cmm_cuda_run *run, int64_t batch, const void *x,
+                                       void *y);
+
+/* CMM_OK where the current device can run this library's kernels, else CMM_ERROR_CUDA_DEVICE. */
+CMM_API cmm_status cmm_cuda_usable(void);
+
+/* The list of kernels, as cmm_kernel_get(). */
+CMM_API int32_t cmm_cuda_kernel_count(void);
+CMM_API cmm_status cmm_cuda_kernel_get(int32_t index, cmm_kernel_info *info);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

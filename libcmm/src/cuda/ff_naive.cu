@@ -1,0 +1,53 @@
+/* The dense layer by its definition: one thread computes one token.
+ * Work:   2 (d_in + d_out) flops per neuron.
+ * Memory: a warp reads each weight once for its 32 tokens; x and y are not coalesced.
+ * Sums:   i = 0, 1, 2, ... in order, then the bias; y sums neurons in order.
+ * Limit:  one chain of dependent additions per thread, and few threads. */
+#include "kernel.cuh"
+
+/* sums: [batch][d_out] of A, where y is summed up; y itself where that has the type. */
+template <typename T> __global__ void ff_naive(const cmm_cuda_task task, typename accumulator<T>::type *sums)
+{
+    using A = typename accumulator<T>::type;
+    const T *__restrict__ const w_in = (const T *)task.w_in, *__restrict__ const bias = (const T *)task.bias, *__restrict__ const w_out = (const T *)task.w_out;
+    const int64_t first = blockIdx.x * (int64_t)blockDim.x + threadIdx.x, stride = gridDim.x * (int64_t)blockDim.x;
+    for (int64_t token = first; token < task.batch; token += stride) {
+        const T *__restrict__ const x = (const T *)task.x + token * task.d_in;
+        A *__restrict__ const y = sums + token * task.d_out;
+        for (int64_t o = 0; o < task.d_out; o++)
+            y[o] = 0;
+        for (int64_t row = 0; row < task.nodes; row++) {
+            A logit = 0;
+            for (int64_t i = 0; i < task.d_in; i++)
+                logit = fma_(widen(w_in[row * task.ld_in + i]), widen(x[i]), logit);
+            if (bias)
+                logit += widen(bias[row]);
+            const A a = activate(task.activation, logit);
+            for (int64_t o = 0; o < task.d_out; o++)
+                y[o] = fma_(a, widen(w_out[row * task.ld_out + o]), y[o]);
+        }
+        for (int64_t o = 0; (void *)sums != task.y && o < task.d_out; o++)
+            ((T *)task.y)[token * task.d_out + o] = narrow<T>(y[o]);
+    }
+}
+
+static int64_t workspace(const cmm_cuda_task *task)
+{
+    return element_size(task->dtype) < 4 ? task->batch * task->d_out * 4 : 0;
+}
+
+template <typename T> static cudaError_t launch(const cmm_cuda_task *task, cudaStream_t stream, void *memory)
+{
+    using A = typename accumulator<T>::type;
+    cmm_cuda_task copy = *task;
+    A *sums = (A *)(sizeof(T) == sizeof(A) ? task->y : memory);
+    void *arguments[] = {&copy, &sums};
+    return cudaLaunchKernel((const void *)ff_naive<T>, blocks_for((task->batch + 63) / 64), 64, arguments, 0, stream);
+}
+
+static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *memory)
+{
+    return CMM_CUDA_FOR_DTYPE(task->dtype, launch, task, stream, memory);
+}
+
+extern const cmm_cuda_kernel cmm_cuda_ff_naive = {"ff", "naive", "cuda-naive", "", nullptr, nullptr, workspace, run};

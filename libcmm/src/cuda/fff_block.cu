@@ -1,0 +1,96 @@
+/* Any layer at all: a block of 32 or 256 threads walks one token, element by element.
+ * Work:   2 (d_in + d_out) flops per visited neuron, and the dot products again for every further 256 or 4096.
+ * Memory: rows of w_in and w_out, coalesced, 2 to 8 bytes a thread; x from the L1 cache once per level.
+ * Sums:   thread j takes i = j, j + threads, ..., turn about into two sums; both, then over a warp by halving, then
+ *         the warps in order, then the bias. y sums trees, then levels, in order.
+ * Limit:  one dependent read per level. Aligned rows of up to 1024 have fff_walk.cu. */
+#include "kernel.cuh"
+
+template <typename T, int THREADS, int COLUMNS>
+__global__ void __launch_bounds__(THREADS) fff_block(const cmm_cuda_task task)
+{
+    using A = typename accumulator<T>::type;
+    constexpr int WARPS = THREADS / 32;
+    __shared__ A partial[2][WARPS]; /* two, so that one barrier per level is enough */
+    const T *const w_in = (const T *)task.w_in, *const bias = (const T *)task.bias, *const w_out = (const T *)task.w_out;
+    const int64_t levels = task.depth + 1;
+    const int64_t tiles = task.wants_y ? (task.d_out + THREADS * COLUMNS - 1) / (THREADS * COLUMNS) : 1;
+    int turn = 0;
+    for (int64_t token = blockIdx.x; token < task.batch; token += gridDim.x) {
+        for (int64_t tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
+            const T *const x = (const T *)task.x + token * task.d_in;
+            const int64_t column = tile * THREADS * COLUMNS + threadIdx.x;
+            A y[COLUMNS];
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++)
+                y[c] = 0;
+            for (int64_t tree = 0; tree < task.trees; tree++) {
+                int64_t node = 0;
+                for (int64_t level = 0; level < levels; level++) {
+                    const int64_t row = tree * task.nodes + node;
+                    const T *const w = w_in + row * task.ld_in;
+                    A even = 0, odd = 0;
+                    for (int64_t i = threadIdx.x; i < task.d_in; i += 2 * THREADS) {
+                        even = fma_(widen(w[i]), widen(x[i]), even);
+                        if (i + THREADS < task.d_in)
+                            odd = fma_(widen(w[i + THREADS]), widen(x[i + THREADS]), odd);
+                    }
+                    A logit = warp_sum(even + odd);
+                    if (WARPS > 1) {
+                        turn ^= 1;
+                        if (threadIdx.x % 32 == 0)
+                            partial[turn][threadIdx.x / 32] = logit;
+                        __syncthreads();
+                        logit = partial[turn][0];
+                        for (int warp = 1; warp < WARPS; warp++)
+                            logit += partial[turn][warp];
+                    }
+                    if (bias)
+                        logit += widen(bias[row]);
+                    if (threadIdx.x == 0 && tile == 0) {
+                        const int64_t step = (token * task.trees + tree) * levels + level;
+                        if (task.nodes_out)
+                            task.nodes_out[step] = (int32_t)node;
+                        if (task.logits_out)
+                            ((A *)task.logits_out)[step] = logit;
+                    }
+                    if (task.wants_y) {
+                        const A a = activate(task.activation, logit);
+                        const T *const v = w_out + row * task.ld_out;
+#pragma unroll
+                        for (int c = 0; c < COLUMNS; c++)
+                            if (column + c * THREADS < task.d_out)
+                                y[c] = fma_(a, widen(v[column + c * THREADS]), y[c]);
+                    }
+                    node = 2 * node + 1 + goes_right(task.tie, logit);
+                }
+            }
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++)
+                if (task.wants_y && column + c * THREADS < task.d_out)
+                    ((T *)task.y)[token * task.d_out + column + c * THREADS] = narrow<T>(y[c]);
+        }
+    }
+}
+
+template <typename T, int THREADS, int COLUMNS> static cudaError_t launch_as(const cmm_cuda_task *task, cudaStream_t stream)
+{
+    cmm_cuda_task copy = *task;
+    void *arguments[] = {&copy};
+    const int64_t tiles = task->wants_y ? (task->d_out + THREADS * COLUMNS - 1) / (THREADS * COLUMNS) : 1;
+    const dim3 grid(blocks_for(task->batch), (unsigned)(tiles < 65535 ? tiles : 65535));
+    return cudaLaunchKernel((const void *)fff_block<T, THREADS, COLUMNS>, grid, THREADS, arguments, 0, stream);
+}
+
+/* d_in alone decides, so that a token's logits depend neither on the batch nor on the outputs. */
+template <typename T> static cudaError_t launch(const cmm_cuda_task *task, cudaStream_t stream)
+{
+    return task->d_in <= 512 ? launch_as<T, 32, 8>(task, stream) : launch_as<T, 256, 16>(task, stream);
+}
+
+static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *)
+{
+    return CMM_CUDA_FOR_DTYPE(task->dtype, launch, task, stream);
+}
+
+extern const cmm_cuda_kernel cmm_cuda_fff_block = {"fff", "block", "cuda", "block", nullptr, nullptr, nullptr, run};

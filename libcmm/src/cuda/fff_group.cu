@@ -1,0 +1,181 @@
+/* Many tokens, one tree: first every token walks the top levels and joins the list of the subtree that it arrives at;
+ * then each processor takes a stretch of the lists, so that the tokens it works on share rows, and L1 has them.
+ * Work:   as walk.
+ * Memory: x twice, y once; rows from L1, where a subtree's rows of w_in and w_out fit (SUBTREE_BYTES); 4 (levels + 1)
+ *         bytes a token to the workspace and back.
+ * Sums:   see rows.cuh; y sums levels in order. Its bits are those of walk and wide: the order of the lists varies
+ *         from run to run, but decides only which warp does a token.
+ * Limit:  instructions: conversions, multiply-adds and reads of L1 each come near their peak. */
+#include "rows.cuh"
+
+constexpr int64_t CHUNK = 65536; /* tokens listed at a time, which bounds the workspace */
+constexpr int64_t FROM = 4096;   /* tokens from which it pays */
+constexpr int64_t SUBTREE_BYTES = 200 * 1024; /* of the 256 KiB of L1 */
+constexpr int64_t L2_BYTES = 64 << 20;
+constexpr int MOST_SPLIT = 10;             /* levels in the top part: 2^10 lists */
+constexpr int COUNTER = 32;                /* counters are a cache line apart */
+constexpr int TOP_WARPS = 8;
+
+/* Warps in a block of the second kernel: as many as registers allow, one block on each processor. */
+template <int V, int E> constexpr int BOTTOM_WARPS = V * E <= 24 ? 24 : 20;
+
+struct lists {
+    int *count;   /* [2^split], COUNTER apart */
+    int *tokens;  /* [2^split][capacity] */
+    float *logits; /* [capacity][split] */
+    int64_t first; /* the first token of this chunk */
+    int capacity, size; /* tokens of the largest chunk, of this one */
+    int split;
+};
+
+template <typename T, int V, bool FULL>
+__global__ void __launch_bounds__(32 * TOP_WARPS) fff_group_top(const cmm_cuda_task task, const lists to)
+{
+    const int lane = threadIdx.x % 32;
+    const matrix w_in = matrix_of<T>(task.w_in, task.d_in, task.ld_in, lane);
+    for (int token = blockIdx.x * TOP_WARPS + threadIdx.x / 32; token < to.size; token += gridDim.x * TOP_WARPS) {
+        float x[V * ELEMENTS<T>];
+        load_x<T, V, FULL>(x, (const T *)task.x + (to.first + token) * task.d_in, w_in.vectors, lane);
+        visited seen = {0, 0, 0, 0};
+        int node = 0;
+        descend<T, V, FULL, true>(w_in, (const T *)task.bias, threshold_of(task.tie), x, lane, 0, 0, to.split, node, seen);
+        if (lane < to.split)
+            to.logits[(int64_t)token * to.split + lane] = seen.logit;
+        if (lane == 0) {
+            const int list = node + 1 - (1 << to.split);
+            to.tokens[(int64_t)list * to.capacity + atomicAdd(to.count + list * COUNTER, 1)] = token;
+        }
+    }
+}
+
+template <typename T, int V, bool FULL>
+__global__ void __launch_bounds__(32 * BOTTOM_WARPS<V, ELEMENTS<T>>, 1)
+    fff_group_bottom(const cmm_cuda_task task, const lists from)
+{
+    constexpr int WARPS = BOTTOM_WARPS<V, ELEMENTS<T>>;
+    __shared__ int ends[1 << MOST_SPLIT]; /* the place, in all lists laid end to end, where each list ends */
+    const int count = 1 << from.split, levels = task.depth + 1, lane = threadIdx.x % 32;
+    if (threadIdx.x < 32) {
+        int sum = 0;
+        for (int l = 0; l < count; l += 32) {
+            int own = l + lane < count ? from.count[(l + lane) * COUNTER] : 0;
+            for (int distance = 1; distance < 32; distance *= 2) {
+                const int below = __shfl_up_sync(0xffffffffu, own, distance);
+                own += lane >= distance ? below : 0;
+            }
+            if (l + lane < count)
+                ends[l + lane] = sum + own;
+            sum += __shfl_sync(0xffffffffu, own, 31);
+        }
+    }
+    __syncthreads();
+
+    const matrix w_in = matrix_of<T>(task.w_in, task.d_in, task.ld_in, lane);
+    const matrix w_out = matrix_of<T>(task.w_out, task.d_out, task.ld_out, lane);
+    const float threshold = threshold_of(task.tie);
+    const int end = (int)((int64_t)from.size * (blockIdx.x + 1) / gridDim.x);
+    int list = 0;
+    for (int at = (int)((int64_t)from.size * blockIdx.x / gridDim.x) + threadIdx.x / 32; at < end; at += WARPS) {
+        for (int last = count - 1; list < last;) { /* the first list that ends after `at` */
+            const int middle = (list + last) / 2;
+            if (ends[middle] > at)
+                last = middle;
+            else
+                list = middle + 1;
+        }
+        const int place = at - (list > 0 ? ends[list - 1] : 0);
+        const int in_chunk = from.tokens[(int64_t)list * from.capacity + place];
+        const int64_t token = from.first + in_chunk;
+        float x[V * ELEMENTS<T>], y[V * ELEMENTS<T>];
+        load_x<T, V, FULL>(x, (const T *)task.x + token * task.d_in, w_in.vectors, lane);
+        int node = count - 1 + list;
+        visited seen = {0, 0, 0, from.split};
+        if (lane < from.split)
+            seen.logit = from.logits[(int64_t)in_chunk * from.split + lane];
+        descend<T, V, FULL, true>(w_in, (const T *)task.bias, threshold, x, lane, 0, from.split, levels, node, seen);
+        look_back(seen, (node - 1) / 2, levels, lane);
+        clear(y);
+        deliver<T, V, FULL, 6 / V>(task, w_out, y, lane, token * levels, seen);
+        if (task.wants_y)
+            store_y<T, V, FULL>((T *)task.y + token * task.d_out, y, w_out.vectors, lane);
+    }
+}
+
+/* ---- the host's side ----------------------------------------------------------------------------------------------- */
+
+/* Levels in the top part, so that a subtree below it fits in L1. 0: the whole tree does. */
+static int split_of(const cmm_cuda_task *task)
+{
+    const int64_t row = (task->d_in + (task->wants_y ? task->d_out : 0)) * element_size(task->dtype);
+    int below = task->depth + 1;
+    while (below > 1 && (((int64_t)1 << below) - 1) * row > SUBTREE_BYTES)
+        below--;
+    return task->depth + 1 - below;
+}
+
+static int can(const cmm_cuda_task *task)
+{
+    const int split = rows_fit(task) && task->trees == 1 ? split_of(task) : 0;
+    return split >= 1 && split <= MOST_SPLIT;
+}
+
+/* Measured on an H200: worth its second launch from some thousand tokens on, where most of the walk is not in L1
+ * anyway; but with 16-bit weights that fit in L2, walk is bound by instructions, and faster. */
+static int suits(const cmm_cuda_task *task)
+{
+    const int64_t weights = task->nodes * (task->d_in + task->d_out) * element_size(task->dtype);
+    return task->batch >= FROM && split_of(task) >= 4 && (task->dtype == CMM_F32 || weights > L2_BYTES);
+}
+
+static int64_t padded(int64_t bytes)
+{
+    return (bytes + CMM_CUDA_ALIGNMENT - 1) / CMM_CUDA_ALIGNMENT * CMM_CUDA_ALIGNMENT;
+}
+
+/* Lay the lists out in a workspace, which may be NULL; return their size. */
+static int64_t lay_out(const cmm_cuda_task *task, char *memory, lists *l)
+{
+    l->split = split_of(task);
+    l->capacity = (int)(task->batch < CHUNK ? task->batch : CHUNK);
+    const int64_t counts = padded(((int64_t)4 * COUNTER) << l->split);
+    const int64_t logits = padded((int64_t)4 * l->capacity * l->split);
+    l->count = (int *)memory;
+    l->logits = (float *)(memory + counts);
+    l->tokens = (int *)(memory + counts + logits);
+    return counts + logits + ((int64_t)4 * l->capacity << l->split);
+}
+
+static int64_t workspace(const cmm_cuda_task *task)
+{
+    lists unused;
+    return lay_out(task, nullptr, &unused);
+}
+
+template <typename T, int V, bool FULL> struct group {
+    static cudaError_t go(const cmm_cuda_task *task, cudaStream_t stream, void *memory)
+    {
+        cmm_cuda_task copy = *task;
+        lists l;
+        lay_out(task, (char *)memory, &l);
+        void *arguments[] = {&copy, &l};
+        cudaError_t error = cudaSuccess;
+        for (l.first = 0; l.first < task->batch && error == cudaSuccess; l.first += CHUNK) {
+            l.size = (int)(task->batch - l.first < CHUNK ? task->batch - l.first : CHUNK);
+            error = cudaMemsetAsync(l.count, 0, (size_t)(4 * COUNTER) << l.split, stream);
+            if (error == cudaSuccess)
+                error = cudaLaunchKernel((const void *)fff_group_top<T, V, FULL>, (l.size + TOP_WARPS - 1) / TOP_WARPS,
+                                         32 * TOP_WARPS, arguments, 0, stream);
+            if (error == cudaSuccess)
+                error = cudaLaunchKernel((const void *)fff_group_bottom<T, V, FULL>, task->processors,
+                                         32 * BOTTOM_WARPS<V, ELEMENTS<T>>, arguments, 0, stream);
+        }
+        return error;
+    }
+};
+
+static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *memory)
+{
+    return for_rows<group>(task, stream, memory);
+}
+
+extern const cmm_cuda_kernel cmm_cuda_fff_group = {"fff", "group", "cuda", "group", can, suits, workspace, run};

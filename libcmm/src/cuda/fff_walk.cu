@@ -1,0 +1,65 @@
+/* One warp walks one token, its x in registers; rows come in whole cache lines.
+ * Work:   2 (d_in + d_out) flops per visited neuron, and a conversion of every bf16 or f16 weight.
+ * Memory: x and y once; the rows of a path from L2, those of the top levels from L1.
+ * Sums:   see rows.cuh; y sums trees, then levels, in order. Its bits are those of wide and group.
+ * Limit:  with many tokens the bandwidth of L2 (fff_group.cu lowers its share), with few the latency of one read per
+ *         level (fff_wide.cu). The outputs are summed after the walk, so that their reads do not wait for each other
+ *         and 32 lanes compute 32 activations at once. */
+#include "rows.cuh"
+
+enum { WARPS = 8 };
+
+/* Measured on an H200 at 768 wide: blocks on a processor at least, and vectors of w_out that a lane has on their way. */
+template <typename T> constexpr int BLOCKS = sizeof(T) == 2 ? 4 : 3;
+template <typename T> constexpr int VECTORS_AHEAD = sizeof(T) == 2 ? 3 : 6;
+
+/* ONE: the task has one tree, so that x and y need not be held at the same time. */
+template <typename T, int V, bool FULL, bool ONE>
+__global__ void __launch_bounds__(32 * WARPS, ONE ? BLOCKS<T> : 1) fff_walk(const cmm_cuda_task task)
+{
+    const int lane = threadIdx.x % 32, levels = task.depth + 1;
+    const matrix w_in = matrix_of<T>(task.w_in, task.d_in, task.ld_in, lane);
+    const matrix w_out = matrix_of<T>(task.w_out, task.d_out, task.ld_out, lane);
+    const float threshold = threshold_of(task.tie);
+    const int64_t trees = ONE ? 1 : task.trees;
+    for (int64_t token = blockIdx.x * (int64_t)WARPS + threadIdx.x / 32; token < task.batch;
+         token += gridDim.x * (int64_t)WARPS) {
+        float x[V * ELEMENTS<T>], y[V * ELEMENTS<T>];
+        load_x<T, V, FULL>(x, (const T *)task.x + token * task.d_in, w_in.vectors, lane);
+        visited seen = {0, 0, 0, 0};
+        int64_t step = token * trees * levels;
+        clear(y);
+        for (int64_t tree = 0; tree < trees; tree++) {
+            int node = 0;
+            descend<T, V, FULL, ONE>(w_in, (const T *)task.bias, threshold, x, lane, (unsigned)(tree * task.nodes), 0,
+                                     levels, node, seen);
+            if (ONE)
+                look_back(seen, (node - 1) / 2, levels, lane);
+            if (ONE || seen.count + levels > 32 || tree + 1 == trees) {
+                const int count = seen.count;
+                deliver<T, V, FULL, VECTORS_AHEAD<T> / V>(task, w_out, y, lane, step, seen);
+                step += count;
+            }
+        }
+        if (task.wants_y)
+            store_y<T, V, FULL>((T *)task.y + token * task.d_out, y, w_out.vectors, lane);
+    }
+}
+
+template <typename T, int V, bool FULL> struct walk {
+    static cudaError_t go(const cmm_cuda_task *task, cudaStream_t stream)
+    {
+        cmm_cuda_task copy = *task;
+        void *arguments[] = {&copy};
+        const void *const kernel =
+            task->trees == 1 ? (const void *)fff_walk<T, V, FULL, true> : (const void *)fff_walk<T, V, FULL, false>;
+        return cudaLaunchKernel(kernel, blocks_for((task->batch + WARPS - 1) / WARPS), 32 * WARPS, arguments, 0, stream);
+    }
+};
+
+static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *)
+{
+    return for_rows<walk>(task, stream);
+}
+
+extern const cmm_cuda_kernel cmm_cuda_fff_walk = {"fff", "walk", "cuda", "walk", rows_fit, nullptr, nullptr, run};

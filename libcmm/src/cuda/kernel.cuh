@@ -1,0 +1,118 @@
+/* What a CUDA kernel is, what it sees of a call, and the element types.
+ *
+ * The front door (cmm_cuda.cu) has checked everything. A kernel's run() only queues work on the stream and reports
+ * whether the launch was accepted. Compiled with -fmad=false: a fused multiply-add is written out, as fma_(). */
+#ifndef CMM_CUDA_KERNEL_CUH
+#define CMM_CUDA_KERNEL_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "../activation.h"
+#include "cmm_cuda.h"
+
+/* A checked call with every default filled in. A dense layer at level cuda-naive has nodes = neurons, trees = 1. */
+struct cmm_cuda_task {
+    int32_t dtype, activation, tie, depth;
+    int64_t trees, nodes, d_in, d_out, ld_in, ld_out;
+    const void *w_in, *bias, *w_out;
+    int64_t batch;
+    const void *x;
+    void *y;        /* NULL: the path alone is wanted */
+    int32_t *nodes_out; /* NULL: not wanted */
+    void *logits_out;   /* NULL: not wanted; float for bf16 and f16 */
+    int wants_y;
+    int aligned; /* rows of w_in, w_out, x and y all start at multiples of 16 bytes and end there */
+    int processors;
+};
+
+struct cmm_cuda_kernel {
+    const char *op, *name, *level, *method;
+    /* Whether this kernel can do a task at all, and whether it is the one to take. NULL: always. */
+    int (*can)(const cmm_cuda_task *task);
+    int (*suits)(const cmm_cuda_task *task);
+    /* Bytes of workspace; NULL: none. */
+    int64_t (*workspace)(const cmm_cuda_task *task);
+    cudaError_t (*run)(const cmm_cuda_task *task, cudaStream_t stream, void *workspace);
+};
+
+/* ---- element types: T is stored, A is what sums, bias and activation are computed in -------------------------------- */
+
+template <typename T> struct accumulator {
+    using type = float;
+};
+template <> struct accumulator<double> {
+    using type = double;
+};
+
+__device__ inline float widen(float v) { return v; }
+__device__ inline double widen(double v) { return v; }
+__device__ inline float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
+__device__ inline float widen(__half v) { return __half2float(v); }
+
+template <typename T, typename A> __device__ inline T narrow(A v);
+template <> __device__ inline float narrow<float>(float v) { return v; }
+template <> __device__ inline double narrow<double>(double v) { return v; }
+template <> __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float v) { return __float2bfloat16_rn(v); }
+template <> __device__ inline __half narrow<__half>(float v) { return __float2half_rn(v); }
+
+__device__ inline float fma_(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ inline double fma_(double a, double b, double c) { return __fma_rn(a, b, c); }
+
+__device__ inline float activate(int32_t activation, float z)
+{
+    switch (activation) {
+    case CMM_GELU: return cmm_act_gelu_f32(z);
+    case CMM_GELU_TANH: return cmm_act_gelu_tanh_f32(z);
+    case CMM_RELU: return cmm_act_relu_f32(z);
+    case CMM_SILU: return cmm_act_silu_f32(z);
+    default: return z;
+    }
+}
+
+__device__ inline double activate(int32_t activation, double z)
+{
+    switch (activation) {
+    case CMM_GELU: return cmm_act_gelu_f64(z);
+    case CMM_GELU_TANH: return cmm_act_gelu_tanh_f64(z);
+    case CMM_RELU: return cmm_act_relu_f64(z);
+    case CMM_SILU: return cmm_act_silu_f64(z);
+    default: return z;
+    }
+}
+
+/* A logit of 0 goes where the tie rule says, NaN goes left. */
+template <typename A> __device__ inline int goes_right(int32_t tie, A logit)
+{
+    return tie == CMM_TIE_RIGHT ? logit >= 0 : logit > 0;
+}
+
+/* The sum over the warp, the same bits in every lane: addition commutes, and each lane adds the same pairs. */
+template <typename A> __device__ inline A warp_sum(A v)
+{
+    for (int distance = 16; distance > 0; distance /= 2)
+        v += __shfl_xor_sync(0xffffffffu, v, distance);
+    return v;
+}
+
+/* Call function<T>(arguments...) for the type of a dtype. */
+#define CMM_CUDA_FOR_DTYPE(dtype, function, ...)                                                                       \
+    ((dtype) == CMM_F32    ? function<float>(__VA_ARGS__)                                                              \
+     : (dtype) == CMM_F64  ? function<double>(__VA_ARGS__)                                                             \
+     : (dtype) == CMM_BF16 ? function<__nv_bfloat16>(__VA_ARGS__)                                                      \
+                           : function<__half>(__VA_ARGS__))
+
+static inline int64_t element_size(int32_t dtype)
+{
+    return dtype == CMM_F64 ? 8 : dtype == CMM_F32 ? 4 : 2;
+}
+
+/* Blocks for so many pieces of work; kernels loop where there are more pieces than a grid may have blocks. */
+static inline unsigned blocks_for(int64_t pieces)
+{
+    const int64_t most = 1 << 22;
+    return (unsigned)(pieces < most ? pieces : most);
+}
+
+#endif

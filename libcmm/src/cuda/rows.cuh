@@ -1,0 +1,288 @@
+/* Rows of up to 32 V vectors of 16 bytes, held by a warp: lane j has vectors j, j + 32, ... in registers.
+ *
+ * The kernels that include this file (walk, wide, group) form the same sums in the same order, so that a token's bits
+ * depend neither on the batch nor on the method: a lane adds its products in two sums, elements 0, 2, 4, ... and
+ * 1, 3, 5, ... of its vectors in order; both are added, then the lanes by halving, then the bias. */
+#ifndef CMM_CUDA_ROWS_CUH
+#define CMM_CUDA_ROWS_CUH
+
+#include "kernel.cuh"
+
+template <int N> struct constant {
+    static constexpr int value = N;
+};
+
+template <typename T> constexpr int ELEMENTS = 16 / (int)sizeof(T);
+
+__device__ inline void unpack(uint4 v, float *values, float)
+{
+    values[0] = __uint_as_float(v.x);
+    values[1] = __uint_as_float(v.y);
+    values[2] = __uint_as_float(v.z);
+    values[3] = __uint_as_float(v.w);
+}
+
+__device__ inline void unpack(uint4 v, float *values, __nv_bfloat16)
+{
+    const unsigned words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        values[2 * i] = __uint_as_float(words[i] << 16);
+        values[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+}
+
+__device__ inline void unpack(uint4 v, float *values, __half)
+{
+    const unsigned words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float2 pair = __half22float2(*(const __half2 *)&words[i]);
+        values[2 * i] = pair.x;
+        values[2 * i + 1] = pair.y;
+    }
+}
+
+__device__ inline uint4 pack(const float *values, float)
+{
+    return make_uint4(__float_as_uint(values[0]), __float_as_uint(values[1]), __float_as_uint(values[2]),
+                      __float_as_uint(values[3]));
+}
+
+template <typename T> __device__ inline uint4 pack(const float *values, T)
+{
+    unsigned words[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const T low = narrow<T>(values[2 * i]), high = narrow<T>(values[2 * i + 1]);
+        words[i] = (unsigned)*(const unsigned short *)&low | (unsigned)*(const unsigned short *)&high << 16;
+    }
+    return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+/* Read what is read once, x: it should not push rows out of the L1 cache. */
+__device__ inline uint4 load_once(const uint4 *from)
+{
+    uint4 v;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(from));
+    return v;
+}
+
+/* A matrix whose rows a warp reads: where its lane's first vector of row 0 is, bytes from row to row, vectors in a row. */
+struct matrix {
+    const char *start;
+    unsigned pitch;
+    int vectors;
+};
+
+template <typename T> __device__ inline matrix matrix_of(const void *start, int64_t width, int64_t ld, int lane)
+{
+    return {(const char *)start + lane * 16, (unsigned)(ld * (int64_t)sizeof(T)), (int)(width / ELEMENTS<T>)};
+}
+
+/* FULL: a row has exactly 32 V vectors, so that no lane is without. */
+template <int V, bool FULL, typename LOAD>
+__device__ inline void load_vectors(uint4 (&words)[V], const char *lane_start, int vectors, int lane, LOAD load)
+{
+#pragma unroll
+    for (int v = 0; v < V; v++)
+        words[v] = FULL || v * 32 + lane < vectors ? load((const uint4 *)lane_start + v * 32) : make_uint4(0, 0, 0, 0);
+}
+
+/* A lane's share of x, as floats. */
+template <typename T, int V, bool FULL>
+__device__ inline void load_x(float (&x)[V * ELEMENTS<T>], const T *row, int vectors, int lane)
+{
+    uint4 words[V];
+    load_vectors<V, FULL>(words, (const char *)row + lane * 16, vectors, lane,
+                          [](const uint4 *from) { return load_once(from); });
+#pragma unroll
+    for (int v = 0; v < V; v++)
+        unpack(words[v], x + v * ELEMENTS<T>, T());
+}
+
+template <int V, bool FULL>
+__device__ inline void load_row(uint4 (&words)[V], const matrix &m, unsigned row, int lane)
+{
+    load_vectors<V, FULL>(words, m.start + (uint64_t)row * m.pitch, m.vectors, lane,
+                          [](const uint4 *from) { return __ldg(from); });
+}
+
+/* The dot product of a row with x; the same in every lane. */
+template <typename T, int V>
+__device__ inline float dot(const uint4 (&words)[V], const float (&x)[V * ELEMENTS<T>])
+{
+    float sums[2] = {0, 0};
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+        float w[ELEMENTS<T>];
+        unpack(words[v], w, T());
+#pragma unroll
+        for (int e = 0; e < ELEMENTS<T>; e++)
+            sums[e & 1] = fma_(w[e], x[v * ELEMENTS<T> + e], sums[e & 1]);
+    }
+    return warp_sum(sums[0] + sums[1]);
+}
+
+template <int N> __device__ inline void clear(float (&values)[N])
+{
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        values[i] = 0;
+}
+
+/* What a logit must exceed to go right. Under the tie rule "right" that is the largest number below 0. */
+__device__ inline float threshold_of(int32_t tie)
+{
+    return tie == CMM_TIE_RIGHT ? -__int_as_float(1) : 0.0f;
+}
+
+/* Up to 32 visited neurons, one in each lane. */
+struct visited {
+    unsigned row;
+    int node;
+    float logit;
+    int count;
+};
+
+/* The nodes on the way to a leaf are its ancestors: so in the only tree of a layer, one look at the end tells all. */
+__device__ inline void look_back(visited &seen, int leaf, int levels, int lane)
+{
+    seen.node = lane < levels ? ((leaf + 1) >> (levels - 1 - lane)) - 1 : 0;
+    seen.row = (unsigned)seen.node;
+}
+
+/* Walk levels from .. to - 1 of a tree whose first row is given; node is where to start, and where the walk ends.
+ * ONE: seen gets the logits only, for look_back(). */
+template <typename T, int V, bool FULL, bool ONE>
+__device__ inline void descend(const matrix &w_in, const T *bias, float threshold, const float (&x)[V * ELEMENTS<T>],
+                               int lane, unsigned first, int from, int to, int &node, visited &seen)
+{
+    for (int level = from; level < to; level++) {
+        const unsigned row = ONE ? (unsigned)node : first + (unsigned)node;
+        uint4 words[V];
+        load_row<V, FULL>(words, w_in, row, lane);
+        const float b = bias ? widen(bias[row]) : 0.0f, sum = dot<T, V>(words, x);
+        const float logit = bias ? sum + b : sum;
+        if (lane == seen.count) {
+            seen.logit = logit;
+            if (!ONE) {
+                seen.row = row;
+                seen.node = node;
+            }
+        }
+        seen.count++;
+        node = 2 * node + 1 + (logit > threshold);
+    }
+}
+
+/* Write the path of the visited neurons from step on, add their rows of w_out to y, and forget them. AHEAD: so many
+ * rows are on their way at a time, 1 to 4. */
+template <typename T, int V, bool FULL, int AHEAD>
+__device__ inline void deliver(const cmm_cuda_task &task, const matrix &w_out, float (&y)[V * ELEMENTS<T>], int lane,
+                               int64_t step, visited &seen)
+{
+    if (lane < seen.count) {
+        if (task.nodes_out)
+            task.nodes_out[step + lane] = seen.node;
+        if (task.logits_out)
+            ((float *)task.logits_out)[step + lane] = seen.logit;
+    }
+    if (task.wants_y) {
+        constexpr int ROWS = AHEAD < 1 ? 1 : AHEAD > 4 ? 4 : AHEAD;
+        const float a = activate(task.activation, lane < seen.count ? seen.logit : 0.0f);
+        auto add_rows = [&](int s, auto rows) {
+            constexpr int COUNT = decltype(rows)::value;
+            uint4 words[COUNT][V];
+#pragma unroll
+            for (int r = 0; r < COUNT; r++)
+                load_row<V, FULL>(words[r], w_out, __shfl_sync(0xffffffffu, seen.row, s + r), lane);
+#pragma unroll
+            for (int r = 0; r < COUNT; r++) {
+                const float c = __shfl_sync(0xffffffffu, a, s + r);
+#pragma unroll
+                for (int v = 0; v < V; v++) {
+                    float w[ELEMENTS<T>];
+                    unpack(words[r][v], w, T());
+#pragma unroll
+                    for (int e = 0; e < ELEMENTS<T>; e++)
+                        y[v * ELEMENTS<T> + e] = fma_(c, w[e], y[v * ELEMENTS<T> + e]);
+                }
+            }
+        };
+        int s = 0;
+        for (; s + ROWS <= seen.count; s += ROWS)
+            add_rows(s, constant<ROWS>());
+        for (; s < seen.count; s++)
+            add_rows(s, constant<1>());
+    }
+    seen.count = 0;
+}
+
+template <typename T, int V, bool FULL>
+__device__ inline void store_y(T *row, const float (&y)[V * ELEMENTS<T>], int vectors, int lane)
+{
+#pragma unroll
+    for (int v = 0; v < V; v++)
+        if (FULL || v * 32 + lane < vectors)
+            __stcs((uint4 *)row + v * 32 + lane, pack(y + v * ELEMENTS<T>, T()));
+}
+
+/* ---- the host's side ----------------------------------------------------------------------------------------------- */
+
+constexpr int64_t MOST_BYTES_16 = 4 * 512, MOST_BYTES_32 = 8 * 512; /* of a row: 32 values in each lane */
+
+/* What these kernels can do: rows of float, bf16 or f16 that are whole, aligned vectors and fit in registers. */
+static inline int rows_fit(const cmm_cuda_task *task)
+{
+    const int64_t bytes = element_size(task->dtype), most = task->dtype == CMM_F32 ? MOST_BYTES_32 : MOST_BYTES_16;
+    return task->dtype != CMM_F64 && task->depth < CMM_MAX_DEPTH && task->aligned && task->d_in * bytes <= most &&
+           (!task->wants_y || task->d_out * bytes <= most) && task->trees <= 0xffffffffll / task->nodes &&
+           task->ld_in * bytes <= 0xffffffffll && task->ld_out * bytes <= 0xffffffffll;
+}
+
+/* The vectors in a lane of the wider of a task's rows. */
+static inline int vectors_for(const cmm_cuda_task *task)
+{
+    const int64_t wider = task->wants_y && task->d_out > task->d_in ? task->d_out : task->d_in;
+    return (int)((wider * element_size(task->dtype) + 511) / 512);
+}
+
+template <template <typename, int, bool> class LAUNCH, typename T, int V, typename... ARGUMENTS>
+static cudaError_t for_width(const cmm_cuda_task *task, ARGUMENTS... arguments)
+{
+    const int64_t whole = V * 512 / (int64_t)sizeof(T);
+    return task->d_in == whole && (!task->wants_y || task->d_out == whole)
+               ? LAUNCH<T, V, true>::go(task, arguments...)
+               : LAUNCH<T, V, false>::go(task, arguments...);
+}
+
+template <template <typename, int, bool> class LAUNCH, typename T, typename... ARGUMENTS>
+static cudaError_t for_half(const cmm_cuda_task *task, ARGUMENTS... arguments)
+{
+    const int v = vectors_for(task);
+    return v <= 1   ? for_width<LAUNCH, T, 1>(task, arguments...)
+           : v <= 2 ? for_width<LAUNCH, T, 2>(task, arguments...)
+           : v <= 3 ? for_width<LAUNCH, T, 3>(task, arguments...)
+                    : for_width<LAUNCH, T, 4>(task, arguments...);
+}
+
+/* Call LAUNCH<T, V, FULL>::go(task, arguments...) for the type and the widths of a task. */
+template <template <typename, int, bool> class LAUNCH, typename... ARGUMENTS>
+static cudaError_t for_rows(const cmm_cuda_task *task, ARGUMENTS... arguments)
+{
+    if (task->dtype == CMM_BF16)
+        return for_half<LAUNCH, __nv_bfloat16>(task, arguments...);
+    if (task->dtype == CMM_F16)
+        return for_half<LAUNCH, __half>(task, arguments...);
+    const int v = vectors_for(task);
+    return v <= 1   ? for_width<LAUNCH, float, 1>(task, arguments...)
+           : v <= 2 ? for_width<LAUNCH, float, 2>(task, arguments...)
+           : v <= 4 ? for_width<LAUNCH, float, 4>(task, arguments...)
+           : v <= 6 ? for_width<LAUNCH, float, 6>(task, arguments...)
+                    : for_width<LAUNCH, float, 8>(task, arguments...);
+}
+
+#endif

@@ -1,0 +1,237 @@
+"""The binding to libcmm_cuda, and the levels on a GPU: ``cuda-naive``, ``cuda-bmm``, ``cuda``.
+
+libcmm_cuda is loaded when it is first asked for: the one that lies beside libcmm, or the file that the environment
+variable ``CMM_CUDA_LIBRARY`` names. ``cuda-bmm`` is CuPy's alone.
+"""
+
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from cmm import _libcmm
+from cmm._call import ACTIVATIONS, NULL, TIES, code, failure, ffi, is_set, lib, listed, text, variable
+from cmm._foreign import Library, Place, import_cupy
+from cmm.errors import DtypeError, LevelError, UnusableError
+
+LEVELS = ("cuda-naive", "cuda-bmm", "cuda")
+CODES = {"float32": lib.CMM_F32, "float64": lib.CMM_F64, "bfloat16": lib.CMM_BF16, "float16": lib.CMM_F16}
+_LEVEL_TEXTS = {name: ffi.new("char[]", name.encode()) for name in LEVELS}
+
+_TOKENS_AT_ONCE = 16384  # by cuda-bmm, whose gathered rows take memory
+
+
+@cache
+def _load() -> tuple[int, str]:
+    """Load libcmm_cuda; return its status and, where it cannot be loaded, why."""
+    chosen = variable(b"CMM_CUDA_LIBRARY")
+    file = Path(chosen) if chosen else Path(_libcmm.__file__).parent / "lib" / "libcmm_cuda.so"
+    if not chosen and not file.exists():
+        return lib.CMM_ERROR_CUDA_ABSENT, "it was not built: there was no working CUDA compiler"
+    why = ffi.new("char[512]")
+    return lib.cmm_py_cuda_load(str(file).encode(), why, 512), text(why)
+
+
+def why_not(level: str) -> str:
+    """Return why a level cannot be used here, "" where it can."""
+    if level == "cuda-bmm":
+        try:
+            import_cupy("the level")
+        except UnusableError as error:
+            return str(error)
+        return ""
+    status, why = _load()
+    if status == lib.CMM_ERROR_CUDA_ABSENT:
+        return f"libcmm_cuda is not here: {why}"
+    return text(lib.cmm_status_message(status)) if status else ""
+
+
+def choose(level: str) -> str:
+    """Return the level for arrays on a GPU, once it is known to work.
+
+    Raises
+    ------
+    LevelError, UnusableError
+    """
+    if level == "auto":
+        level = variable(b"CMM_LEVEL") or "auto" if is_set(b"CMM_LEVEL") else "auto"
+        if level not in LEVELS:  # it names a level for arrays on a CPU
+            level = "cuda"
+    if level not in LEVELS:
+        raise LevelError(f"level is {level!r}; for arrays on a GPU it should be one of {listed(('auto', *LEVELS))}")
+    why = why_not(level)
+    if why:
+        raise UnusableError(f"level is {level!r}, which cannot be used here: {why}")
+    return level
+
+
+def _run(
+    function: Any, layer: tuple[Any, ...], level: str, batch: int, arrays: tuple[Any, ...], library: Library
+) -> None:
+    """Ask how much workspace a call needs, and make it."""
+    needed = ffi.new("int64_t *")
+    run = (_LEVEL_TEXTS[level], NULL, library.stream())
+    status = function(*layer, *run, 0, 0, batch, *arrays, needed)
+    if not status:
+        memory = library.empty((needed[0],), "uint8") if needed[0] else None
+        start = 0 if memory is None else library.pointer(memory)
+        status = function(*layer, *run, start, needed[0], batch, *arrays, NULL)
+    if status:
+        raise failure(status)
+
+
+def run_fff(
+    library: Library,
+    place: Place,
+    level: str,
+    activation: str,
+    tie: str,
+    shape: tuple[int, int, int, int],
+    batch: int,
+    x: Any,
+    w_in: Any,
+    bias: Any,
+    w_out: Any,
+    y: Any,
+    nodes: Any,
+    logits: Any,
+) -> None:
+    """Run a layer, or CMM alone where y is None, on checked, contiguous arrays. shape: trees, depth, d_in, d_out."""
+    c_activation, c_tie = code("activation", activation, ACTIVATIONS), code("tie", tie, TIES)
+    if level == "cuda-bmm":
+        _bmm_fff(place, activation, tie, shape, batch, x, w_in, bias, w_out, y, nodes, logits)
+        return
+    trees, depth, d_in, d_out = shape
+    at = [0 if array is None else library.pointer(array) for array in (w_in, bias, w_out, x, y, nodes, logits)]
+    layer = (CODES[library.dtype(x)], c_activation, c_tie, depth, trees, d_in, d_out, *at[:3])
+    _run(lib.cmm_py_cuda_fff, layer, level, batch, (*at[3:], y is not None), library)
+
+
+def run_ff(
+    library: Library,
+    place: Place,
+    level: str,
+    activation: str,
+    batch: int,
+    x: Any,
+    w_in: Any,
+    bias: Any,
+    w_out: Any,
+    y: Any,
+) -> None:
+    """Run a dense layer on checked, contiguous arrays. Level cuda is cuBLAS through CuPy, where that is here."""
+    c_activation = code("activation", activation, ACTIVATIONS)
+    dtype = library.dtype(x)
+    if level == "cuda-bmm" or (level == "cuda" and dtype != "bfloat16" and not why_not("cuda-bmm")):
+        _products_ff(place, level == "cuda-bmm", activation, x, w_in, bias, w_out, y)
+        return
+    at = [0 if array is None else library.pointer(array) for array in (w_in, bias, w_out, x, y)]
+    layer = (CODES[dtype], c_activation, w_in.shape[0], w_in.shape[1], w_out.shape[1], *at[:3])
+    _run(lib.cmm_py_cuda_ff, layer, level, batch, tuple(at[3:]), library)
+
+
+# ---- cuda-bmm: gathers and batched products, as in the paper's simulation ------------------------------------------
+
+_FORMULAS = {  # evaluated in double and rounded once
+    "gelu": "a = v * normcdf(v)",
+    "gelu_tanh": "a = v / (1 + exp(-2 * 0.7978845608028654 * (v + 0.044715 * v * v * v)))",
+    "relu": "a = v < 0 ? 0.0 : v",
+    "silu": "a = v / (1 + exp(-v))",
+    "identity": "a = v",
+}
+
+
+@cache
+def _activate(activation: str) -> Any:
+    cupy = import_cupy("the level")
+    name = f"cmm_{activation}"
+    return cupy.ElementwiseKernel("T z", "T out", f"double v = z, a; {_FORMULAS[activation]}; out = (T)a;", name)
+
+
+@cache
+def _bmm_kernels() -> tuple[Any, Any, Any]:
+    """Products of one row with one token each, and of one number with one row: cuBLAS is slow at such small ones."""
+    cupy = import_cupy("the level")
+    return (
+        cupy.ReductionKernel("T a, T b", "T y", "a * b", "a + b", "y = a", "0", "cmm_bmm_dot"),
+        cupy.ElementwiseKernel("T a, T b, T c", "T y", "y = a * b + c", "cmm_bmm_add"),
+        cupy.ElementwiseKernel(
+            "T z, int32 n, bool tie", "int32 next", "next = 2 * n + 1 + (tie ? z >= 0 : z > 0)", "cmm_bmm_step"
+        ),
+    )
+
+
+def _views(cupy: Any, place: Place, *arrays: Any) -> list[Any]:
+    """Return arrays as CuPy's; torch's are seen through DLPack, those of others came as CuPy's already."""
+    return [cupy.from_dlpack(a) if a is not None and place.library == "torch" else a for a in arrays]
+
+
+def _cupy_for(place: Place, x: Any) -> tuple[Any, Any]:
+    """CuPy, and a context in which it works on the current stream of the arrays' library."""
+    cupy = import_cupy("the level")
+    dtype = str(x.dtype).removeprefix("torch.")
+    if dtype == "bfloat16":
+        raise DtypeError("x has dtype bfloat16; for level 'cuda-bmm' it should be float16, float32 or float64")
+    if place.library != "torch":
+        return cupy, cupy.cuda.get_current_stream()
+    stream = import_module("torch").cuda.current_stream(place.device).cuda_stream
+    return cupy, cupy.cuda.ExternalStream(stream) if stream else cupy.cuda.Stream.null
+
+
+def _bmm_fff(
+    place: Place,
+    activation: str,
+    tie: str,
+    shape: tuple[int, int, int, int],
+    batch: int,
+    *arrays: Any,
+) -> None:
+    trees, depth, d_in, d_out = shape
+    cupy, stream = _cupy_for(place, arrays[0])
+    with stream:
+        x, w_in, bias, w_out, y, nodes, logits = _views(cupy, place, *arrays)
+        x = x.reshape(batch, d_in)
+        real = cupy.float64 if x.dtype == cupy.float64 else cupy.float32  # of sums
+        w_in = w_in.reshape(trees, -1, d_in)
+        w_out = None if w_out is None else w_out.reshape(trees, -1, d_out)
+        bias = None if bias is None else bias.reshape(trees, -1)
+        activate, (products, add, step) = _activate(activation), _bmm_kernels()
+        for start in range(0, batch, _TOKENS_AT_ONCE):
+            part = slice(start, min(start + _TOKENS_AT_ONCE, batch))
+            tokens = x[part].astype(real, copy=False)
+            total = None if y is None else cupy.zeros((tokens.shape[0], d_out), real)
+            for tree in range(trees):
+                node = cupy.zeros(tokens.shape[0], cupy.int32)
+                for level in range(depth + 1):
+                    rows = w_in[tree].take(node, axis=0).astype(real, copy=False)
+                    logit = products(rows, tokens, axis=1)
+                    if bias is not None:
+                        logit += bias[tree].take(node)
+                    if nodes is not None:
+                        nodes.reshape(batch, trees, depth + 1)[part, tree, level] = node
+                    if logits is not None:
+                        logits.reshape(batch, trees, depth + 1)[part, tree, level] = logit
+                    if total is not None and w_out is not None:
+                        rows = w_out[tree].take(node, axis=0).astype(real, copy=False)
+                        add(activate(logit)[:, None], rows, total, total)
+                    node = step(logit, node, tie == "right")
+            if total is not None:
+                y.reshape(batch, d_out)[part] = total
+
+
+def _products_ff(place: Place, batched: bool, activation: str, *arrays: Any) -> None:
+    cupy, stream = _cupy_for(place, arrays[0])
+    with stream:
+        x, w_in, bias, w_out, y = _views(cupy, place, *arrays)
+        x, y = x.reshape(-1, w_in.shape[1]), y.reshape(-1, w_out.shape[1])
+        real = cupy.float64 if x.dtype == cupy.float64 else cupy.float32
+        w_in_t, w_out = w_in.astype(real, copy=False).T, w_out.astype(real, copy=False)
+        for start in range(0, x.shape[0], _TOKENS_AT_ONCE):
+            part = slice(start, start + _TOKENS_AT_ONCE)
+            tokens = x[part].astype(real, copy=False)
+            # batched: every token is a product of its own with the weights
+            z = cupy.matmul(tokens[:, None, :], w_in_t[None]) if batched else tokens @ w_in_t
+            if bias is not None:
+                z += bias
+            h = _activate(activation)(z)
+            y[part] = cupy.matmul(h, w_out[None])[:, 0] if batched else h @ w_out

@@ -1,0 +1,19 @@
+"""Small layers through every kernel, for compute-sanitizer: python tests/gpu/small.py."""
+
+import torch
+from device import DTYPES, METHODS, fff
+
+CASES = ((3, 33, 17, 2, 2), (37, 64, 40, 1, 11), (5, 128, 128, 40, 0), (2, 600, 24, 1, 3))
+
+for dtype in DTYPES:
+    for batch, d_in, d_out, trees, depth in CASES:
+        nodes = 2 ** (depth + 1) - 1
+        shapes = ((batch, d_in), (trees, nodes, d_in), (trees, nodes, d_out), (trees, nodes))
+        arrays = [torch.randn(shape).to(dtype).cuda() for shape in shapes]
+        for level, method in (("cuda-naive", ""), *(("cuda", method) for method in METHODS)):
+            for tie in ("left", "right"):
+                result = fff(*arrays, level=level, method=method, tie=tie)
+                if result is not None:
+                    assert not any(bool(a.isnan().any()) for a in result), (dtype, method)
+torch.cuda.synchronize()
+print("done")
