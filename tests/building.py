@@ -66,11 +66,14 @@ class Build:
 
 @functools.cache
 def build(name: str, *options: str, source: Path = ROOT) -> Build:
-    """Configure and build, once per process and name; the test is skipped where there is no CMake."""
+    """Configure and build, once per process and name, without CUDA where an option does not ask for it.
+
+    The test is skipped where there is no CMake.
+    """
     cmake = tool("cmake")
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     folder = scratch() / name
-    run(cmake, "-S", source, "-B", folder, *generator, *options)
+    run(cmake, "-S", source, "-B", folder, *generator, "-DCMM_CUDA=OFF", *options)
     return Build(folder, run(cmake, "--build", folder, "--parallel", "2"))
 
 
