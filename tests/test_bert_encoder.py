@@ -10,6 +10,7 @@ import cmm.bert
 import numpy as np
 import pytest
 from cmm.bert import encoder
+from cmm.bert.device import CPU
 from cmm.bert.names import tensors
 
 # The recorded answers come with this tolerance: they are float32 themselves and were seen to agree to 1.5e-6. It
@@ -73,7 +74,7 @@ def test_every_recorded_tap(vectors, recorded, kind, level):
 
 
 def test_recorded_positions(recorded):
-    close(encoder.position_table(np, 32, 64), recorded["pos_pe"])
+    close(encoder.position_table(32, 64), recorded["pos_pe"])
 
 
 def test_recorded_classifier(vectors, recorded):
@@ -197,7 +198,7 @@ def test_sequences_in_several_blocks():
     model = cmm.bert.from_state_dict(reference.state_dict(block), block)
     ids = np.random.default_rng(0).integers(0, 50, (13, 64))
     mask = np.random.default_rng(1).integers(0, 2, (13, 64))
-    assert 13 % len(encoder.Buffers.make(np, 13, 64, 24, 12).scores)
+    assert 13 % len(encoder.Buffers.make(CPU, 13, 64, 24, 12).scores)
     alone = np.concatenate([model(ids[i : i + 1], mask[i : i + 1]) for i in range(13)])
     close(model(ids, mask), alone)
 

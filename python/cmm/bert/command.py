@@ -273,6 +273,7 @@ def _add_files(parser: Any) -> None:
 
 def _add_run(parser: Any) -> None:
     _add_files(parser)
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, or cuda:1")
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: every core)")
     parser.add_argument(
         "--level", default="auto", metavar="NAME", help="how to compute, of `cmm info` (default auto)"
@@ -300,7 +301,7 @@ def _model(options: argparse.Namespace) -> Model:
         model = cmm.bert.load(options.model, config=options.config)
     if options.tokenizer is not None:
         model.tokenizer = cmm.bert.Tokenizer(options.tokenizer)
-    return model
+    return model.to(options.device)
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The mathematics of the encoder: pure functions, with the shape of every result behind it.
 
 B sequences of S tokens, T = B * S tokens in all, width H, A heads of H / A, vocabulary V. Everything is float32.
-Whatever depends on where the arrays live comes in through :class:`Ops`, so that another array module can run the same
-functions. Buffers are made once per call and reused by every layer.
+Whatever depends on where the arrays live comes in through a :class:`Device`, so that these functions are the GPU's
+too. Buffers are made once per call and reused by every layer.
 """
 
 import math
@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cmm.bert.device import Device
 from cmm.fff import ff_forward, fff_forward
 
 Array = Any  # an ndarray of float32, or the like of another array module
@@ -20,28 +22,6 @@ Tap = Callable[[str, int, Array], None]
 
 #: How one vector is made of a sequence.
 POOLERS = ("avg", "zero_index", "max", "logsumexp")
-
-# Scores of as many sequences at a time as stay within this many bytes, so that the softmax finds them in L2.
-_SCORES_BYTES = 1 << 20
-
-
-class Ops(NamedTuple):
-    """What the functions below need from the outside."""
-
-    xp: Any
-    fff_forward: Callable[..., Any]
-    ff_forward: Callable[..., Any]
-    ndtr: Callable[..., Any]  # the standard normal distribution function, which is GELU's factor
-
-
-def _ndtr(x: Array) -> Array:
-    from scipy.special import ndtr  # imported late: most models never need it, and it takes long
-
-    return ndtr(x)
-
-
-#: The operations on numpy arrays.
-NUMPY = Ops(np, fff_forward, ff_forward, _ndtr)
 
 
 class Norm(NamedTuple):
@@ -107,7 +87,7 @@ class Weights(NamedTuple):
 class Call(NamedTuple):
     """The choices of one call, constant through all layers."""
 
-    ops: Ops
+    device: Device
     heads: int
     eps: float
     level: str
@@ -115,14 +95,14 @@ class Call(NamedTuple):
     tap: Tap | None
 
 
-def position_table(xp: Any, length: int, width: int) -> Array:
-    """Return the sinusoids of positions 0 .. length - 1, even columns sine, odd ones cosine."""
-    position = xp.arange(length, dtype=xp.float32)[:, None]  # (S, 1)
-    rate = xp.exp(xp.arange(0, width, 2, dtype=xp.float32) * xp.float32(-math.log(10000.0) / width))  # (H / 2,)
+def position_table(length: int, width: int) -> NDArray[np.float32]:
+    """Return the sinusoids of positions 0 .. length - 1, even columns sine, odd ones cosine; a numpy array."""
+    position = np.arange(length, dtype=np.float32)[:, None]  # (S, 1)
+    rate = np.exp(np.arange(0, width, 2, dtype=np.float32) * np.float32(-math.log(10000.0) / width))  # (H / 2,)
     angle = position * rate  # (S, H / 2)
-    table = xp.empty((length, width), xp.float32)
-    table[:, 0::2] = xp.sin(angle)
-    table[:, 1::2] = xp.cos(angle)
+    table = np.empty((length, width), np.float32)
+    table[:, 0::2] = np.sin(angle)
+    table[:, 1::2] = np.cos(angle)
     return table  # (S, H)
 
 
@@ -137,7 +117,7 @@ def additive_mask(xp: Any, mask: Array) -> Array:
 
 def layer_norm(call: Call, x: Array, norm: Norm, out: Array) -> Array:
     """Normalise every row to mean 0 and (biased) variance 1, then scale and shift; out may be x."""
-    xp = call.ops.xp
+    xp = call.device.xp
     xp.subtract(x, x.mean(axis=-1, keepdims=True), out=out)  # (T, H)
     variance = xp.einsum("th,th->t", out, out)  # (T,)
     variance /= x.shape[-1]
@@ -150,13 +130,13 @@ def layer_norm(call: Call, x: Array, norm: Norm, out: Array) -> Array:
 
 def gelu(call: Call, x: Array) -> Array:
     """Apply the exact GELU, x * Phi(x), in place."""
-    x *= call.ops.ndtr(x)
+    x *= call.device.ndtr(x)
     return x
 
 
 def embed(call: Call, ids: Array, weights: Weights, positions: Array) -> Array:
     """Look up tokens and positions. ids (B, S), positions (S, H)."""
-    xp = call.ops.xp
+    xp = call.device.xp
     x = xp.take(weights.word, ids, axis=0)  # (B, S, H)
     x += weights.scale * positions
     x = x.reshape(-1, x.shape[-1])  # (T, H)
@@ -165,7 +145,7 @@ def embed(call: Call, ids: Array, weights: Weights, positions: Array) -> Array:
 
 def softmax(call: Call, scores: Array) -> Array:
     """Softmax over the last axis, in place."""
-    xp = call.ops.xp
+    xp = call.device.xp
     scores -= scores.max(axis=-1, keepdims=True)
     xp.exp(scores, out=scores)
     scores /= xp.einsum("...k->...", scores)[..., None]
@@ -182,18 +162,18 @@ class Buffers(NamedTuple):
     delta: Array  # (T, H)
 
     @classmethod
-    def make(cls, xp: Any, batch: int, length: int, width: int, heads: int) -> "Buffers":
+    def make(cls, device: Device, batch: int, length: int, width: int, heads: int) -> "Buffers":
         """Allocate for one batch."""
         tokens = batch * length
-        at_a_time = max(1, min(batch, _SCORES_BYTES // (4 * heads * length * length)))
+        at_a_time = max(1, min(batch, device.scores_bytes // (4 * heads * length * length)))
         scores = (at_a_time, heads, length, length)
         shapes = ((tokens, width), (tokens, 3 * width), (tokens, width), scores, (tokens, width))
-        return cls(*(xp.empty(shape, xp.float32) for shape in shapes))
+        return cls(*(device.xp.empty(shape, device.xp.float32) for shape in shapes))
 
 
 def attention(call: Call, x: Array, layer: Layer, mask: Array | None, buffers: Buffers) -> Array:
     """Self-attention. x (T, H), mask additive (B, 1, 1 or S, S) or None."""
-    xp = call.ops.xp
+    xp = call.device.xp
     at_a_time, heads, length, _ = buffers.scores.shape
     width = x.shape[-1]
     head = width // heads
@@ -213,20 +193,21 @@ def attention(call: Call, x: Array, layer: Layer, mask: Array | None, buffers: B
 
 def feedforward(call: Call, x: Array, ffn: FFF | Dense, index: int, out: Array) -> Array:
     """Apply the feedforward layer of one transformer layer. x (T, H)."""
-    ops, how = call.ops, {"level": call.level, "threads": call.threads, "out": out}
+    xp = call.device.xp
+    how: dict[str, Any] = {"level": call.level, "threads": call.threads, "out": out}
     if isinstance(ffn, FFF):
         if call.tap is None:
-            return ops.fff_forward(x, ffn.w_in, ffn.w_out, ffn.bias, **how)
-        _, nodes, logits = ops.fff_forward(x, ffn.w_in, ffn.w_out, ffn.bias, return_path=True, **how)
+            return fff_forward(x, ffn.w_in, ffn.w_out, ffn.bias, **how)
+        _, nodes, logits = fff_forward(x, ffn.w_in, ffn.w_out, ffn.bias, return_path=True, **how)
         call.tap("path_nodes", index, nodes)  # (T, K, D + 1)
         call.tap("path_logits", index, logits)  # (T, K, D + 1)
         return out
     if len(ffn.w_in) == len(ffn.w_out):
-        return ops.ff_forward(x, ffn.w_in, ffn.w_out, **how)
-    value, gate = ops.xp.split(ops.xp.matmul(x, ffn.w_in.T), 2, axis=-1)  # (T, I / 2) each
+        return ff_forward(x, ffn.w_in, ffn.w_out, **how)
+    value, gate = xp.split(xp.matmul(x, ffn.w_in.T), 2, axis=-1)  # (T, I / 2) each
     gelu(call, gate)
     gate *= value
-    return ops.xp.matmul(gate, ffn.w_out, out=out)  # (T, H)
+    return xp.matmul(gate, ffn.w_out, out=out)  # (T, H)
 
 
 def encode(call: Call, weights: Weights, ids: Array, mask: Array | None, positions: Array) -> Array:
@@ -245,12 +226,12 @@ def encode(call: Call, weights: Weights, ids: Array, mask: Array | None, positio
     -------
     float32 array, (B, S, H)
     """
-    xp = call.ops.xp
+    xp = call.device.xp
     batch, length = ids.shape
     bias = None if mask is None else additive_mask(xp, mask)
     x = embed(call, ids, weights, positions)  # (T, H)
     _show(call, "embedding_out", 0, x)
-    buffers = Buffers.make(xp, batch, length, x.shape[-1], call.heads)
+    buffers = Buffers.make(call.device, batch, length, x.shape[-1], call.heads)
     for index, layer in enumerate(weights.layers):
         layer_norm(call, x, layer.norm1, out=buffers.normed)
         x += _show(call, "attn_out", index, attention(call, buffers.normed, layer, bias, buffers))
@@ -270,7 +251,7 @@ def _show(call: Call, name: str, index: int, value: Array) -> Array:
 
 def decode(call: Call, weights: Weights, hidden: Array) -> Array:
     """Apply the masked-language-model head. hidden (..., H)."""
-    xp = call.ops.xp
+    xp = call.device.xp
     x = hidden.reshape(-1, hidden.shape[-1])  # (T, H)
     if weights.transform is not None:
         x = gelu(call, xp.matmul(x, weights.transform.dense.T))
@@ -280,7 +261,7 @@ def decode(call: Call, weights: Weights, hidden: Array) -> Array:
 
 def pool(call: Call, hidden: Array, pooler: str) -> Array:
     """Make one vector of a sequence, padding included. hidden (B, S, H)."""
-    xp = call.ops.xp
+    xp = call.device.xp
     if pooler == "zero_index":
         return hidden[:, 0]  # (B, H)
     if pooler == "avg":
@@ -293,7 +274,7 @@ def pool(call: Call, hidden: Array, pooler: str) -> Array:
 
 def classify(call: Call, classifier: Classifier, hidden: Array, pooler: str) -> Array:
     """Apply the classifier. hidden (B, S, H)."""
-    xp = call.ops.xp
+    xp = call.device.xp
     pooled = xp.tanh(pool(call, hidden, pooler) @ classifier.pooler_weight.T + classifier.pooler_bias)  # (B, P)
     return pooled @ classifier.head_weight.T + classifier.head_bias  # (B, C)
 

@@ -80,7 +80,7 @@ def export(
 
 def _open(source: Any, config: ConfigSource) -> tuple[Model, dict[str, str]]:
     if isinstance(source, Model):
-        return source, {"source": source.source, "source_layout": "model"}
+        return source.to("cpu"), {"source": source.source, "source_layout": "model"}
     if isinstance(source, Mapping):
         checkpoint = open_state_dict(source, config)
         return build(checkpoint), {"source": checkpoint.source, "source_layout": checkpoint.layout}

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from cmm.bert import encoder
 from cmm.bert.config import Config, Pooler
-from cmm.bert.encoder import NUMPY, Call, Weights
+from cmm.bert.device import CPU, Device, find
+from cmm.bert.encoder import Call, Weights
 from cmm.bert.errors import CheckpointError
 from cmm.bert.text import Prediction, fill_mask, in_batches
 from cmm.bert.tokenizer import FILE, Text, Tokenizer
@@ -51,7 +52,9 @@ class Trace:
 
 
 class Model:
-    """An UltraFastBERT or crammedBERT encoder on the CPU. Made by ``load``, ``from_state_dict`` and ``random``.
+    """An UltraFastBERT or crammedBERT encoder. Made by ``load``, ``from_state_dict`` and ``random``.
+
+    It is on the CPU until ``to`` takes it to a GPU. There results are CuPy arrays, but for those of text.
 
     ``fill_mask``, ``embed`` and ``classify`` take text. The others take token ids and, optionally, a mask:
 
@@ -63,7 +66,7 @@ class Model:
     level : str, optional
         The level of ``cmm.fff_forward`` and ``cmm.ff_forward``.
     threads : int, optional
-        Their threads. numpy's own matrix products use as many as its BLAS is set to.
+        Their threads. numpy's own matrix products use as many as its BLAS is set to. Means nothing on a GPU.
 
     They raise ShapeError, DtypeError or ArgumentError, which name the argument. Several threads may use one model at
     the same time.
@@ -73,6 +76,8 @@ class Model:
     config : Config
     tensors : dict of str to ndarray of float32
         The weights by the names of ``names.tensors``. Not to be changed.
+    device : Device
+        Where they are. Its ``name`` is ``"cpu"``, ``"cuda:0"``, ...
     source : str
         Where the weights came from.
     folder : Path or None
@@ -89,6 +94,7 @@ class Model:
         has_decoder: bool,
         source: str,
         folder: Path | None = None,
+        device: Device = CPU,
     ) -> None:
         self.config = config
         self.tensors = tensors
@@ -96,14 +102,47 @@ class Model:
         self.has_decoder = has_decoder
         self.source = source
         self.folder = folder
+        self.device = device
         self._tokenizer: Tokenizer | None = None
-        self._positions: Floats = np.empty((0, config.hidden), np.float32)
+        self._positions: Any = ()  # on the device
 
     def __repr__(self) -> str:
         c = self.config
         ffn = f"FFF {c.trees}x{c.depth}" if c.trees is not None else f"dense {c.neurons}{' gated' if c.gated else ''}"
         shape = f"{c.layers} layers, width {c.hidden}, {c.heads} heads, {ffn}, vocabulary {len(self.weights.word)}"
-        return f"<cmm.bert.Model: {shape}, {self.parameters} parameters, from {self.source}>"
+        where = "" if self.device is CPU else f"on {self.device.name}, "
+        return f"<cmm.bert.Model: {shape}, {self.parameters} parameters, {where}from {self.source}>"
+
+    def to(self, device: str) -> "Model":
+        """Return this model on another device, or itself where it is there already.
+
+        Parameters
+        ----------
+        device : str
+            ``"cpu"``, ``"cuda"`` for CuPy's current GPU, or ``"cuda:1"`` for one by its number. A GPU needs CuPy and
+            libcmm_cuda.
+
+        Returns
+        -------
+        Model
+            With a copy of the weights there, and the same tokenizer. This one stays as it is.
+
+        Raises
+        ------
+        ArgumentError
+            That is no name of a device.
+        UnusableError
+            There is no CuPy or no such GPU.
+        """
+        there = find(device)
+        if there.name == self.device.name:
+            return self
+        with there.active():
+            tensors = {name: there.put(self.device.host(tensor)) for name, tensor in self.tensors.items()}
+        how: dict[str, Any] = {"has_decoder": self.has_decoder, "source": self.source, "folder": self.folder}
+        other = Model(self.config, tensors, device=there, **how)
+        other._tokenizer = self._tokenizer
+        return other
 
     @property
     def parameters(self) -> int:
@@ -225,8 +264,10 @@ class Model:
             raise ArgumentError(f"pooler is {pooler!r}; it should be one of {', '.join(encoder.POOLERS)}")
 
         def compute(ids: NDArray[np.intp]) -> Floats:
-            pooled: Floats = encoder.pool(self._call(), self(ids, level=level, threads=threads), pooler)
-            return pooled
+            with self.device.active():
+                pooled = encoder.pool(self._call(), self(ids, level=level, threads=threads), pooler)
+                result: Floats = self.device.host(pooled)
+            return result
 
         return in_batches(self, texts, compute, self.config.hidden, truncate=truncate, progress=progress)
 
@@ -246,7 +287,8 @@ class Model:
         labels = len(self._need_classifier().head_bias)
 
         def compute(ids: NDArray[np.intp]) -> Floats:
-            return self.classify_ids(ids, level=level, threads=threads)
+            result: Floats = self.device.host(self.classify_ids(ids, level=level, threads=threads))
+            return result
 
         return in_batches(self, texts, compute, labels, truncate=truncate, progress=progress)
 
@@ -282,12 +324,13 @@ class Model:
         ndarray of float32, (..., V)
         """
         self._need_decoder()
-        states: Floats = np.asarray(hidden)
-        if states.dtype != np.float32:
-            raise DtypeError(f"hidden is {states.dtype}; it should be float32")
-        if states.ndim < 1 or states.shape[-1] != self.config.hidden:
-            raise ShapeError(f"hidden has shape {states.shape}; its last length should be {self.config.hidden}")
-        result: Floats = encoder.decode(self._call(), self.weights, states)
+        with self.device.active():
+            states: Floats = self.device.put(hidden)
+            if states.dtype != np.float32:
+                raise DtypeError(f"hidden is {states.dtype}; it should be float32")
+            if states.ndim < 1 or states.shape[-1] != self.config.hidden:
+                raise ShapeError(f"hidden has shape {states.shape}; its last length should be {self.config.hidden}")
+            result: Floats = encoder.decode(self._call(), self.weights, states)
         return result
 
     def classify_ids(
@@ -302,8 +345,9 @@ class Model:
         """
         classifier, pooler = self._need_classifier(), self.config.pooler
         assert pooler is not None  # or the classifier would have been refused
-        hidden = self(ids, mask, level=level, threads=threads)
-        result: Floats = encoder.classify(self._call(), classifier, hidden, pooler)
+        with self.device.active():
+            hidden = self(ids, mask, level=level, threads=threads)
+            result: Floats = encoder.classify(self._call(), classifier, hidden, pooler)
         return result
 
     def trace(
@@ -315,20 +359,20 @@ class Model:
         def tap(name: str, _: int, value: NDArray[Any]) -> None:
             taps.setdefault(name, []).append(value.copy())
 
-        hidden = self._encode(ids, mask, self._call(level, threads, tap))
-
         def stacked(name: str) -> Any:
-            values = np.stack(taps[name])  # (L, T, ...)
+            values = self.device.xp.stack(taps[name])  # (L, T, ...)
             return values.reshape(len(values), *hidden.shape[:2], *values.shape[2:])
 
-        fff = self.config.trees is not None
-        return Trace(
-            embedding_out=stacked("embedding_out")[0],
-            **{name: stacked(name) for name in ("attn_out", "ffn_in", "ffn_out", "layer_out")},
-            encoder_out=hidden,
-            path_nodes=stacked("path_nodes") if fff else None,
-            path_logits=stacked("path_logits") if fff else None,
-        )
+        with self.device.active():
+            hidden = self._encode(ids, mask, self._call(level, threads, tap))
+            fff = self.config.trees is not None
+            return Trace(
+                embedding_out=stacked("embedding_out")[0],
+                **{name: stacked(name) for name in ("attn_out", "ffn_in", "ffn_out", "layer_out")},
+                encoder_out=hidden,
+                path_nodes=stacked("path_nodes") if fff else None,
+                path_logits=stacked("path_logits") if fff else None,
+            )
 
     def _need_decoder(self) -> None:
         if not self.has_decoder:
@@ -340,17 +384,20 @@ class Model:
         return self.weights.classifier
 
     def _call(self, level: str = "auto", threads: int | None = None, tap: encoder.Tap | None = None) -> Call:
-        return Call(NUMPY, self.config.heads, self.config.eps, level, threads, tap)
+        return Call(self.device, self.config.heads, self.config.eps, level, threads, tap)
 
     def _encode(self, ids: ArrayLike, mask: ArrayLike | None, call: Call) -> Floats:
-        tokens = checked_ids(ids, len(self.weights.word), self.config.max_seq_length)
-        allowed = checked_mask(mask, *tokens.shape)
-        length = tokens.shape[1]
-        positions = self._positions
-        if len(positions) < length:  # made on first use: the limit comes from a file and may be anything
-            positions = encoder.position_table(np, length, self.config.hidden)
-            self._positions = positions
-        hidden: Floats = encoder.encode(call, self.weights, tokens, allowed, positions[:length])
+        device = self.device
+        with device.active():
+            tokens = checked_ids(device.host(ids), len(self.weights.word), self.config.max_seq_length)
+            allowed = checked_mask(device.host(mask), *tokens.shape)
+            length = tokens.shape[1]
+            positions = self._positions
+            if len(positions) < length:  # made on first use: the limit comes from a file and may be anything
+                positions = device.put(encoder.position_table(length, self.config.hidden))
+                self._positions = positions
+            mask_there = None if allowed is None else device.put(allowed)
+            hidden: Floats = encoder.encode(call, self.weights, device.put(tokens), mask_there, positions[:length])
         return hidden
 
 
@@ -360,6 +407,8 @@ def checked_ids(ids: ArrayLike, vocab_size: int, max_seq_length: int) -> NDArray
         tokens = np.asarray(ids)
     except ValueError as error:
         raise ShapeError(f"ids is not an array: {error}; sequences of a batch should be equally long") from None
+    except TypeError as error:
+        raise DtypeError(f"ids is a {type(ids).__name__} that is not in the CPU's memory: {error}") from None
     if tokens.dtype.kind not in "iu":
         if tokens.size or tokens.ndim != 2:
             raise DtypeError(f"ids has dtype {tokens.dtype}; it should be an integer one")
@@ -385,6 +434,8 @@ def checked_mask(mask: ArrayLike | None, batch: int, length: int) -> NDArray[np.
         values = np.asarray(mask)
     except ValueError as error:
         raise ShapeError(f"mask is not an array: {error}") from None
+    except TypeError as error:
+        raise DtypeError(f"mask is a {type(mask).__name__} that is not in the CPU's memory: {error}") from None
     if values.dtype.kind not in "biuf":
         raise DtypeError(f"mask has dtype {values.dtype}; it should be bool, an integer or a float one")
     if values.shape not in ((batch, length), (batch, length, length)):

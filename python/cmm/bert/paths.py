@@ -127,7 +127,7 @@ def of_ids(model: Model, sequences: Sequence[ArrayLike], **run: Any) -> Paths:
     names = None if model.tokenizer_file is None else model.tokenizer
     with progress_bar(len(sequences)) as step:
         for ids in sequences:
-            nodes = model.trace(np.asarray(ids)[np.newaxis], **run).path_nodes
+            nodes = model.device.host(model.trace(np.asarray(ids)[np.newaxis], **run).path_nodes)
             assert nodes is not None
             found.append(nodes[:, 0])
             tokens += [str(id) if names is None else names.token(id) or str(id) for id in np.asarray(ids).tolist()]

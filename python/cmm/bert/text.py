@@ -49,7 +49,7 @@ def fill_mask(model: "Model", text: Text, k: int, run: dict[str, Any]) -> list[l
     places = [place for place, id in enumerate(ids) if id == mask]
     if not places:
         raise ArgumentError(f"text {_shown(text)} has no mask; the one of this tokenizer is {tokenizer.token(mask)}")
-    logits = model.decode(model([ids], **run)[0, places])  # (masks, V)
+    logits = model.device.host(model.decode(model([ids], **run)[0, places]))  # (masks, V)
     known = tokenizer.ids  # the decoder may have rows for which there is no token
     result = []
     for row in logits.astype(np.float64):
