@@ -10,7 +10,7 @@ function(cmm_find_cuda result)
         return()
     endif()
     if(NOT CMM_CUDA STREQUAL "ON")
-        find_program(CMM_NVCC NAMES nvcc HINTS ENV CUDACXX ENV CUDA_PATH ENV CUDA_HOME /usr/local/cuda PATH_SUFFIXES bin)
+        find_program(CMM_NVCC NAMES nvcc PATHS ENV CUDA_PATH ENV CUDA_HOME /usr/local/cuda PATH_SUFFIXES bin) # after PATH
         if(DEFINED ENV{CUDACXX})
             set(nvcc "$ENV{CUDACXX}")
         elseif(CMAKE_CUDA_COMPILER)

@@ -47,6 +47,15 @@ def test_cmake(place: Callable[[], Path]) -> None:
     by_cmake(f"consumers-{place.__name__}", place(), "cmm::cmm")
 
 
+def test_cmake_cuda() -> None:
+    """cmm::cuda of the package that is installed; its program needs no GPU."""
+    if not (packaged() / "lib/libcmm_cuda.so").exists():
+        pytest.skip("the package was built without a CUDA compiler")
+    tool("c++")
+    folder = build("consumers-packaged", f"-DCMAKE_PREFIX_PATH={packaged()}", "-DCMM_TARGET=cmm::cmm", source=SOURCES)
+    check(folder.folder / "tiny_cuda")
+
+
 def test_cmake_static() -> None:
     """Without the shared library: it must bring along all that it needs."""
     by_cmake("consumers-static", installed(), "cmm::static")

@@ -110,7 +110,7 @@ def test_every_promise_names_a_test_that_runs() -> None:
         named = re.findall(r"`tests/([\w/]+)\.(?:py|c)::\w+`", promise)
         assert named, promise
         for name in named:
-            assert name.startswith("test_") or name.removeprefix("c/") in programs, promise
+            assert name.removeprefix("gpu/").startswith("test_") or name.removeprefix("c/") in programs, promise
 
 
 # ---- examples ------------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_environment_variables() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/operation.md"])
 def test_levels(page: str) -> None:
-    assert [quoted(row[0])[0] for row in table(page, "| level |")][:5] == [level.name for level in cmm.levels()]
+    assert [quoted(row[0])[0] for row in table(page, "| level |")] == [level.name for level in cmm.levels()]
 
 
 def test_encoder_api() -> None:
@@ -304,6 +304,24 @@ def test_c_api() -> None:
     assert {re.search(r"(cmm_\w+)\(", prototype)[1] for prototype in documented} == {  # type: ignore[index]
         name for name in dir(lib) if name.startswith("cmm_") and not name.startswith("cmm_py_")
     }
+
+
+def test_cuda_api() -> None:
+    header = text("libcmm/include/cmm_cuda.h").replace("CMM_API ", "")
+    documented = prototypes("\n".join(code for language, code in blocks("docs/gpu.md") if language == "c"))
+    assert documented == prototypes(header)
+    assert len(documented) == 9
+    run_struct = re.search(r"typedef struct cmm_cuda_run \{(.*?)\} cmm_cuda_run;", header, re.DOTALL)
+    assert run_struct is not None
+    fields = re.findall(r"^ .*?(\w+);", run_struct[1], re.MULTILINE)
+    assert [(quoted(row[0])[0], quoted(row[1])) for row in table("docs/gpu.md", "| struct |")] == [
+        ("cmm_cuda_run", fields)
+    ]
+    listed = re.findall(r"^CMM_CUDA_KERNEL\(fff, (\w+)\)", text("libcmm/src/cuda/kernels.inc"), re.MULTILINE)
+    assert [quoted(row[0])[0] for row in table("docs/gpu.md", "| method |")] == [n for n in listed if n != "naive"]
+    assert [quoted(row[0])[0] for row in table("docs/gpu.md", "| level |")] == [
+        level.name for level in cmm.levels() if level.name.startswith("cuda")
+    ]
 
 
 def test_c_structs() -> None:

@@ -82,10 +82,10 @@ enum {
     CMM_ERROR_RUN_SIZE = 30,        /* run->size is not the size of the struct */
     CMM_ERROR_THREADS = 31,         /* threads is negative */
     CMM_ERROR_LEVEL = 32,           /* there is no level of that name */
-    CMM_ERROR_LEVEL_UNUSABLE = 33,  /* the level exists, but not in this build or not on this CPU */
+    CMM_ERROR_LEVEL_UNUSABLE = 33,  /* the level exists, but not in this build or not on this machine */
     CMM_ERROR_ISA = 34,             /* there is no instruction set of that name */
     CMM_ERROR_ISA_UNUSABLE = 35,    /* the instruction set exists, but not in this build or not on this CPU */
-    CMM_ERROR_METHOD = 36,          /* the level has no method of that name */
+    CMM_ERROR_METHOD = 36,          /* the level has no method of that name, or it cannot do this layer */
     CMM_ERROR_BLAS_MISSING = 37,    /* the level needs a BLAS: run->blas is NULL and none is linked */
     CMM_ERROR_BLAS_SIZE = 38,       /* blas->size is not the size of the struct */
     CMM_ERROR_BLAS_INCOMPLETE = 39, /* blas lacks one of dot, axpy, gemv, gemm for this dtype */

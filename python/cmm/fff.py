@@ -228,9 +228,7 @@ def fff_forward(
         There is no memory for the result or a copy. After any error out is as it was.
     """
     if is_foreign(x, w_in, w_out, bias, out):
-        return _elsewhere().fff_forward(
-            x, w_in, w_out, bias, activation, tie, level, threads, out, return_path
-        )
+        return _elsewhere().fff_forward(x, w_in, w_out, bias, activation, tie, level, threads, out, return_path)
     if bias is not None:
         bias = floats("bias", bias)
     w_in, w_out = floats("w_in", w_in), floats("w_out", w_out)  # held here while the call runs

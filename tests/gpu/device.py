@@ -53,7 +53,7 @@ def fff(
     workspace = torch.full((needed[0],), 0xA5, dtype=torch.uint8, device="cuda")  # not zeros
     if not status:
         status = lib.cmm_py_cuda_fff(*run, workspace.data_ptr(), needed[0], *rest, NULL)
-    if status == lib.CMM_ERROR_LEVEL_UNUSABLE and method:
+    if status == lib.CMM_ERROR_METHOD:
         return None
     if status:
         raise failure(status)

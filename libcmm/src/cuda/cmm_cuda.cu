@@ -207,23 +207,20 @@ static cmm_status find_device(cmm_cuda_task *task)
 static cmm_status find_kernel(const char *op, const char *level, const char *method, const cmm_cuda_task *task,
                               const cmm_cuda_kernel **found)
 {
-    cmm_status blame = CMM_ERROR_METHOD;
     for (int i = KERNELS - 1; i >= 0; i--) {
         const cmm_cuda_kernel *const kernel = kernels[i];
         if (strcmp(kernel->op, op) != 0 || strcmp(kernel->level, level) != 0)
             continue;
         if (method && strcmp(kernel->method, method) != 0)
             continue;
-        if (kernel->can && !kernel->can(task)) {
-            blame = CMM_ERROR_LEVEL_UNUSABLE;
+        if (kernel->can && !kernel->can(task))
             continue;
-        }
         if (!method && kernel->suits && !kernel->suits(task))
             continue;
         *found = kernel;
         return CMM_OK;
     }
-    return blame;
+    return CMM_ERROR_METHOD;
 }
 
 /* Do a call; or, where bytes is not NULL, only say how much workspace it needs. */

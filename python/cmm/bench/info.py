@@ -51,8 +51,8 @@ def facts() -> list[tuple[str, str]]:
     if chosen := os.environ.get("CMM_LEVEL"):
         rows.append(("level auto", f"{chosen}, for CMM_LEVEL says so"))
     rows += _blas()
-    gpu = [level.name for level in found if level.name.startswith("cuda")]
-    rows.append(("gpu", f"levels {', '.join(gpu)}" if gpu else "not used: this build has no GPU levels"))
+    why = next(level.why for level in found if level.name == "cuda")
+    rows.append(("gpu", f"none that can be used: {why}" if why else "usable, by the levels of cuda"))
     return rows
 
 

@@ -1,0 +1,62 @@
+"""When libcmm_cuda is built: where nvcc works. A broken one is a warning, and the rest is built without it."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from building import ROOT, tool
+from cmm import _cuda
+from cmm._call import lib
+
+
+def configure(folder: Path, nvcc: str, choice: str) -> tuple[int, str, str]:
+    """Configure with a program in the place of nvcc; return the exit code, what was said, and the targets."""
+    (folder / "bin").mkdir()
+    fake = folder / "bin/nvcc"
+    fake.write_text(nvcc)
+    fake.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CUDA")}
+    environment["PATH"] = f"{fake.parent}{os.pathsep}{environment['PATH']}"
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    build = folder / "build"
+    words = [tool("cmake"), "-S", str(ROOT), "-B", str(build), *generator, f"-DCMM_CUDA={choice}"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    help_words = [tool("cmake"), "--build", str(build), "--target", "help"]
+    targets = subprocess.run(help_words, capture_output=True, text=True, timeout=60, check=False).stdout
+    return done.returncode, " ".join((done.stdout + done.stderr).split()), targets
+
+
+# Two ways to be broken: it stops at once, and it does all that is asked but makes nothing.
+@pytest.mark.parametrize("nvcc", ["#!/bin/sh\necho no >&2\nexit 1\n", "#!/bin/sh\nexit 0\n"], ids=["stops", "idle"])
+def test_a_broken_compiler_is_a_warning(tmp_path: Path, nvcc: str) -> None:
+    tool("cc")
+    code, said, targets = configure(tmp_path, nvcc, "AUTO")
+    assert code == 0
+    assert "CMake Warning" in said
+    assert f"{tmp_path}/bin/nvcc does not work" in said
+    assert "cmm_cuda" not in targets
+    assert "cmm" in targets
+
+
+def test_a_broken_compiler_that_was_asked_for_is_an_error(tmp_path: Path) -> None:
+    tool("cc")
+    assert configure(tmp_path, "#!/bin/sh\nexit 1\n", "ON")[0] != 0
+
+
+def test_no_compiler_is_tried_where_none_is_wanted(tmp_path: Path) -> None:
+    tool("cc")
+    code, said, targets = configure(tmp_path, f"#!/bin/sh\ntouch {tmp_path}/tried\nexit 1\n", "OFF")
+    assert code == 0
+    assert "does not work" not in said
+    assert "cmm_cuda" not in targets
+    assert not (tmp_path / "tried").exists()
+
+
+def test_the_package_has_the_library_where_a_compiler_works() -> None:
+    """Held by .ci/run, which sets the variable where nvcc is; elsewhere the package may be built without."""
+    if not os.environ.get("CMM_EXPECT_CUDA"):
+        pytest.skip("CMM_EXPECT_CUDA is not set")
+    status, why = _cuda._load()
+    assert status != lib.CMM_ERROR_CUDA_ABSENT, why
