@@ -57,6 +57,6 @@ def get_include() -> str:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "bert":  # imported when it is first used
-        return import_module("cmm.bert")
+    if name in ("bert", "torch"):  # imported when it is first used
+        return import_module(f"cmm.{name}")
     raise AttributeError(f"module 'cmm' has no attribute {name!r}")

@@ -1,0 +1,20 @@
+"""Fast feedforward layers and the encoder in PyTorch, to train them: ``pip install cmm[torch]``.
+
+>>> import torch, cmm.torch
+>>> layer = cmm.torch.FFF(768, trees=1, depth=11)       # an nn.Module, trained like any other
+>>> y = layer(torch.randn(128, 768))                    # with gradients, through visited nodes only
+>>> with torch.no_grad():
+...     y = layer.eval()(torch.randn(128, 768))         # computed by libcmm
+"""
+
+from cmm.errors import UnusableError
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    raise UnusableError(f"cmm.torch needs PyTorch: pip install cmm[torch] ({error})") from None
+
+from cmm.torch.fff import FFF
+from cmm.torch.model import Classifier, Encoder, MaskedLanguageModel
+
+__all__ = ["FFF", "Classifier", "Encoder", "MaskedLanguageModel"]

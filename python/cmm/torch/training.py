@@ -1,0 +1,223 @@
+"""What training and fine-tuning share: optimizer, schedule, a step, files. The procedure is crammedBERT's.
+
+Masked language modelling of a quarter of the tokens, no dropout, AdamW at 1e-3 with betas .9 and .98 and weight decay
+.01 but for norms and biases, gradients clipped at norm .5, a triangular one-cycle learning rate.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import cmm.bert
+from cmm.bert import names
+from cmm.bert.tokenizer import FILE, ROLE_FILES
+from cmm.errors import ArgumentError, UnusableError
+from cmm.torch.data import Masked, hide
+from cmm.torch.model import Classifier, MaskedLanguageModel
+
+#: The training state, in the layout of the authors' code: "model", "optim", "metadata" and two that are not used.
+STATE = "intermediate_state.pth"
+
+_CLIP = 0.5
+_HELD_OUT_SEED = 0  # the masks of what is held out are always the same
+
+
+def architecture(
+    layer: str,
+    *,
+    layers: int = 5,
+    hidden: int = 192,
+    heads: int = 4,
+    vocab_size: int = 6144,
+    length: int = 128,
+    head_dim: int | None = None,
+) -> dict[str, Any]:
+    """Return an architecture block, as ``model_config.json`` has it.
+
+    Parameters
+    ----------
+    layer : str
+        The feedforward layers: ``"4x7"`` for 4 trees of depth 7, ``"dense:1020"`` for 1020 neurons.
+    layers, hidden, heads, vocab_size, length : int, optional
+    head_dim : int, optional
+        The width of a classifier's pooler, hidden if not given.
+
+    Raises
+    ------
+    ArgumentError
+        layer is neither.
+    """
+    kind, _, size = layer.partition(":")
+    trees, _, depth = layer.partition("x")
+    if kind == "dense" and size.isdecimal():
+        intermediate: dict[str, Any] = {"intermed_type": "ff", "intermed_size": int(size)}
+    elif trees.isdecimal() and depth.isdecimal():
+        intermediate = {"intermed_type": "fff", "intermed_size": int(trees), "intermed_depth": int(depth)}
+    else:
+        raise ArgumentError(f"layer is {layer!r}; it should be trees x depth, as in 4x7, or dense:neurons")
+    return {
+        "architectures": ["ScriptableCrammedBERT"],
+        "num_transformer_layers": layers,
+        "hidden_size": hidden,
+        **intermediate,
+        "norm": "LayerNorm",
+        "norm_eps": 1e-12,
+        "norm_scheme": "pre",
+        "nonlin": "GELU",
+        "tie_weights": True,
+        "decoder_bias": False,
+        "embedding": {
+            "vocab_size": vocab_size,
+            "pos_embedding": "scaled-sinusoidal",
+            "max_seq_length": length,
+            "embedding_dim": hidden,
+            "normalization": True,
+        },
+        "attention": {"type": "self-attention", "num_attention_heads": heads, "qkv_bias": False},
+        "skip_head_transform": True,
+        "use_bias": False,
+        "final_norm": True,
+        "num_labels": None,
+        "classification_head": {
+            "pooler": "avg",
+            "include_ff_layer": True,
+            "head_dim": head_dim or hidden,
+            "nonlin": "Tanh",
+        },
+    }
+
+
+# ---- steps ---------------------------------------------------------------------------------------------------------
+
+
+def make_optimizer(model: nn.Module, rate: float) -> torch.optim.AdamW:
+    """Return AdamW with weight decay for matrices only."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    fused = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-12, fused=fused)
+
+
+def triangle(progress: float) -> float:
+    """Return the share of the peak learning rate: up from 1/4 until 3/4 of the way, then down to 0."""
+    return min(0.25 + progress, 4 * (1 - progress))
+
+
+def descend(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+    """Take one step of the optimizer."""
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def autocast(device: torch.device, enabled: bool) -> torch.autocast:
+    """Return a context in which matrix products are bfloat16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def masked_loss(model: nn.Module, masked: Masked) -> tuple[Tensor, Tensor]:
+    """Return the mean cross-entropy of the hidden tokens, and the share whose likeliest token is the right one."""
+    logits = model(masked.ids, places=masked.places).flatten(0, 1)
+    labels = masked.labels.flatten()
+    right = (logits.detach().argmax(1) == labels).float().mean()
+    return functional.cross_entropy(logits.float(), labels), right
+
+
+def held_out(model: MaskedLanguageModel, sequences: Tensor, batch: int, bfloat16: bool) -> tuple[float, float]:
+    """Return loss and accuracy on sequences (n, S), with the same masks in every call; as in training, by PyTorch."""
+    losses = torch.zeros(2, dtype=torch.float64)
+    device = model.decoder.weight.device
+    with torch.no_grad(), autocast(device, bfloat16):
+        for masked in held_out_batches(sequences, batch, model.decoder.out_features):
+            share = len(masked.ids) / len(sequences)
+            there = Masked(*(part.to(device) for part in masked))
+            losses += share * torch.stack(masked_loss(model, there)).double().cpu()
+    return float(losses[0]), float(losses[1])
+
+
+def held_out_batches(sequences: Tensor, batch: int, vocab_size: int) -> Iterator[Masked]:
+    """Yield held-out sequences (n, S), on the CPU, with their masks, which depend on the size of a batch."""
+    for number, some in enumerate(sequences.long().split(batch)):
+        yield hide(some, _HELD_OUT_SEED + number, vocab_size)
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, metadata: Mapping[str, Any]) -> None:
+    """Write the training state, so that the file is always whole."""
+    state = {
+        "model": model.state_dict(),
+        "optim": optimizer.state_dict(),
+        "scheduler": {},
+        "scaler": {},
+        "metadata": dict(metadata),
+    }
+    torch.save(state, folder / f".{STATE}")
+    os.replace(folder / f".{STATE}", folder / STATE)
+
+
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load a training state into a model and its optimizer; return the metadata."""
+    state = torch.load(folder / STATE, map_location=next(model.parameters()).device, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optim"])
+    metadata: dict[str, Any] = state["metadata"]
+    return metadata
+
+
+def save_final(folder: Path, model: MaskedLanguageModel | Classifier, tokenizer: Path) -> None:
+    """Write the layout that training ends with, which ``cmm.bert.load`` and ``cmm export`` read.
+
+    Parameters
+    ----------
+    folder : Path
+    model : MaskedLanguageModel or Classifier
+    tokenizer : Path
+        The folder of the tokenizer's files, which are copied.
+    """
+    try:
+        from safetensors.torch import save_file
+    except ImportError:
+        raise UnusableError("writing a model needs the package safetensors: pip install cmm[torch]") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    arch = dict(model.config.arch)
+    arch["embedding"] = {**arch["embedding"], "vocab_size": None}
+    (folder / "model_config.json").write_text(json.dumps(arch, indent=1) + "\n")
+    for name in (FILE, *ROLE_FILES):
+        if (tokenizer / name).is_file() and tokenizer != folder:
+            shutil.copyfile(tokenizer / name, folder / name)
+
+
+def state_dict(model: cmm.bert.Model) -> dict[str, Tensor]:
+    """Return the weights of an encoder on numpy by the names that training has, as ``load_state_dict`` takes them.
+
+    ``torch_model.load_state_dict(state_dict(model), strict=False)`` leaves what the encoder has not, such as the head
+    of a new classifier, as it is.
+    """
+    config, labels = model.config, None if model.weights.classifier is None else model.config.num_labels
+    if labels is None and model.weights.classifier is not None:
+        labels = len(model.weights.classifier.head_bias)
+    state = {}
+    for tensor in names.tensors(config, vocab_size=len(model.weights.word), num_labels=labels):
+        value = torch.from_numpy(model.tensors[tensor.name].copy())
+        if tensor.transposed:
+            value = value.reshape(-1, value.shape[-1]).t().contiguous()
+        state[tensor.key] = value.reshape(tensor.stored)
+    state[names.DECODER] = state[names.WORD]
+    factor = torch.tensor((config.hidden // config.heads) ** -0.5)
+    state.update(dict.fromkeys(names.norm_factor_keys(config), factor))
+    return state

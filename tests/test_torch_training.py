@@ -1,0 +1,296 @@
+"""Training and fine-tuning on tiny sizes on the CPU: scripts run, resume bit for bit, cmm.bert reads the models."""
+
+import csv
+import importlib.util
+import shutil
+import sys
+
+import bert_reference as reference
+import cmm.bert
+import numpy as np
+import pytest
+from building import ROOT
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (cmm[torch])")
+pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[torch])")
+pytest.importorskip("safetensors", reason="the package safetensors is not installed (cmm[torch])")
+from cmm.torch import Classifier, Encoder, MaskedLanguageModel, data, glue, training  # noqa: E402
+
+TINY = ("--layers=2", "--hidden=16", "--heads=2", "--vocabulary=300", "--length=16")
+TINY += ("--batch=8", "--log-every=10", "--save-every=20")
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs/examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a script of docs/examples."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        script(name).main()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """This repository's own pages as a text to train on."""
+    folder = tmp_path_factory.mktemp("corpus")
+    pages = sorted(ROOT.glob("docs/*.md"))
+    assert len(pages) > 5
+    for name, some in (("train", pages[1:]), ("heldout", pages[:1])):
+        (folder / f"{name}.txt").write_text("\n\n".join(page.read_text() for page in some))
+    return folder
+
+
+def log_of(folder):
+    with open(folder / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("layer", ["2x2", "dense:14"])
+def test_training_and_resuming(run, corpus, tmp_path, layer):
+    """A run that was stopped between two states ends with the same bits as one that was not."""
+    run("train", corpus, tmp_path / "whole", "--layer", layer, "--steps", 60, *TINY, "--rate", "1e-2")
+    run(
+        "train",
+        corpus,
+        tmp_path / "halves",
+        "--layer",
+        layer,
+        "--steps",
+        60,
+        *TINY,
+        "--rate",
+        "1e-2",
+        "--stop-after",
+        33,
+    )
+    assert not (tmp_path / "halves/model.safetensors").exists()
+    shutil.copy(tmp_path / "halves/log.csv", tmp_path / "log-33.csv")
+    run("train", corpus, tmp_path / "halves", "--layer", layer, "--steps", 60, *TINY, "--rate", "1e-2")
+    whole, halves = (tmp_path / name / "model.safetensors" for name in ("whole", "halves"))
+    assert whole.read_bytes() == halves.read_bytes()
+
+    rows = log_of(tmp_path / "whole")
+    assert [int(row["step"]) for row in rows] == [10, 20, 30, 40, 50, 60]
+    assert [bool(row["held_out_loss"]) for row in rows] == [False, True] * 3
+    assert float(rows[0]["loss"]) == pytest.approx(np.log(300), abs=0.3)  # as if it guessed
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) - 0.3
+    resumed = log_of(tmp_path / "halves")
+    assert [int(row["step"]) for row in resumed] == [10, 20, 30, 33, 40, 50, 60]
+    assert resumed[-1]["held_out_loss"] == rows[-1]["held_out_loss"]
+
+    model = cmm.bert.load(tmp_path / "whole")
+    assert model.config.arch["embedding"]["vocab_size"] is None
+    assert len(model.fill_mask("the <mask> of a token", 3)[0]) == 3
+    assert model.parameters == sum(p.numel() for p in of_file(model, tmp_path / "whole").parameters())
+
+
+def of_file(model, folder):
+    """The PyTorch model of a final folder."""
+    arch = cmm.bert.config.read_json(folder / "model_config.json")
+    arch["embedding"]["vocab_size"] = len(model.weights.word)
+    torch_model = MaskedLanguageModel(arch)
+    torch_model.load_state_dict(training.state_dict(model))
+    return torch_model
+
+
+def test_a_time_becomes_a_number_of_steps(run, corpus, tmp_path, monkeypatch):
+    """The trial steps leave no trace: the result is that of a run of so many steps."""
+    train = script("train")
+    monkeypatch.setattr(train, "affordable", lambda *arguments: tried(*arguments) and 7)
+    tried, script_main = script("train").affordable, train.main
+    monkeypatch.setattr(sys, "argv", ["train", str(corpus), str(tmp_path / "timed"), "--minutes", "1", *TINY])
+    script_main()
+    run("train", corpus, tmp_path / "counted", "--steps", 7, *TINY)
+    timed, counted = (tmp_path / name / "model.safetensors" for name in ("timed", "counted"))
+    assert timed.read_bytes() == counted.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        reference.architecture(num_labels=None),
+        reference.architecture(num_labels=None, intermed_type="ff", intermed_size=24),
+        reference.architecture(num_labels=None, intermed_type="ff", intermed_size=24, nonlin="GELUglu"),
+        reference.architecture(num_labels=None, skip_head_transform=False),
+    ],
+    ids=["fff", "dense", "gated", "head-transform"],
+)
+def test_a_state_dict_goes_either_way(block):
+    """What the authors' code writes loads here, computes what the float64 reference does, and goes back unchanged."""
+    block = {**block, "embedding": {**block["embedding"], "vocab_size": 50}}
+    state = reference.state_dict(block, seed=3)
+    model = MaskedLanguageModel(block)
+    model.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state.items()})
+    assert model.state_dict().keys() == state.keys()
+    ids = np.random.default_rng(0).integers(0, 50, (3, 7))
+    on_numpy = cmm.bert.from_state_dict(model.state_dict(), block)
+    expected = on_numpy.logits(ids)
+    for mode in (True, False):
+        model.train(mode)
+        with torch.no_grad():
+            found = model(torch.from_numpy(ids)).numpy()
+        # Both are float32 programs of a handful of layers; test_bert_encoder.py holds cmm.bert to 1e-5 of float64's
+        # answer relative to its largest value, and this one is held to as much beside it.
+        assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
+    for key, value in training.state_dict(on_numpy).items():
+        assert torch.equal(value, model.state_dict()[key]), key
+
+
+def test_masks_of_attention():
+    block = reference.architecture(num_labels=None)
+    block = {**block, "embedding": {**block["embedding"], "vocab_size": 50}}
+    torch.manual_seed(0)
+    encoder = Encoder(block)
+    ids = torch.randint(50, (2, 9))
+    mask = torch.ones(2, 9)
+    mask[0, 6:] = 0
+    changed = ids.clone()
+    changed[0, 6:] = 1
+    with torch.no_grad():
+        assert torch.equal(encoder(ids, mask)[0, :6], encoder(changed, mask)[0, :6])
+        assert not torch.equal(encoder(ids)[0, :6], encoder(changed)[0, :6])
+    with pytest.raises(cmm.ShapeError, match="mask has shape"):
+        encoder(ids, mask[:, :5])
+    with pytest.raises(cmm.ShapeError, match="ids has shape"):
+        encoder(ids[0])
+
+
+def test_hiding_tokens():
+    """A quarter of each sequence, no special token while there is another one, 80% masks, 10% anything, 10% as is."""
+    ids = torch.randint(5, 1000, (400, 64), generator=torch.Generator().manual_seed(0))
+    ids[:, ::8] = data.SPECIAL_IDS["sep"]
+    hidden, places, labels = data.hide(ids, 7, 1000)
+    assert places.shape == labels.shape == (400, 16)
+    assert (places.sort(1).values.diff(dim=1) > 0).all()
+    assert torch.equal(labels, ids.gather(1, places))
+    assert (labels >= len(data.SPECIAL)).all()
+    assert torch.equal(hidden.scatter(1, places, labels), ids)
+    now = hidden.gather(1, places)
+    # Standard deviations of these shares of 6400 are 0.005 and 0.004.
+    assert float((now == data.SPECIAL_IDS["mask"]).float().mean()) == pytest.approx(0.8, abs=0.025)
+    assert float((now == labels).float().mean()) == pytest.approx(0.1, abs=0.02)
+    assert torch.equal(data.hide(ids, 7, 1000).ids, hidden)
+    assert not torch.equal(data.hide(ids, 8, 1000).ids, hidden)
+
+
+def test_batches_go_through_every_sequence_once_an_epoch():
+    sequences = np.arange(60, dtype=np.uint16).reshape(20, 3)
+    batches = data.Batches(sequences, 6, seed=1, device=torch.device("cpu"))
+    first, second = (torch.cat([batches[step] for step in steps]) for steps in (range(3), range(3, 6)))
+    for epoch in (first, second):
+        assert len(set(epoch[:, 0].tolist())) == 18
+    assert not torch.equal(first, second)
+    assert torch.equal(batches[1], first[6:12])
+    with pytest.raises(cmm.ArgumentError, match="a batch is 21"):
+        data.Batches(sequences, 21, 0, torch.device("cpu"))
+
+
+def test_the_learning_rate_is_a_triangle():
+    assert [training.triangle(x) for x in (0, 0.375, 0.75, 0.875, 1)] == [0.25, 0.625, 1, 0.5, 0]
+
+
+def test_packing_loses_nothing(corpus, tmp_path):
+    data.train_tokenizer(corpus / "train.txt", 300, tmp_path)
+    packed = data.pack(corpus / "train.txt", tmp_path / "tokenizer.json", 16)
+    tokenizer = cmm.bert.Tokenizer(tmp_path)
+    lines = [line for line in (corpus / "train.txt").read_text().splitlines() if line.strip()]
+    stream = np.concatenate(tokenizer.encode(lines))
+    assert np.array_equal(packed.ravel(), stream[: packed.size])
+    assert len(stream) - packed.size < 16
+    assert tokenizer.special == {part: data.SPECIAL_IDS[part] for part in ("mask", "sep", "cls")}
+    (tmp_path / "short.txt").write_text("a\n")
+    with pytest.raises(cmm.ArgumentError, match="less than one sequence"):
+        data.pack(tmp_path / "short.txt", tmp_path / "tokenizer.json", 16)
+
+
+# ---- fine-tuning ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, corpus):
+    """A model with random weights and a tokenizer, in the final layout."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    data.train_tokenizer(corpus / "train.txt", 300, folder)
+    torch.manual_seed(0)
+    arch = training.architecture("2x2", layers=2, hidden=16, heads=2, vocab_size=300, length=32)
+    training.save_final(folder, MaskedLanguageModel(arch), folder)
+    return folder
+
+
+def test_fine_tuning(run, pretrained, tmp_path):
+    """A task that can be learned is learned; numpy's classifier says what PyTorch's said."""
+    for name, count in (("train.tsv", 60), ("dev.tsv", 20)):
+        lines = [f"{('tree ' if n % 2 else 'token ') * (1 + n % 3)}\t{n % 2}" for n in range(count)]
+        (tmp_path / name).write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    run("finetune", pretrained, "SST-2", tmp_path, tmp_path / "out", "--rate", "1e-2", "--epochs", 3)
+    with open(tmp_path / "out/scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[-1]["accuracy"]) == 1
+    model = cmm.bert.load(tmp_path / "out/model")
+    assert model.classify(["token token", "tree"]).argmax(1).tolist() == [0, 1]
+
+
+def test_pairs_and_scores(run, pretrained, tmp_path):
+    header = "sentence1\tsentence2\tscore\n"
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text(header + "".join(f"a token\ta {word}\t{n}.5\n" for n, word in enumerate("xyz")))
+    run("finetune", pretrained, "STS-B", tmp_path, tmp_path / "out", "--epochs", 1)
+    assert cmm.bert.load(tmp_path / "out/model").classify([("a token", "a x")]).shape == (1, 1)
+
+
+def test_the_task_of_this_repository(run, tmp_path):
+    run("origin_task", ROOT, tmp_path)
+    task = glue.TASKS["SST-2"]
+    (texts, labels), (dev, dev_labels) = (glue.read(tmp_path / name, task) for name in ("train.tsv", "dev.tsv"))
+    assert len(texts) > 300
+    assert len(dev) > 50
+    assert not set(texts) & set(dev)
+    assert {0, 1} == set(labels.tolist()) == set(dev_labels.tolist())
+
+
+def test_columns_of_glue(tmp_path):
+    """As its files have them: CoLA without a header, quotes that are plain characters, lines that are cut short."""
+    cola = "gj04\t1\t\tOur friends won't buy this.\ngj04\t0\t*\tHe \"said so.\ngj04\t1\n"
+    (tmp_path / "dev.tsv").write_text(cola)
+    texts, labels = glue.read(tmp_path / "dev.tsv", glue.TASKS["CoLA"])
+    assert texts == ["Our friends won't buy this.", 'He "said so.']
+    assert labels.tolist() == [1, 0]
+    rte = "index\tsentence1\tsentence2\tlabel\n0\tOne.\tTwo.\tnot_entailment\n"
+    (tmp_path / "dev.tsv").write_text(rte)
+    texts, labels = glue.read(tmp_path / "dev.tsv", glue.TASKS["RTE"])
+    assert (texts, labels.tolist()) == ([("One.", "Two.")], [1])
+    for text, problem in (
+        ("sentence\n", "no column 'sentence1'"),
+        (rte.replace("not_", "un"), "a label that is none"),
+        (rte.partition("\n")[0], "no line with 4 columns"),
+    ):
+        (tmp_path / "dev.tsv").write_text(text)
+        with pytest.raises(cmm.ArgumentError, match=problem):
+            glue.read(tmp_path / "dev.tsv", glue.TASKS["RTE"])
+
+
+def test_scores():
+    """By hand: of 6 answers 1 1 1 0 0 0 the truth is 1 1 0 0 0 1."""
+    found, right = np.array([1, 1, 1, 0, 0, 0]), np.array([1, 1, 0, 0, 0, 1])
+    assert glue.accuracy(found, right) == pytest.approx(4 / 6)
+    assert glue.f1(found, right) == pytest.approx(2 / 3)
+    assert glue.matthews(found, right) == pytest.approx((2 * 2 - 1 * 1) / 9)
+    assert glue.matthews(np.ones(6), right) == 0
+    assert glue.spearman(np.array([1, 20, 300.0]), np.array([1, 2, 3])) == pytest.approx(1)
+
+
+def test_a_classifier_needs_labels():
+    with pytest.raises(cmm.ArgumentError, match="num_labels"):
+        Classifier(training.architecture("1x1", vocab_size=50))
+    with pytest.raises(cmm.ArgumentError, match="layer is '4by7'"):
+        training.architecture("4by7")
