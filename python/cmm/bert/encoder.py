@@ -118,11 +118,13 @@ def additive_mask(xp: Any, mask: Array) -> Array:
 def layer_norm(call: Call, x: Array, norm: Norm, out: Array) -> Array:
     """Normalise every row to mean 0 and (biased) variance 1, then scale and shift; out may be x."""
     xp = call.device.xp
-    xp.subtract(x, x.mean(axis=-1, keepdims=True), out=out)  # (T, H)
-    variance = xp.einsum("th,th->t", out, out)  # (T,)
+    mean = xp.einsum("th->t", x)  # (T,); a third of the time of x.mean()
+    mean /= x.shape[-1]
+    xp.subtract(x, mean[:, None], out=out)  # (T, H)
+    variance = xp.matmul(out[:, None, :], out[:, :, None])[:, 0]  # (T, 1); each is a dot product of the BLAS
     variance /= x.shape[-1]
     variance += call.eps
-    out *= (1 / xp.sqrt(variance))[:, None]
+    out *= 1 / xp.sqrt(variance)
     out *= norm.weight
     out += norm.bias
     return out  # (T, H)
@@ -141,15 +143,6 @@ def embed(call: Call, ids: Array, weights: Weights, positions: Array) -> Array:
     x += weights.scale * positions
     x = x.reshape(-1, x.shape[-1])  # (T, H)
     return layer_norm(call, x, weights.embedding_norm, out=x)
-
-
-def softmax(call: Call, scores: Array) -> Array:
-    """Softmax over the last axis, in place."""
-    xp = call.device.xp
-    scores -= scores.max(axis=-1, keepdims=True)
-    xp.exp(scores, out=scores)
-    scores /= xp.einsum("...k->...", scores)[..., None]
-    return scores
 
 
 class Buffers(NamedTuple):
@@ -171,24 +164,48 @@ class Buffers(NamedTuple):
         return cls(*(device.xp.empty(shape, device.xp.float32) for shape in shapes))
 
 
+def project(call: Call, x: Array, weight: Array, out: Array) -> Array:
+    """Apply a linear layer without a bias. x (T, H), weight (W, H)."""
+    return call.device.xp.matmul(x, weight.T, out=out)  # (T, W)
+
+
+def score(call: Call, q: Array, k: Array, mask: Array | None, out: Array) -> Array:
+    """Say how much each query wants of each key. q and k (b, A, S, H / A), mask additive or None."""
+    scores = call.device.xp.matmul(q, k.swapaxes(-1, -2), out=out)
+    scores *= q.shape[-1] ** -0.5  # scaling q would take twice as long, for its rows are apart
+    if mask is not None:
+        scores += mask
+    return scores  # (b, A, S, S)
+
+
+def softmax(call: Call, scores: Array) -> Array:
+    """Softmax over the last axis, in place."""
+    xp = call.device.xp
+    scores -= scores.max(axis=-1, keepdims=True)
+    xp.exp(scores, out=scores)
+    scores /= xp.einsum("...k->...", scores)[..., None]
+    return scores
+
+
+def mix(call: Call, weights: Array, v: Array, out: Array) -> Array:
+    """Weigh the values of all tokens. weights (b, A, S, S), v (b, A, S, H / A)."""
+    return call.device.xp.matmul(weights, v, out=out)  # (b, A, S, H / A)
+
+
 def attention(call: Call, x: Array, layer: Layer, mask: Array | None, buffers: Buffers) -> Array:
     """Self-attention. x (T, H), mask additive (B, 1, 1 or S, S) or None."""
-    xp = call.device.xp
     at_a_time, heads, length, _ = buffers.scores.shape
-    width = x.shape[-1]
-    head = width // heads
-    xp.matmul(x, layer.qkv.T, out=buffers.qkv)  # (T, 3H)
+    head = x.shape[-1] // heads
+    project(call, x, layer.qkv, out=buffers.qkv)  # (T, 3H)
     per_head = buffers.qkv.reshape(-1, length, heads, 3 * head).swapaxes(1, 2)  # (B, A, S, 3 * H / A)
     q, k, v = per_head[..., :head], per_head[..., head : 2 * head], per_head[..., 2 * head :]  # (B, A, S, H / A) each
-    q *= xp.float32(head**-0.5)
     context = buffers.context.reshape(-1, length, heads, head).swapaxes(1, 2)  # (B, A, S, H / A)
     for first in range(0, len(q), at_a_time):
         some = slice(first, min(first + at_a_time, len(q)))
-        scores = xp.matmul(q[some], k[some].swapaxes(-1, -2), out=buffers.scores[: some.stop - first])  # (b, A, S, S)
-        if mask is not None:
-            scores += mask[some]
-        xp.matmul(softmax(call, scores), v[some], out=context[some])
-    return xp.matmul(buffers.context, layer.dense.T, out=buffers.delta)  # (T, H)
+        masked = None if mask is None else mask[some]
+        scores = score(call, q[some], k[some], masked, out=buffers.scores[: some.stop - first])  # (b, A, S, S)
+        mix(call, softmax(call, scores), v[some], out=context[some])
+    return project(call, buffers.context, layer.dense, out=buffers.delta)  # (T, H)
 
 
 def feedforward(call: Call, x: Array, ffn: FFF | Dense, index: int, out: Array) -> Array:
@@ -210,7 +227,7 @@ def feedforward(call: Call, x: Array, ffn: FFF | Dense, index: int, out: Array) 
     return xp.matmul(gate, ffn.w_out, out=out)  # (T, H)
 
 
-def encode(call: Call, weights: Weights, ids: Array, mask: Array | None, positions: Array) -> Array:
+def encode(call: Call, weights: Weights, ids: Array, mask: Array | None, positions: Array, out: Array) -> None:
     """Run the encoder.
 
     Parameters
@@ -221,10 +238,8 @@ def encode(call: Call, weights: Weights, ids: Array, mask: Array | None, positio
         All within the vocabulary.
     mask : bool array, (B, S) or (B, S, S), or None
     positions : float32 array, (S, H)
-
-    Returns
-    -------
-    float32 array, (B, S, H)
+    out : float32 array, (B, S, H)
+        The result; C-contiguous.
     """
     xp = call.device.xp
     batch, length = ids.shape
@@ -238,9 +253,7 @@ def encode(call: Call, weights: Weights, ids: Array, mask: Array | None, positio
         _show(call, "ffn_in", index, layer_norm(call, x, layer.norm2, out=buffers.normed))
         x += _show(call, "ffn_out", index, feedforward(call, buffers.normed, layer.ffn, index, out=buffers.delta))
         _show(call, "layer_out", index, x)
-    layer_norm(call, x, weights.final_norm, out=x)
-    _show(call, "encoder_out", 0, x)
-    return x.reshape(batch, length, x.shape[-1])  # (B, S, H)
+    _show(call, "encoder_out", 0, layer_norm(call, x, weights.final_norm, out=out.reshape(x.shape)))
 
 
 def _show(call: Call, name: str, index: int, value: Array) -> Array:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cmm.bert import encoder
+from cmm._levels import choose
+from cmm.bert import encoder, team
 from cmm.bert.config import Config, Pooler
 from cmm.bert.device import CPU, Device, find
 from cmm.bert.encoder import Call, Weights
@@ -66,7 +67,9 @@ class Model:
     level : str, optional
         The level of ``cmm.fff_forward`` and ``cmm.ff_forward``.
     threads : int, optional
-        Their threads. numpy's own matrix products use as many as its BLAS is set to. Means nothing on a GPU.
+        At most this many; None is every core that the process may use. Sequences are shared out among them, where
+        there are enough and the package ``threadpoolctl`` is installed; else they are those of ``cmm.fff_forward``,
+        and numpy's matrix products use as many as its BLAS is set to. Means nothing on a GPU.
 
     They raise ShapeError, DtypeError or ArgumentError, which name the argument. Several threads may use one model at
     the same time.
@@ -387,17 +390,31 @@ class Model:
         return Call(self.device, self.config.heads, self.config.eps, level, threads, tap)
 
     def _encode(self, ids: ArrayLike, mask: ArrayLike | None, call: Call) -> Floats:
-        device = self.device
+        device, parts = self.device, None
         with device.active():
             tokens = checked_ids(device.host(ids), len(self.weights.word), self.config.max_seq_length)
             allowed = checked_mask(device.host(mask), *tokens.shape)
-            length = tokens.shape[1]
+            batch, length = tokens.shape
+            if device is CPU:
+                threads, *_ = choose(call.level, call.threads, self.config.trees is None)  # raises what is wrong
+                if call.tap is None:  # which wants one layer after the other
+                    parts = team.shares(batch, length, threads)
+            each = call if parts is None else call._replace(threads=1)
             positions = self._positions
             if len(positions) < length:  # made on first use: the limit comes from a file and may be anything
                 positions = device.put(encoder.position_table(length, self.config.hidden))
                 self._positions = positions
-            mask_there = None if allowed is None else device.put(allowed)
-            hidden: Floats = encoder.encode(call, self.weights, device.put(tokens), mask_there, positions[:length])
+            tokens, allowed = device.put(tokens), None if allowed is None else device.put(allowed)
+            hidden: Floats = device.xp.empty((batch, length, self.config.hidden), np.float32)
+
+            def work(some: slice) -> None:
+                masked = None if allowed is None else allowed[some]
+                encoder.encode(each, self.weights, tokens[some], masked, positions[:length], hidden[some])
+
+            if parts is None:
+                work(slice(batch))
+            else:
+                team.run(work, parts)
         return hidden
 
 
