@@ -117,25 +117,68 @@ def drawn(tmp_path, found, title="a title"):
         (3, 2, 9, 0),
         (3, 1, 128, 4),
         (40, 1, 1, 11),
+        (40, 2, 9, 8),
+        (3, 1, 9, 8),
         (1, 1, 1, 1),
     ],
 )
 def test_pictures_of_every_kind(tmp_path, size):
-    tokens, layers, trees, _ = size
+    tokens, layers, _, _ = size
     texts = drawn(tmp_path, random_paths(*size))
     assert "a title" in texts
     for layer in range(layers):
         assert f"layer {layer}" in texts
     assert sum("leaves visited" in text for text in texts) == layers
-    if tokens <= 28 and trees <= 8:
+    if tokens <= 28:
         assert {f"t{token}" for token in range(tokens)} <= set(texts)
-    elif tokens > 28:
+    else:
         assert "t0" not in texts
 
 
 def test_tokens_are_named_below_every_layer(tmp_path):
     texts = drawn(tmp_path, random_paths(5, 3, 1, 4))
     assert all(texts.count(f"t{token}") == 1 + 3 for token in range(5))
+
+
+def images(found):
+    """The maps of a picture, by layer."""
+    return [image.get_array() for axes in picture._figure(found, "x").axes for image in axes.images]
+
+
+@pytest.mark.parametrize("size", [(5, 2, 9, 3), (40, 3, 12, 4), (3, 1, 300, 0)])
+def test_a_map_is_grey_where_no_token_came_and_darker_where_more_did(size):
+    tokens, layers, trees, depth = size
+    found = random_paths(*size)
+    maps = images(found)[:: 2 if tokens <= 28 else 1]
+    assert len(maps) == layers
+    for layer, colours in enumerate(maps):
+        for tree in range(trees):
+            ends = [nodes[-1] - (2**depth - 1) for nodes in found.nodes[layer, :, tree]]
+            counts = [ends.count(leaf) for leaf in range(2**depth)]
+            light = colours[:, tree, :3].sum(axis=-1)
+            for leaf, count in enumerate(counts):
+                grey = np.allclose(colours[leaf, tree, :3], np.array([0xE9, 0xE9, 0xEC]) / 255)
+                assert grey == (count == 0)
+            ordered = sorted((count, -light[leaf]) for leaf, count in enumerate(counts) if count)
+            assert [shade for _, shade in ordered] == sorted(shade for _, shade in ordered)
+
+
+def test_a_map_of_many_leaves_puts_some_of_them_in_one_cell():
+    found = random_paths(40, 1, 9, 8)
+    (colours,) = images(found)
+    assert colours.shape[:2] == (64, 9)
+    cells = found.leaf_usage[0].reshape(9, 64, 4).sum(axis=-1)
+    grey = np.isclose(colours[..., :3], np.array([0xE9, 0xE9, 0xEC]) / 255).all(axis=-1)
+    np.testing.assert_array_equal(grey, cells.T == 0)
+
+
+def test_a_map_shows_the_leaf_of_each_token():
+    import matplotlib as mpl
+
+    found = random_paths(5, 2, 9, 3)
+    for layer, colours in enumerate(images(found)[1::2]):
+        leaves = found.nodes[layer, :, :, -1] - 7
+        np.testing.assert_allclose(colours, mpl.colormaps["viridis"](leaves / 7))
 
 
 def test_tokens_of_any_kind_are_shown(tmp_path):

@@ -3,7 +3,8 @@
 The root of a tree is at the top, its leaves at the bottom, each where it lies in the tree, so that a picture shows
 how tokens spread. Grey is a dead subtree: no token came there. A few tokens are drawn as one line each, coloured by
 their place in the text and named below the leaf where they ended. Many are drawn as one line for each node that was
-visited, the wider and darker the more of them went there. Many trees are drawn as one row of leaves each.
+visited, the wider and darker the more of them went there. Many trees are drawn as a map with a column for each: how
+many tokens ended in each leaf, and, of a few tokens, the leaf of each, which tells its way.
 """
 
 import math
@@ -15,7 +16,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.collections import LineCollection, PolyCollection
-from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
@@ -31,10 +32,16 @@ _PLACES = LinearSegmentedColormap.from_list(
     "places", ["#3b4cc0", "#0a8fa8", "#1a9850", "#b58900", "#e66101", "#b2182b"]
 )
 
+_LEAF = mpl.colormaps["viridis"]
+_MOST_CELLS = 64  # rows of a map; of more leaves several share one
+_MOST_SHAPES = 500  # that a vector file draws one by one: it would grow to megabytes
+
 # Inches.
 _WIDE, _NARROW = 9.0, 6.2  # a panel, where there is one column of them, and where there are two
-_TREE, _ROWS, _BARS = 1.7, 1.9, 0.35  # heights: a tree, rows of leaves, bars
-_GAP, _ABOVE, _SIDE, _TOP, _LINE, _BOTTOM = 0.35, 0.3, 0.35, 0.75, 0.24, 0.25
+_TREE, _MAP, _BARS = 1.7, 1.2, 0.35  # heights: a tree, a map of leaves, bars
+_ROW, _LETTER = 0.12, 0.075  # a row of a map of tokens; a letter of its name
+_GAP, _ABOVE, _SIDE, _TOP, _LINE, _BOTTOM = 0.35, 0.3, 0.35, 0.95, 0.24, 0.25
+_LEGEND = 2.4
 _STRING = 0.15  # from a leaf down to a name
 _BUNDLE = 0.4  # all lines of tokens side by side
 _POINT = 1 / 72
@@ -64,17 +71,18 @@ def draw(paths: Paths, files: Iterable[Path], *, title: str) -> None:
 
 
 def _figure(paths: Paths, title: str) -> Figure:
-    rows_of_leaves = paths.trees > _FEW_TREES
-    few = len(paths.tokens) <= _FEW_TOKENS and not rows_of_leaves
+    maps, few = paths.trees > _FEW_TREES, len(paths.tokens) <= _FEW_TOKENS
     columns = 1 if paths.layers < 4 else 2
     width = _WIDE if columns == 1 else _NARROW
-    named = few and len(paths.tokens) * paths.trees * _name_height() < width
-    main = _ROWS if rows_of_leaves else _TREE
-    below = 0.0 if rows_of_leaves else _names_height(paths.tokens) if named else 0.1 if few else _BARS
+    named = few and not maps and len(paths.tokens) * paths.trees * _name_height() < width
+    if maps:
+        main, below = _MAP, 0.1 + (_ROW * len(paths.tokens) if few else 0)
+    else:
+        main, below = _TREE, _names_height(paths.tokens) if named else 0.1 if few else _BARS
     rows = math.ceil(paths.layers / columns)
     total = 2 * _SIDE + columns * width + (columns - 1) * _GAP
-    words = _flow([_short(token) for token in paths.tokens], total - 2 * _SIDE) if few else []
-    top = _TOP + _LINE * (1 + max((line for line, _, _ in words), default=0))
+    words = _flow([_short(token) for token in paths.tokens], total - 2 * _SIDE) if few and not maps else []
+    top = _TOP + _LINE * (1 + max((line for line, _, _ in words), default=0 if few and not maps else 1))
     height = top + rows * (_ABOVE + main + below + _GAP) + _BOTTOM
     figure = Figure(figsize=(total, height), facecolor="white")
 
@@ -86,20 +94,19 @@ def _figure(paths: Paths, title: str) -> Figure:
         figure.text(x / total, 1 - y / height, text, va="baseline", **{"color": _INK, **how})
 
     write(_SIDE, 0.32, title, fontsize=13, fontweight="bold")
-    trees = "1 tree" if paths.trees == 1 else f"{paths.trees} trees"
-    what = f"{len(paths.tokens)} tokens, {paths.layers} layers, in each {trees} of {paths.leaves} leaves"
-    if rows_of_leaves:
-        how = "A row is a tree, its leaves from left to right. Grey: no token came there."
-    elif few:
-        how = "Grey: dead subtrees, where no token came."
-    else:
-        how = "Grey: dead subtrees, where no token came. Below: how many tokens ended there."
-    write(_SIDE, 0.55, f"{what}. {how}", color=_FAINT)
+    tokens, layers = _number(len(paths.tokens), "token"), _number(paths.layers, "layer")
+    trees, leaves = _number(paths.trees, "tree"), _number(paths.leaves, "leaf", "leaves")
+    write(_SIDE, 0.55, f"{tokens}, {layers}, in each {trees} of {leaves}.", color=_FAINT)
+    write(_SIDE, 0.74, _explained(paths, maps, few), color=_FAINT)
     for (line, x, word), colour in zip(words, _place_colours(len(words)), strict=True):
         write(_SIDE + x, _TOP + _LINE * (line + 0.4), word, color=colour, fontsize=10, fontweight="bold")
-    norm = LogNorm(1, max(2, int(paths.leaf_usage.max() if rows_of_leaves else len(paths.tokens))))
-    if not few:
-        _legend(figure, place(total - _SIDE - 2.4, _TOP - 0.1, 2.4, 0.09), norm)
+    counts = _cells(paths) if maps else None
+    norm = LogNorm(1, max(2, len(paths.tokens) if counts is None else int(counts.max())))
+    which = Normalize(0, max(1, paths.leaves - 1))
+    if maps or not few:
+        _legend(figure, place(_SIDE, _TOP + 0.12, _LEGEND, 0.09), "tokens", norm, _COUNTS)
+    if maps and few:
+        _legend(figure, place(_SIDE + _LEGEND + _GAP, _TOP + 0.12, _LEGEND, 0.09), "leaf of a token", which, _LEAF)
 
     for layer in range(paths.layers):
         row, column = divmod(layer, columns)
@@ -109,12 +116,19 @@ def _figure(paths: Paths, title: str) -> Figure:
         write(
             x + width, y + 0.18, f"{visited} of {paths.trees * paths.leaves} leaves visited", ha="right", color=_FAINT
         )
+        if counts is not None:
+            left = _LETTER * (max(len(_short(token)) for token in paths.tokens) + 1) if few else 0.0
+            colours: NDArray[np.float64] = _COUNTS(norm(np.maximum(counts[layer], 1)))
+            colours[counts[layer] == 0] = mpl.colors.to_rgba(_DEAD)
+            _map(place(x + left, y + _ABOVE, width - left, main), colours)
+            if few:
+                reached = paths.nodes[layer, :, :, -1] - (paths.leaves - 1)  # (T, K)
+                axes = place(x + left, y + _ABOVE + main + 0.05, width - left, _ROW * len(paths.tokens))
+                _map(axes, _LEAF(which(reached)), [_short(token) for token in paths.tokens])
+            continue
         axes = place(x, y + _ABOVE, width, main)
         axes.set_axis_off()
         axes.set_xlim(0, width)
-        if rows_of_leaves:
-            _leaves(axes, paths, layer, width, norm)
-            continue
         axes.set_ylim(_TREE, 0)
         _dead(axes, paths, layer, width)
         if not few:
@@ -125,6 +139,21 @@ def _figure(paths: Paths, title: str) -> Figure:
         if named:
             _names(place(x, y + _ABOVE + main, width, below), ends, paths.tokens, width)
     return figure
+
+
+def _number(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def _explained(paths: Paths, maps: bool, few: bool) -> str:
+    """Say how to read the picture."""
+    if maps:
+        each = paths.leaves // min(paths.leaves, _MOST_CELLS)
+        cells = f", {each} of them in a cell" if each > 1 else ""
+        tokens = " Below: the leaf where each token ended." if few else ""
+        return f"A column is a tree, its leaves from top to bottom{cells}; grey: no token came.{tokens}"
+    ends = "" if few else " Below: how many tokens ended there."
+    return f"Grey: dead subtrees, where no token came.{ends}"
 
 
 # ---- where things are ----------------------------------------------------------------------------------------------
@@ -173,8 +202,12 @@ def _dead(axes: Any, paths: Paths, layer: int, width: float) -> None:
         if one.depth:
             above = float(_position(paths, one.tree, (one.node - 1) // 2, width))
             strings.append(_curve(above, y[one.depth - 1], x, y[one.depth]))
-    axes.add_collection(LineCollection(strings, colors=_DEAD, linewidths=0.8))
-    axes.add_collection(PolyCollection(triangles, facecolors=_DEAD, edgecolors=_DEAD, linewidths=0.3))
+    for shapes in (
+        LineCollection(strings, colors=_DEAD, linewidths=0.8),
+        PolyCollection(triangles, facecolors=_DEAD, edgecolors=_DEAD, linewidths=0.3),
+    ):
+        shapes.set_rasterized(len(triangles) > _MOST_SHAPES)
+        axes.add_collection(shapes)
 
 
 def _lines(axes: Any, paths: Paths, layer: int, width: float) -> list[tuple[float, int]]:
@@ -259,7 +292,7 @@ def _counts(axes: Any, paths: Paths, layer: int, width: float, norm: LogNorm) ->
     curves = _curve(above, y[depth - 1], here, y[depth], 7)
     widths = 0.35 + 5 * np.sqrt(counts / len(paths.tokens))
     lines = LineCollection(curves, colors=_COUNTS(norm(counts)), linewidths=widths, capstyle="round")
-    lines.set_rasterized(len(curves) > 500)  # or a vector file grows to megabytes
+    lines.set_rasterized(len(curves) > _MOST_SHAPES)
     axes.add_collection(lines)
 
 
@@ -280,24 +313,33 @@ def _bars(axes: Any, paths: Paths, layer: int, width: float) -> None:
 # ---- a layer of many trees -----------------------------------------------------------------------------------------
 
 
-def _leaves(axes: Any, paths: Paths, layer: int, width: float, norm: LogNorm) -> None:
-    """Draw one row of leaves for each tree."""
-    counts = paths.leaf_usage[layer]
-    colours: NDArray[np.float64] = _COUNTS(norm(np.maximum(counts, 1)))
-    colours[counts == 0] = mpl.colors.to_rgba(_DEAD)
-    axes.imshow(colours, aspect="auto", interpolation="nearest", extent=(0, width, paths.trees, 0))
+def _cells(paths: Paths) -> Any:
+    """Return how many tokens ended in each leaf, or in a few leaves side by side, (L, cells, K)."""
+    cells = min(paths.leaves, _MOST_CELLS)
+    return paths.leaf_usage.reshape(paths.layers, paths.trees, cells, -1).sum(axis=-1).swapaxes(1, 2)
+
+
+def _map(axes: Any, colours: Any, names: Sequence[str] = ()) -> None:
+    """Draw a column for each tree; names are those of the rows."""
+    axes.imshow(colours, aspect="auto", interpolation="nearest")
+    axes.set_yticks(range(len(names)), labels=names)
+    axes.set_xticks([])
+    axes.tick_params(length=0, labelsize=7, colors=_INK, pad=2)
+    axes.spines[:].set_visible(False)
 
 
 # ---- words ---------------------------------------------------------------------------------------------------------
 
 
-def _legend(figure: Figure, axes: Any, norm: Any) -> None:
-    bar = figure.colorbar(mpl.cm.ScalarMappable(norm, _COUNTS), cax=axes, orientation="horizontal")
-    ticks = [1, *(10**power for power in range(1, 9) if 10**power < norm.vmax / 2), int(norm.vmax)]
+def _legend(figure: Figure, axes: Any, what: str, norm: Any, colours: Any) -> None:
+    bar = figure.colorbar(mpl.cm.ScalarMappable(norm, colours), cax=axes, orientation="horizontal")
+    powers = range(1, 9) if type(norm) is LogNorm else ()
+    between = [10**power for power in powers if 10**power < norm.vmax / 3]
+    ticks = [int(norm.vmin), *between, int(norm.vmax)]
     bar.set_ticks(ticks, labels=[str(tick) for tick in ticks])
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=7, length=2, colors=_FAINT)
-    bar.ax.set_title("tokens", fontsize=8, color=_FAINT, pad=2)
+    bar.ax.set_title(what, fontsize=8, color=_FAINT, pad=2)
     bar.outline.set_visible(False)
 
 
