@@ -16,7 +16,7 @@ enum {
 
 typedef struct cmm_machine {
     uint32_t cpu;            /* CMM_CPU_ bits */
-    int64_t l1d, l2, l3;     /* bytes of one core's data caches; l3 is its share */
+    int64_t l1d, l2, l3; /* bytes of one core's data caches; l3 is shared with other cores */
 } cmm_machine;
 
 /* Apply an activation (CMM_GELU, ...) to n values in place. Every instruction set gives the same bits. */

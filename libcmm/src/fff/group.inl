@@ -3,7 +3,7 @@
  * A block of tokens descends a tree depth first. All tokens of a group are at one node; TILE of them at a time share
  * its row; then the group is split in two, and first the left and then the right half goes on. So a group's x moves
  * from L2 into L1 as the group shrinks, and at the leaves the tokens lie in the order of their paths, in which
- * neighbours share most rows of w_out as well.
+ * neighbours share most rows of w_out as well. Meanwhile the next block's x comes nearer, a row during each tile.
  * Where a tree is larger than L2 and the tokens are many, that is done in two phases: blocks of tokens, as they come,
  * through the top levels; a counting sort by the subtree they reach; and then, subtree by subtree, blocks of its tokens
  * through the rest, while its rows stay in L2.
@@ -20,7 +20,8 @@ enum {
     BLOCK = 128,   /* tokens that descend together: their x fits in L2 */
     TURN = 1024,   /* tokens that take their turn at a tree of several while its rows are in cache */
     CHUNK = 16384, /* tokens grouped at a time; bounds the scratch memory */
-    BUCKET = 64    /* tokens that the second phase wants at each subtree */
+    BUCKET = 64,   /* tokens that the second phase wants at each subtree */
+    WAVE = 8       /* tokens that go down together at the end: their x fits in L1 */
 };
 
 /* Levels of the first phase: 0 when one phase is enough, because the tree is small or the tokens are few. Else so many
@@ -34,6 +35,14 @@ static int32_t split_level(const cmm_task *task, int64_t tokens)
     while (level < task->depth && tokens >> (level + 1) >= BUCKET && (row_in << (level + 1)) <= l2 / 2)
         level++;
     return level;
+}
+
+/* Whether y goes past the caches: it is done with, and would leave them anyway before anyone reads it. */
+static int streams(const cmm_task *task)
+{
+    const int64_t size = row_bytes(task) / (task->d_in + task->d_out);
+    return task->trees == 1 && (uintptr_t)task->y % CMM_ALIGNMENT == 0 && task->d_out * size % CMM_ALIGNMENT == 0 &&
+           (task->nodes + task->batch) * row_bytes(task) > task->machine->l3;
 }
 
 static void *take(char *memory, int64_t *used, int64_t bytes)
@@ -69,6 +78,7 @@ static int suits(const cmm_task *task)
 typedef struct {
     const cmm_task *task;
     int64_t first, tree;
+    int way; /* what becomes of y */
     const REAL *w_in, *bias, *w_out; /* of this tree */
     const REAL *x;
     REAL *y;
@@ -78,6 +88,7 @@ typedef struct {
     REAL *logit;        /* [tokens][levels] */
     REAL *c;            /* [TILE][levels] activations */
     const REAL **row;   /* [TILE][levels] */
+    int64_t next, next_end; /* places in `order` of the tokens whose x comes nearer meanwhile */
 } NAME(pass);
 
 static int64_t NAME(lay_out)(const cmm_task *task, int64_t count, char *memory, NAME(pass) *p)
@@ -94,7 +105,7 @@ static int64_t NAME(lay_out)(const cmm_task *task, int64_t count, char *memory, 
 }
 
 /* Visit `node` with the tokens order[begin .. end), and split them: those that go left come first. Returns how many. */
-static int64_t NAME(visit)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level)
+static int64_t NAME(visit)(NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level)
 {
     const cmm_task *const task = p->task;
     const int64_t levels = task->depth + 1, d_in = task->d_in;
@@ -109,7 +120,8 @@ static int64_t NAME(visit)(const NAME(pass) *p, int64_t begin, int64_t end, int6
             token[t] = p->order[i + t];
             x[t] = p->x + token[t] * d_in;
         }
-        NAME(dots)(tokens, row, x, d_in, logits);
+        const REAL *const ahead = p->next < p->next_end ? p->x + p->order[p->next++] * d_in : NULL;
+        NAME(dots)(tokens, row, x, d_in, logits, ahead);
         for (int t = 0; t < tokens; t++) {
             const REAL logit = p->bias ? logits[t] + p->bias[node] : logits[t];
             const int goes_right = NAME(goes_right)(task, logit);
@@ -124,11 +136,41 @@ static int64_t NAME(visit)(const NAME(pass) *p, int64_t begin, int64_t end, int6
     return left - begin;
 }
 
+/* The few tokens order[begin .. end), all at `node` of `level`, down to level `stop`, level by level: while the others of
+ * them visit their nodes, the row that each goes to comes nearer. Their x is in L1 meanwhile. */
+static void NAME(wave)(NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level, int32_t stop)
+{
+    const cmm_task *const task = p->task;
+    for (int64_t i = begin; i < end; i++)
+        p->node[p->order[i]] = (int32_t)node;
+    for (; level < stop; level++)
+        for (int64_t i = begin, next; i < end; i = next) {
+            node = p->node[p->order[i]];
+            for (next = i + 1; next < end && p->node[p->order[next]] == node; next++)
+                ;
+            if (p->y && stop == task->depth + 1) /* needed when this block leaves the tree */
+                NAME(prefetch_later)(p->w_out + node * task->ld_out, task->d_out);
+            const int64_t left = i + NAME(visit)(p, i, next, node, level);
+            for (int64_t t = i; t < next; t++)
+                p->node[p->order[t]] = (int32_t)(2 * node + 1 + (t >= left));
+            if (level + 1 < stop) {
+                if (left > i)
+                    NAME(prefetch_later)(p->w_in + (2 * node + 1) * task->ld_in, task->d_in);
+                if (left < next)
+                    NAME(prefetch_later)(p->w_in + (2 * node + 2) * task->ld_in, task->d_in);
+            }
+        }
+}
+
 /* The tokens order[begin .. end), all at `node` of `level`, down to level `stop`. */
-static void NAME(descend)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level, int32_t stop)
+static void NAME(descend)(NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level, int32_t stop)
 {
     const cmm_task *const task = p->task;
     for (; level < stop; level++) {
+        if (end - begin <= WAVE) {
+            NAME(wave)(p, begin, end, node, level, stop);
+            return;
+        }
         if (level + 1 < stop) {
             NAME(prefetch_head)(p->w_in + (2 * node + 1) * task->ld_in, task->d_in);
             NAME(prefetch_head)(p->w_in + (2 * node + 2) * task->ld_in, task->d_in);
@@ -155,9 +197,8 @@ static inline int NAME(shared_rows)(int32_t a, int32_t b, int32_t levels)
     return differ ? levels - (31 - __builtin_clz(differ)) : levels;
 }
 
-/* The path and the outputs of the tokens order[begin .. end), which have left the tree, in the order of their leaves.
- * Tokens up to order[ahead] come next; as many of them are prefetched. */
-static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t ahead)
+/* The path and the outputs of the tokens order[begin .. end), which have left the tree, in the order of their leaves. */
+static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end)
 {
     const cmm_task *const task = p->task;
     const int32_t levels = task->depth + 1;
@@ -165,8 +206,6 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
         const int tokens = (int)least(TILE, end - i);
         NAME(share) share[TILE];
         for (int t = 0; t < tokens; t++) {
-            if (i + t + end - begin < ahead)
-                NAME(prefetch_later)(p->x + p->order[i + t + end - begin] * task->d_in, task->d_in);
             const int64_t token = p->order[i + t];
             const uint32_t leaf = (uint32_t)p->node[token] + 1; /* one level below the last visited node */
             const REAL *const logit = p->logit + token * levels;
@@ -189,17 +228,21 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
         task->NAME(activate)(task->activation, tokens * levels, p->c);
         const int shared =
             NAME(shared_rows)(p->node[p->order[i]], p->node[p->order[i + tokens - 1]], levels);
-        NAME(outputs)(tokens, share, task->d_out, p->tree > 0, shared, levels);
+        NAME(outputs)(tokens, share, task->d_out, p->way, shared, levels);
     }
 }
 
-/* The tokens order[begin .. end), at `node` of `level`, to the end of the tree. Those up to order[ahead] come next. */
-static void NAME(through)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level, int64_t ahead)
+/* The tokens order[begin .. end), at `node` of `level`, to the end of the tree. Those from place `after` to last come
+ * next. */
+static void NAME(through)(NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level, int64_t after,
+                          int64_t last)
 {
     for (int64_t at = begin; at < end; at += BLOCK) {
         const int64_t stop = least(at + BLOCK, end);
+        p->next = stop < end ? stop : after;
+        p->next_end = least(p->next + BLOCK, stop < end ? end : last);
         NAME(descend)(p, at, stop, node, level, p->task->depth + 1);
-        NAME(leave)(p, at, stop, ahead);
+        NAME(leave)(p, at, stop);
     }
 }
 
@@ -222,6 +265,7 @@ static void NAME(aim)(NAME(pass) *p, int64_t tree)
 {
     const cmm_task *const task = p->task;
     p->tree = tree;
+    p->way = tree > 0 ? NAME(Y_ADD) : streams(task) ? NAME(Y_STREAM) : NAME(Y_STORE);
     p->w_in = (const REAL *)task->w_in + tree * task->nodes * task->ld_in;
     p->bias = task->bias ? (const REAL *)task->bias + tree * task->nodes : NULL;
     p->w_out = task->y ? (const REAL *)task->w_out + tree * task->nodes * task->ld_out : NULL;
@@ -238,13 +282,15 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
         p.x = (const REAL *)task->x + p.first * task->d_in;
         p.y = task->y ? (REAL *)task->y + p.first * task->d_out : NULL;
         if (split == 0) {
-            for (int64_t at = 0; at < tokens; at += TURN)
+            for (int64_t at = 0; at < tokens; at += TURN) {
+                const int64_t end = least(at + TURN, tokens);
+                for (int64_t i = at; i < end; i++)
+                    p.order[i] = (int32_t)i;
                 for (int64_t tree = 0; tree < task->trees; tree++) {
-                    NAME(aim)(&p, tree);
-                    for (int64_t i = at; i < least(at + TURN, tokens); i++)
-                        p.order[i] = (int32_t)i;
-                    NAME(through)(&p, at, least(at + TURN, tokens), 0, 0, 0);
+                    NAME(aim)(&p, tree); /* its first block is this one's, but for those that fit in L2 anyway */
+                    NAME(through)(&p, at, end, 0, 0, at, tree + 1 < task->trees && end - at > BLOCK ? end : at);
                 }
+            }
             continue;
         }
         for (int64_t tree = 0; tree < task->trees; tree++) {
@@ -252,13 +298,17 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
             NAME(aim)(&p, tree);
             for (int64_t i = 0; i < tokens; i++)
                 p.order[i] = (int32_t)i;
-            for (int64_t at = 0; at < tokens; at += BLOCK)
+            for (int64_t at = 0; at < tokens; at += BLOCK) {
+                p.next = at + BLOCK;
+                p.next_end = least(at + 2 * BLOCK, tokens);
                 NAME(descend)(&p, at, least(at + BLOCK, tokens), 0, 0, split);
+            }
             NAME(sort)(&p, tokens, split, start);
             for (int32_t b = 0; b < 1 << split; b++)
-                NAME(through)(&p, start[b], start[b + 1], ((int64_t)1 << split) - 1 + b, split, tokens);
+                NAME(through)(&p, start[b], start[b + 1], ((int64_t)1 << split) - 1 + b, split, start[b + 1], tokens);
         }
     }
+    vec_fence();
 }
 
 #endif

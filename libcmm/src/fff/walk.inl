@@ -1,15 +1,15 @@
 /* Native, by walking: for small batches, and for many small trees.
  *
- * TILE tokens go through a handful of trees whose rows fit in L2. A root's row is shared by the tokens; below the root
- * every token walks TILE trees in lockstep, whose rows share the token. Then y takes the rows of all those trees at
+ * TILE tokens go through a handful of trees whose rows fit in L2. A root's row is shared by the tokens, and they by ROWS
+ * roots; below the roots every token walks TILE trees in lockstep, whose rows share the token. Then y takes the rows of all those trees at
  * once, so that it is read and written once per handful and not once per tree. With trees of one node that is a dense
  * layer, and both halves are register-tiled matrix products.
  * Work:   2 (d_in + d_out) flops per visited neuron.
  * Memory: rows once for TILE tokens at roots and once per token below, from L2 where there are many trees, else from
  *         where the tree is; y once per handful of trees.
  * Sums:   fff/tile.inl; the same bits as every other native kernel.
- * Limit:  for one token and one tree, depth + 1 dependent row reads; for trees of one node the loads of the tiles, 5 for
- *         4 fused multiply-adds. Sharing rows between tokens below the root (group) moves it. */
+ * Limit:  for one token and one tree, depth + 1 dependent row reads; for trees of one node the fused multiply-adds of
+ *         both tiles. Sharing rows between tokens below the root (group) moves it. */
 #ifndef REAL
 #include "native.h"
 
@@ -33,7 +33,8 @@ static int64_t handful(const cmm_task *task, const int tile)
 static int64_t scratch(const cmm_task *task, int64_t count)
 {
     (void)count;
-    return TILE * handful(task, TILE) * (task->depth + 1) * (int64_t)(sizeof(void *) + sizeof(double));
+    return TILE * handful(task, TILE) *
+           ((task->depth + 1) * (int64_t)(sizeof(void *) + sizeof(double)) + (int64_t)sizeof(int64_t));
 }
 
 #define METHOD walk
@@ -47,7 +48,34 @@ typedef struct {
     int64_t tree, trees; /* of the handful */
     const REAL **row;    /* [TILE][trees][levels] */
     REAL *c;             /* [TILE][trees][levels] logits, and then activations */
+    int64_t *node;       /* [TILE][trees] where each token is going to */
 } NAME(handful);
+
+/* out[r][t] = dot(w[r], x[t]) for ROWS rows and 1 <= tokens <= TILE: 12 fused multiply-adds for 7 loads, where dots()
+ * has 4 for 5. */
+static void NAME(dots_of_rows)(int tokens, const REAL *const w[ROWS], const REAL *const *x, int64_t d,
+                               REAL (*out)[TILE], const REAL *ahead)
+{
+    switch (tokens) {
+#if TILE >= 4
+    case 4:
+        NAME(dot_tile)(ROWS, 4, w, x, d, out, ahead);
+        return;
+#endif
+#if TILE >= 3
+    case 3:
+        NAME(dot_tile)(ROWS, 3, w, x, d, out, ahead);
+        return;
+#endif
+#if TILE >= 2
+    case 2:
+        NAME(dot_tile)(ROWS, 2, w, x, d, out, ahead);
+        return;
+#endif
+    default:
+        NAME(dot_tile)(ROWS, 1, w, x, d, out, ahead);
+    }
+}
 
 /* The token in place t has this logit at `node` of tree k of the handful. Returns the child it goes to. */
 static inline int64_t NAME(visit)(const NAME(handful) *h, int64_t token, int64_t t, int64_t k, int32_t level,
@@ -66,22 +94,46 @@ static inline int64_t NAME(visit)(const NAME(handful) *h, int64_t token, int64_t
     h->c[place] = logit;
     if (task->y) {
         h->row[place] = (const REAL *)task->w_out + at * task->ld_out;
-        NAME(prefetch_head)(h->row[place], task->d_out);
+        if (task->depth > 0) /* the rows of trees of one node follow each other */
+            NAME(prefetch_head)(h->row[place], task->d_out);
     }
     return 2 * node + 1 + NAME(goes_right)(task, logit);
 }
 
-/* Below their roots: trees k .. k + n - 1 of the handful, for one token. node[i] is where it goes to. */
-static void NAME(lockstep)(const NAME(handful) *h, int64_t token, int64_t t, int64_t k, int n, int64_t *node)
+/* The roots of the handful: `tokens` tokens share a root's row, ROWS roots the tokens. */
+static void NAME(roots)(const NAME(handful) *h, int64_t token, int tokens, const REAL *const *x)
+{
+    const cmm_task *const task = h->task;
+    const int64_t stride = task->nodes * task->ld_in;
+    const REAL *const first = (const REAL *)task->w_in + h->tree * stride;
+    for (int64_t k = 0, n; k < h->trees; k += n) {
+        REAL logit[ROWS][TILE];
+        if (h->trees - k >= ROWS) {
+            const REAL *const row[ROWS] = {first + k * stride, first + (k + 1) * stride, first + (k + 2) * stride};
+            NAME(dots_of_rows)(tokens, row, x, task->d_in, logit, NULL);
+            n = ROWS;
+        } else {
+            NAME(dots)(tokens, first + k * stride, x, task->d_in, logit[0], NULL);
+            n = 1;
+        }
+        for (int64_t i = 0; i < n; i++)
+            for (int t = 0; t < tokens; t++)
+                h->node[t * h->trees + k + i] = NAME(visit)(h, token + t, t, k + i, 0, 0, logit[i][t]);
+    }
+}
+
+/* Below their roots: trees k .. k + n - 1 of the handful, for one token in place t. */
+static void NAME(lockstep)(const NAME(handful) *h, int64_t token, int64_t t, int64_t k, int n)
 {
     const cmm_task *const task = h->task;
     const REAL *const x = (const REAL *)task->x + token * task->d_in;
+    int64_t *const node = h->node + t * h->trees + k; /* where it goes to */
     for (int32_t level = 1; level <= task->depth; level++) {
         const REAL *row[TILE];
         REAL logit[TILE];
         for (int i = 0; i < n; i++)
             row[i] = (const REAL *)task->w_in + ((h->tree + k + i) * task->nodes + node[i]) * task->ld_in;
-        NAME(dots)(n, x, row, task->d_in, logit);
+        NAME(dots)(n, x, row, task->d_in, logit, NULL);
         for (int i = 0; i < n; i++)
             node[i] = NAME(visit)(h, token, t, k + i, level, node[i], logit[i]);
     }
@@ -95,32 +147,24 @@ static void NAME(through)(const NAME(handful) *h, int64_t token, int tokens)
     const REAL *x[TILE];
     for (int t = 0; t < tokens; t++)
         x[t] = (const REAL *)task->x + (token + t) * task->d_in;
-    for (int64_t k = 0; k < h->trees; k += TILE) {
-        const int n = (int)least(TILE, h->trees - k);
-        int64_t node[TILE][TILE];
-        for (int i = 0; i < n; i++) {
-            const REAL *const root = (const REAL *)task->w_in + (h->tree + k + i) * task->nodes * task->ld_in;
-            REAL logit[TILE];
-            NAME(dots)(tokens, root, x, task->d_in, logit);
-            for (int t = 0; t < tokens; t++)
-                node[t][i] = NAME(visit)(h, token + t, t, k + i, 0, 0, logit[t]);
-        }
-        for (int t = 0; t < tokens && levels > 1; t++)
-            NAME(lockstep)(h, token + t, t, k, n, node[t]);
-    }
+    NAME(roots)(h, token, tokens, x);
+    for (int64_t k = 0; k < h->trees && levels > 1; k += TILE)
+        for (int t = 0; t < tokens; t++)
+            NAME(lockstep)(h, token + t, t, k, (int)least(TILE, h->trees - k));
     if (!task->y)
         return;
     task->NAME(activate)(task->activation, tokens * rows, h->c);
     NAME(share) share[TILE];
     for (int t = 0; t < tokens; t++)
         share[t] = (NAME(share)){h->row + t * rows, h->c + t * rows, (REAL *)task->y + (token + t) * task->d_out};
-    NAME(outputs)(tokens, share, task->d_out, h->tree > 0, levels == 1 ? (int)rows : 0, (int)rows);
+    NAME(outputs)(tokens, share, task->d_out, h->tree > 0 ? NAME(Y_ADD) : NAME(Y_STORE), levels == 1 ? (int)rows : 0, (int)rows);
 }
 
 static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
 {
     const int64_t most = handful(task, TILE);
-    NAME(handful) h = {.task = task, .row = memory};
+    NAME(handful) h = {.task = task, .node = memory};
+    h.row = (const REAL **)(h.node + TILE * most);
     h.c = (REAL *)(h.row + TILE * most * (task->depth + 1));
     for (int64_t begin = first; begin < first + count; begin += BLOCK) {
         const int64_t end = least(begin + BLOCK, first + count);

@@ -9,7 +9,10 @@
 typedef __m256 vec_f32;
 typedef __m256d vec_f64;
 
+static inline void vec_fence(void) { _mm_sfence(); }
+
 enum { VL_f32 = 8, VL_f64 = 4 };
+#define REGISTERS 16
 #define TILE 3
 #define COLUMNS 3
 
@@ -17,6 +20,12 @@ static inline vec_f32 vec_zero_f32(void) { return _mm256_setzero_ps(); }
 static inline vec_f32 vec_set_f32(float a) { return _mm256_set1_ps(a); }
 static inline vec_f32 vec_load_f32(const float *p) { return _mm256_loadu_ps(p); }
 static inline void vec_store_f32(float *p, vec_f32 a) { _mm256_storeu_ps(p, a); }
+static inline void vec_stream_f32(float *p, vec_f32 a) { _mm256_stream_ps(p, a); }
+static inline vec_f32 vec_keep_f32(vec_f32 a)
+{
+    __asm__("" : "+x"(a));
+    return a;
+}
 static inline vec_f32 vec_add_f32(vec_f32 a, vec_f32 b) { return _mm256_add_ps(a, b); }
 static inline vec_f32 vec_fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm256_fmadd_ps(a, b, c); }
 
@@ -39,6 +48,12 @@ static inline vec_f64 vec_zero_f64(void) { return _mm256_setzero_pd(); }
 static inline vec_f64 vec_set_f64(double a) { return _mm256_set1_pd(a); }
 static inline vec_f64 vec_load_f64(const double *p) { return _mm256_loadu_pd(p); }
 static inline void vec_store_f64(double *p, vec_f64 a) { _mm256_storeu_pd(p, a); }
+static inline void vec_stream_f64(double *p, vec_f64 a) { _mm256_stream_pd(p, a); }
+static inline vec_f64 vec_keep_f64(vec_f64 a)
+{
+    __asm__("" : "+x"(a));
+    return a;
+}
 static inline vec_f64 vec_add_f64(vec_f64 a, vec_f64 b) { return _mm256_add_pd(a, b); }
 static inline vec_f64 vec_fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm256_fmadd_pd(a, b, c); }
 

@@ -9,7 +9,10 @@
 typedef float32x4_t vec_f32;
 typedef float64x2_t vec_f64;
 
+static inline void vec_fence(void) {}
+
 enum { VL_f32 = 4, VL_f64 = 2 };
+#define REGISTERS 32
 #define TILE 4
 #define COLUMNS 6
 
@@ -17,6 +20,12 @@ static inline vec_f32 vec_zero_f32(void) { return vdupq_n_f32(0); }
 static inline vec_f32 vec_set_f32(float a) { return vdupq_n_f32(a); }
 static inline vec_f32 vec_load_f32(const float *p) { return vld1q_f32(p); }
 static inline void vec_store_f32(float *p, vec_f32 a) { vst1q_f32(p, a); }
+static inline void vec_stream_f32(float *p, vec_f32 a) { vec_store_f32(p, a); }
+static inline vec_f32 vec_keep_f32(vec_f32 a)
+{
+    __asm__("" : "+w"(a));
+    return a;
+}
 static inline vec_f32 vec_add_f32(vec_f32 a, vec_f32 b) { return vaddq_f32(a, b); }
 static inline vec_f32 vec_fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return vfmaq_f32(c, a, b); }
 
@@ -45,6 +54,12 @@ static inline vec_f64 vec_zero_f64(void) { return vdupq_n_f64(0); }
 static inline vec_f64 vec_set_f64(double a) { return vdupq_n_f64(a); }
 static inline vec_f64 vec_load_f64(const double *p) { return vld1q_f64(p); }
 static inline void vec_store_f64(double *p, vec_f64 a) { vst1q_f64(p, a); }
+static inline void vec_stream_f64(double *p, vec_f64 a) { vec_store_f64(p, a); }
+static inline vec_f64 vec_keep_f64(vec_f64 a)
+{
+    __asm__("" : "+w"(a));
+    return a;
+}
 static inline vec_f64 vec_add_f64(vec_f64 a, vec_f64 b) { return vaddq_f64(a, b); }
 static inline vec_f64 vec_fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return vfmaq_f64(c, a, b); }
 

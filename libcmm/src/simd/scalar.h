@@ -11,7 +11,10 @@
 #define ISA scalar
 #define ISA_CPU 0
 
+static inline void vec_fence(void) {}
+
 enum { VL_f32 = 4, VL_f64 = 2 };
+#define REGISTERS 16
 #define TILE 1
 #define COLUMNS 4
 
@@ -62,6 +65,8 @@ static inline double fma_one_f64(double a, double b, double c) { return fma(a, b
         return r;                                                                                                    \
     }                                                                                                                \
     static inline void NAME(vec_store)(REAL *p, NAME(vec) a) { memcpy(p, a.v, sizeof a.v); }                         \
+    static inline void NAME(vec_stream)(REAL *p, NAME(vec) a) { NAME(vec_store)(p, a); }                             \
+    static inline NAME(vec) NAME(vec_keep)(NAME(vec) a) { return a; }                                                \
     static inline NAME(vec) NAME(vec_load_part)(const REAL *p, int64_t n)                                            \
     {                                                                                                                \
         NAME(vec) r = NAME(vec_zero)();                                                                              \
