@@ -36,7 +36,7 @@ def cases():
     for level, layer in layers:
         most = DENSE_TOKENS.get(level, 0) if layer.dense else TOKENS if layer.trees == 1 else MANY_TREES_TOKENS
         for blas in BLAS.items() if level.startswith("blas") else [None]:
-            for batch in sorted({min(batch, most) for batch in (1, 128, TOKENS)} - {0}):
+            for batch in sorted({min(batch, most) for batch in (1, 128, 2048, TOKENS)} - {0}):
                 words = [layer.name, level, blas[0] if blas else "", f"{batch} tokens"]
                 yield pytest.param(layer, level, blas, batch, id=" ".join(filter(None, words)))
 

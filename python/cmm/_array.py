@@ -23,6 +23,7 @@ CODES = {F32: lib.CMM_F32, F64: lib.CMM_F64}
 
 _USABLE = 0x1 | 0x100  # ndarray.flags.num: C-contiguous, aligned
 _WRITABLE = 0x400
+_FIT = _USABLE | _WRITABLE
 
 # The address of an array. It checks no dtype: only what the functions of this file return may be passed.
 address = ffi.from_buffer
@@ -139,9 +140,12 @@ def large(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
     NumPy's own start 16 bytes off, and every store of a whole line then touches two.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size < _LARGE:
-        return empty(name, shape, dtype)
-    return aligned(name, size).view(dtype).reshape(shape)
+    if size >= _LARGE:
+        return aligned(name, size).view(dtype).reshape(shape)
+    try:  # empty() takes 0.1 us more
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError) as error:
+        raise _no_memory(name, shape, dtype) from error
 
 
 def empty(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
@@ -149,7 +153,11 @@ def empty(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
     try:
         return np.empty(shape, dtype)
     except (MemoryError, ValueError) as error:
-        raise ArrayMemoryError(f"there is no memory for {name}, shape {shape}, {np.dtype(dtype)}") from error
+        raise _no_memory(name, shape, dtype) from error
+
+
+def _no_memory(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> ArrayMemoryError:
+    return ArrayMemoryError(f"there is no memory for {name}, shape {shape}, {np.dtype(dtype)}")
 
 
 def output(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Floats:
@@ -164,6 +172,8 @@ def output(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Floats:
     ArgumentError
         out is read-only.
     """
+    if type(out) is np.ndarray and out.dtype is dtype and out.shape == shape and out.flags.num & _FIT == _FIT:
+        return out
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise DtypeError(f"out is a {type(out).__name__}; it should be a numpy.ndarray of dtype {dtype}")
     if out.dtype != dtype:

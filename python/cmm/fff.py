@@ -116,8 +116,8 @@ def _forward(layer: _Layer, x: ArrayLike, level: str, threads: int | None, out: 
         visited = (*lead, trees, depth + 1)
         nodes, logits = empty("nodes", visited, I32), empty("logits", visited, dtype)
         c_nodes, c_logits = address(nodes), address(logits)
-    arrays = x.size // d_in, address(x), address(y), c_nodes, c_logits
-    status = function(*(arguments + run + arrays))  # adding tuples takes 0.13 us less than unpacking each
+    # Adding tuples takes 0.13 us less than unpacking each.
+    status = function(*(arguments + run + (x.size // d_in, address(x), address(y), c_nodes, c_logits)))
     if status:
         if status != lib.CMM_ERROR_Y_OVERLAP:
             raise refused(status, run)

@@ -47,6 +47,8 @@ examples:
   cmm bench --full --json table.json     the paper's protocol: 16384 tokens, width 768, 250 passes
   cmm bench --routing same               all tokens on one path, as in the published benchmark
   cmm bench --trees 1x11,128x4 --tokens 2048 --threads 2
+  cmm bench --trees 1x15 --width 12288 --tokens 1 --levels blas3,native
+                                         a layer of GPT-3's size, 13 GB of memory
   cmm bench --curve --plot curve.png     microseconds per token against the batch, for every level
 """
 
