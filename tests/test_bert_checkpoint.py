@@ -480,6 +480,67 @@ def test_export_and_back(tmp_path, name):
     same(cmm.bert.load(again), model)
 
 
+def as_torch(state):
+    import torch
+
+    return {key: torch.from_numpy(value) for key, value in state.items()}
+
+
+def leave(layout, folder, block, state):
+    """Write what training leaves in a layout; return what a user would name."""
+    folder.mkdir()
+    (folder / "model_config.json").write_text(json.dumps(block))
+    if "PyTorch" in layout or layout == "training state":
+        import torch
+
+        held = {"model": as_torch(state), "optim": {}} if layout == "training state" else as_torch(state)
+        torch.save(held, folder / "intermediate_state.pth")
+        return folder / "intermediate_state.pth"
+    if layout == "hub":
+        (folder / "model_config.json").unlink()
+        (folder / "config.json").write_text(json.dumps(hub(block)))
+    reference.save_safetensors(folder / "model.safetensors", state, {"format": "pt"} if layout == "hub" else None)
+    return folder
+
+
+LAYOUTS = ["final", "hub", *(pytest.param(name, marks=needs_torch) for name in ("training state", "PyTorch"))]
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "legacy", "compiled", "classifier", "legacy, compiled"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_export_of_every_layout(tmp_path, block, layout, kind):
+    """And every layout loads as the state itself does."""
+    classifier = kind == "classifier"
+    state = reference.state_dict(block, labels=3 if classifier else None, decoder=not classifier)
+    if kind == "float16":
+        state = {key: value.astype(np.float16) for key, value in state.items()}
+    expected = cmm.bert.from_state_dict(state, block)
+    if "legacy" in kind:
+        del state[WORD]
+    source = leave(layout, tmp_path / "in", block, prefixed(state, "_orig_mod.") if "compiled" in kind else state)
+    out = tmp_path / "out"
+    cmm.bert.export(source, out)
+    for model in (cmm.bert.load(source), cmm.bert.load(out)):
+        assert model.has_decoder != classifier
+        assert {name: tensor.tobytes() for name, tensor in model.tensors.items()} == {
+            name: tensor.tobytes() for name, tensor in expected.tensors.items()
+        }
+        np.testing.assert_allclose(model(IDS), expected(IDS), rtol=0, atol=5e-6)
+        if classifier:
+            np.testing.assert_allclose(model.classify_ids(IDS), expected.classify_ids(IDS), rtol=0, atol=5e-6)
+    metadata = SafeTensors(out / "model.safetensors").metadata
+    assert metadata["source_layout"] == ("legacy" if "legacy" in kind else layout.replace("PyTorch", "state_dict"))
+
+
+@needs_torch
+def test_export_of_a_live_state_dict_of_torch(tmp_path, block, state):
+    live = prefixed(as_torch(state), "module.")
+    model = cmm.bert.load(cmm.bert.export(live, tmp_path / "out", config=block))
+    same(model, cmm.bert.from_state_dict(state, block))
+    with pytest.raises(CheckpointError, match="state_dict: has no configuration: give config="):
+        cmm.bert.export(live, tmp_path / "more")
+
+
 def test_exports_are_node_major_aligned_and_mapped(tmp_path, block, state):
     out = cmm.bert.export(state, tmp_path / "out", config=block)
     file = SafeTensors(out / "model.safetensors")

@@ -107,6 +107,8 @@ SHAPES = {
     "1x5": reference.architecture(intermed_size=1, intermed_depth=5),
     "5x0": reference.architecture(intermed_size=5, intermed_depth=0),
     "1x0": reference.architecture(intermed_size=1, intermed_depth=0),
+    "16x4": reference.architecture(intermed_size=16, intermed_depth=4),
+    "1x9": reference.architecture(intermed_size=1, intermed_depth=9),
     "one head": reference.architecture(attention__num_attention_heads=1),
     "heads of 2": reference.architecture(attention__num_attention_heads=12),
     "one layer": reference.architecture(num_transformer_layers=1),
