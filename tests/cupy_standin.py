@@ -106,6 +106,11 @@ def stack(arrays):
     return ndarray(np.stack([_plain(array) for array in arrays]))
 
 
+def concatenate(arrays, axis):
+    used["concatenate"] += 1
+    return ndarray(np.concatenate([_plain(array) for array in arrays], axis))
+
+
 def asarray(value):
     """Copies from the CPU, as CuPy must."""
     used["asarray"] += 1

@@ -1,6 +1,6 @@
 """The model a user holds: checks at the door, then the functions of ``encoder.py`` and, for text, ``text.py``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -357,17 +357,24 @@ class Model:
         self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: str = "auto", threads: int | None = None
     ) -> Trace:
         """Run the encoder and return a :class:`Trace`: every layer's hidden state and the nodes that were visited."""
-        taps: dict[str, list[NDArray[Any]]] = {}
+        taps: dict[int, dict[str, list[NDArray[Any]]]] = {}  # by the first of the sequences that ran together
 
-        def tap(name: str, _: int, value: NDArray[Any]) -> None:
-            taps.setdefault(name, []).append(value.copy())
+        def tap_of(some: slice) -> encoder.Tap:
+            mine = taps[some.start] = {}
+
+            def tap(name: str, _: int, value: NDArray[Any]) -> None:
+                mine.setdefault(name, []).append(value.copy())
+
+            return tap
 
         def stacked(name: str) -> Any:
-            values = self.device.xp.stack(taps[name])  # (L, T, ...)
-            return values.reshape(len(values), *hidden.shape[:2], *values.shape[2:])
+            xp, length = self.device.xp, hidden.shape[1]
+            shares = [xp.stack(taps[first][name]) for first in sorted(taps)]  # (L, b * S, ...) each
+            shares = [share.reshape(len(share), -1, length, *share.shape[2:]) for share in shares]
+            return shares[0] if len(shares) == 1 else xp.concatenate(shares, axis=1)  # (L, B, S, ...)
 
         with self.device.active():
-            hidden = self._encode(ids, mask, self._call(level, threads, tap))
+            hidden = self._encode(ids, mask, self._call(level, threads), tap_of)
             fff = self.config.trees is not None
             return Trace(
                 embedding_out=stacked("embedding_out")[0],
@@ -386,10 +393,17 @@ class Model:
             raise UnusableError(f"{self.source} has no classifier (head.weight, pooler.dense.weight)")
         return self.weights.classifier
 
-    def _call(self, level: str = "auto", threads: int | None = None, tap: encoder.Tap | None = None) -> Call:
-        return Call(self.device, self.config.heads, self.config.eps, level, threads, tap)
+    def _call(self, level: str = "auto", threads: int | None = None) -> Call:
+        return Call(self.device, self.config.heads, self.config.eps, level, threads, None)
 
-    def _encode(self, ids: ArrayLike, mask: ArrayLike | None, call: Call) -> Floats:
+    def _encode(
+        self,
+        ids: ArrayLike,
+        mask: ArrayLike | None,
+        call: Call,
+        tap_of: Callable[[slice], encoder.Tap] | None = None,
+    ) -> Floats:
+        """Encode checked arguments; tap_of makes the tap of sequences that run together."""
         device, parts = self.device, None
         with device.active():
             tokens = checked_ids(device.host(ids), len(self.weights.word), self.config.max_seq_length)
@@ -397,8 +411,7 @@ class Model:
             batch, length = tokens.shape
             if device is CPU:
                 threads, *_ = choose(call.level, call.threads, self.config.trees is None)  # raises what is wrong
-                if call.tap is None:  # which wants one layer after the other
-                    parts = team.shares(batch, length, threads)
+                parts = team.shares(batch, length, threads)
             each = call if parts is None else call._replace(threads=1)
             positions = self._positions
             if len(positions) < length:  # made on first use: the limit comes from a file and may be anything
@@ -409,10 +422,11 @@ class Model:
 
             def work(some: slice) -> None:
                 masked = None if allowed is None else allowed[some]
-                encoder.encode(each, self.weights, tokens[some], masked, positions[:length], hidden[some])
+                mine = each if tap_of is None else each._replace(tap=tap_of(some))
+                encoder.encode(mine, self.weights, tokens[some], masked, positions[:length], hidden[some])
 
             if parts is None:
-                work(slice(batch))
+                work(slice(0, batch))
             else:
                 team.run(work, parts)
         return hidden
