@@ -46,11 +46,18 @@ def test_every_sequence_is_in_one_share():
 
 
 def test_the_blas_has_what_is_too_little_to_share():
-    assert team.shares(2, 128, 3) is None
+    assert team.shares(1, 128, 2) is None
+    assert team.shares(2, 128, 8) is None
     assert team.shares(8, 15, 2) is None
-    assert team.shares(8, 16, 2) is not None
-    assert team.shares(1, 1, 1) is not None  # one thread is one thread
-    assert team.shares(64, 128, 0) is None or len(team.shares(64, 128, 0)) == team._cores()
+    for batch, length, threads, count in (
+        (8, 16, 2, 2),
+        (4, 128, 8, 4),
+        (16, 128, 64, 16),
+        (9, 8, 1, 1),
+        (1, 1, 1, 1),
+    ):
+        assert len(team.shares(batch, length, threads)) == count
+    assert len(team.shares(1000, 128, 0)) == team._cores()
 
 
 @pytest.mark.parametrize("kind", ["none", "2-d", "3-d"])

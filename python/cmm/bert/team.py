@@ -43,9 +43,10 @@ def shares(batch: int, length: int, threads: int) -> list[slice] | None:
     threads : int
         At most this many; 0 is every core that the process may use.
     """
-    count = threads or _cores()
-    too_little = count > 1 and (batch < count or batch * length < count * _LEAST_TOKENS)
-    if too_little or _blas() is None:
+    threads = threads or _cores()
+    count = max(1, min(threads, batch, batch * length // _LEAST_TOKENS))
+    # The BLAS's threads leave a quarter of the work to one of them: 4 * threads / (threads + 3) times as fast as one.
+    if count * (threads + 3) < 4 * threads or _blas() is None:
         return None
     bounds = [batch * index // count for index in range(count + 1)]
     return [slice(start, stop) for start, stop in pairwise(bounds)]
