@@ -38,12 +38,13 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=9, metavar="N", help="of either side (default 9)")
     parser.add_argument("--sequences", type=int, default=8, metavar="N", help="in a pass (default 8)")
     parser.add_argument("--length", type=int, default=128, metavar="N", help="tokens of a sequence (default 128)")
+    parser.add_argument("--layers", type=int, default=16, metavar="N", help="of the encoder (default 16)")
     parser.add_argument("--load", action="store_true", help="measure loading from an exported folder instead")
     options = parser.parse_args()
     for name in THREAD_VARIABLES:  # both sides inherit them
         os.environ[name] = str(options.threads)
     if options.load:
-        load()
+        load(options)
     else:
         compare(options)
 
@@ -75,9 +76,8 @@ def compare(options: argparse.Namespace) -> None:
             pipe.send("pass")
             times[name].append(pipe.recv())
     tokens = options.sequences * options.length
-    print(
-        f"\n{options.sequences} x {options.length} tokens, {options.passes} passes each, threads: {options.threads}"
-    )
+    shape = f"{options.sequences} x {options.length} tokens, layers: {options.layers}"
+    print(f"\n{shape}, passes of each in turn: {options.passes}, threads: {options.threads}")
     for name, found in times.items():
         print(f"  {name:8} {spread(found)}; {statistics.median(found) / tokens * 1e6:.0f} us a token")
     ratios = [theirs / ours for ours, theirs in zip(times["cmm"], times["PyTorch"], strict=True)]
@@ -89,6 +89,12 @@ def compare(options: argparse.Namespace) -> None:
         pipe.send("")
 
 
+def config_of(options: argparse.Namespace) -> dict[str, object]:
+    import cmm.bert
+
+    return {**cmm.bert.ULTRAFASTBERT_1X11_LONG, "num_transformer_layers": options.layers}
+
+
 def tokens_of(options: argparse.Namespace) -> np.ndarray:
     return np.random.default_rng(0).integers(0, VOCABULARY, (options.sequences, options.length))
 
@@ -98,7 +104,7 @@ def cmm_side(pipe: Connection, options: argparse.Namespace) -> None:
     import cmm
     import cmm.bert
 
-    model, ids = cmm.bert.random(cmm.bert.ULTRAFASTBERT_1X11_LONG), tokens_of(options)
+    model, ids = cmm.bert.random(config_of(options)), tokens_of(options)
     error = check_layers(model, ids[:2])
     pipe.send(f"cmm {cmm.__version__}, numpy {np.__version__}: FFF layers within {error:.1e} of float64")
     while wanted := pipe.recv():
@@ -136,7 +142,7 @@ def torch_side(pipe: Connection, options: argparse.Namespace) -> None:
     import torch.nn.functional as F  # noqa: N812 (its usual name)
 
     torch.set_num_threads(options.threads)
-    config = {**cmm.bert.ULTRAFASTBERT_1X11_LONG, "intermed_type": "ff", "intermed_size": NEURONS}
+    config = {**config_of(options), "intermed_type": "ff", "intermed_size": NEURONS}
     del config["intermed_depth"]
     model, ids = cmm.bert.random(config), tokens_of(options)
     weights, heads, eps = model.weights, model.config.heads, model.config.eps
@@ -216,13 +222,13 @@ def profile(model: object, ids: np.ndarray, options: argparse.Namespace) -> str:
 # ---- loading -------------------------------------------------------------------------------------------------------
 
 
-def load() -> None:
+def load(options: argparse.Namespace) -> None:
     """Export a model, then load it in fresh processes."""
     import cmm.bert
 
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "model"
-        cmm.bert.export(cmm.bert.random(cmm.bert.ULTRAFASTBERT_1X11_LONG), exported)
+        cmm.bert.export(cmm.bert.random(config_of(options)), exported)
         size = (exported / "model.safetensors").stat().st_size
         print(f"model.safetensors: {size / 1e6:.0f} MB")
         for _ in range(5):
