@@ -99,7 +99,8 @@ def test_fill_mask_says_no(refused, folder, tmp_path):
     assert "the model's limit is 16" in refused("fill-mask", folder, "the " * 20)
     assert "has no weights" in refused("fill-mask", tmp_path, "the <mask>")
     assert "cannot be read" in refused("fill-mask", tmp_path / "none", "the <mask>")
-    assert "required: TEXT" in refused("fill-mask", folder)
+    assert "has no mask" in refused("fill-mask", folder)  # one argument is the text
+    assert "required: TEXT" in refused("fill-mask")
     assert "level is 'x'" in refused("fill-mask", folder, "the <mask>", "--level", "x")
     assert "threads is -1" in refused("fill-mask", folder, "the <mask>", "--threads", "-1")
 

@@ -19,7 +19,7 @@ from building import ROOT, run, tool
 from cmm.__main__ import main
 from cmm._libcmm import ffi, lib
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("python/cmm/models/*.md")])
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -170,7 +170,7 @@ def test_the_two_commands_can_be_extracted() -> None:
     readme = text("README.md")
     commands = dict(re.findall(r"^<!-- command: (\w+) -->\n```sh\n([^\n]+)\n```$", readme, re.MULTILINE))
     assert commands == {
-        "main": "pip install . && cmm demo",
+        "main": "pip install '.[bert]' && cmm demo && cmm fill-mask \"The function returns a <mask> of strings.\"",
         "tests": "pip install '.[test]' && python -m pytest",
     }
 

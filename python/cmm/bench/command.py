@@ -49,6 +49,7 @@ examples:
   cmm bench --trees 1x11,128x4 --tokens 2048 --threads 2
   cmm bench --trees 1x15 --width 12288 --tokens 1 --levels blas3,native
                                          a layer of GPT-3's size, 13 GB of memory
+  cmm bench --model                      the small model of this package against its dense twin
   cmm bench --curve --plot curve.png     microseconds per token against the batch, for every level
 """
 
@@ -74,6 +75,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--seed", type=_seed, default=0, metavar="N", help="seed of the random tokens and weights (default 0)")
     add("--full", action="store_true", help=f"the paper's: {_TOKENS} tokens, width {_WIDTH}, {_FULL_PASSES} passes")
     add("--curve", action="store_true", help="time per token against the batch, 1 to --tokens, of the first KxD")
+    add(
+        "--model",
+        nargs="?",
+        const="fff",
+        metavar="MODEL",
+        help="a whole encoder against its dense twin, on numpy and in PyTorch; a folder, or fff (the default)",
+    )
     add("--json", type=Path, metavar="FILE", help="write every figure to FILE")
     add("--plot", type=Path, metavar="FILE", help="draw the table, or the curve, to FILE (.png, .svg, .pdf)")
     parser.set_defaults(run=run)
@@ -81,6 +89,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run(options: argparse.Namespace) -> None:
     """Measure as the options say, and print."""
+    if options.model is not None:
+        _run_model(options)
+        return
     if options.full:
         for name in ("tokens", "width", "passes"):
             if getattr(options, name) is not None:
@@ -102,6 +113,20 @@ def run(options: argparse.Namespace) -> None:
     print(curve_text(report) if options.curve else table_text(report))
     for file in files:
         print(f"\nwrote {file}")
+
+
+def _run_model(options: argparse.Namespace) -> None:
+    from cmm.bench.model import bench_model  # it needs the encoder, which the rest does not
+
+    defaults = {"full": False, "curve": False, "plot": None, "tokens": None, "width": None, "levels": None}
+    for name, default in defaults.items():
+        if getattr(options, name) != default:
+            raise cmm.ArgumentError(f"--model goes with --threads, --passes and --json, not with --{name}")
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise cmm.ArgumentError(f"{options.json}: there is no folder {options.json.absolute().parent}")
+    print(bench_model(options.model, options.threads, options.passes, options.json))
+    if options.json is not None:
+        print(f"\nwrote {options.json}")
 
 
 def bench(options: argparse.Namespace) -> Report:

@@ -17,6 +17,7 @@ from cmm.bert.export import export
 from cmm.bert.model import Model, Trace
 from cmm.bert.text import Prediction, TruncationWarning
 from cmm.bert.tokenizer import Tokenizer
+from cmm.bert.trained import trained
 
 __all__ = [
     "ULTRAFASTBERT_1X11_LONG",
@@ -31,4 +32,5 @@ __all__ = [
     "from_state_dict",
     "load",
     "random",
+    "trained",
 ]

@@ -33,6 +33,7 @@ _BITS = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
 READABLE = ("F32", "F16", "BF16")
+WRITABLE: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 
 
 class Entry(NamedTuple):
@@ -164,8 +165,8 @@ def shown_shape(shape: Any) -> str:
     return shown(tuple(shape))
 
 
-def write(path: Path, tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]) -> None:
-    """Write float32 tensors, every one aligned to ``ALIGNMENT`` bytes where the sizes allow it.
+def write(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    """Write float32 or float16 tensors, every one aligned to ``ALIGNMENT`` bytes where the sizes allow it.
 
     The format has no room between tensors, so those whose size is a multiple of the alignment come first.
 
@@ -173,7 +174,7 @@ def write(path: Path, tensors: Mapping[str, NDArray[np.float32]], metadata: Mapp
     ----------
     path : Path
         A file that does not exist yet.
-    tensors : mapping of str to ndarray, float32, C-contiguous
+    tensors : mapping of str to ndarray, float32 or float16, C-contiguous
     metadata : mapping of str to str
     """
     names = sorted(tensors, key=lambda name: tensors[name].nbytes % ALIGNMENT != 0)
@@ -181,12 +182,13 @@ def write(path: Path, tensors: Mapping[str, NDArray[np.float32]], metadata: Mapp
     offset = 0
     for name in names:
         array = tensors[name]
-        assert array.dtype == np.float32
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
+        assert array.dtype in WRITABLE.values()
+        dtype = "F16" if array.dtype == np.float16 else "F32"
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
         offset += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with open(path, "xb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
-            file.write(np.ascontiguousarray(tensors[name], "<f4").data)
+            file.write(np.ascontiguousarray(tensors[name], tensors[name].dtype.newbyteorder("<")).data)

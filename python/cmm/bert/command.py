@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import cmm
+from cmm.bert.trained import TRAINED
 
 if TYPE_CHECKING:
     from cmm.bert import Model
     from cmm.bert.tokenizer import Text
 
-_MODEL = "a folder or file that training or `cmm export` left"
+_MODEL = "a folder or file that training or `cmm export` left, or the word fff or dense: a model of this package"
 _RANDOM = "random"
+_DEFAULT = "fff"
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -54,12 +56,13 @@ def _add_fill_mask(commands: Any) -> None:
         "say which words may stand in place of a mask",
         "Say which tokens may stand in place of each mask of a text, likeliest first.",
         """\
+  cmm fill-mask "The function returns a <mask> of strings."
   cmm fill-mask MODEL "The capital of France is <mask>."
   cmm fill-mask MODEL "A <mask> has four <mask>." -k 10 --json
-The mask is written as the model's tokenizer writes it.""",
+The mask is written as the model's tokenizer writes it. Without MODEL it is fff, a small model of this package.""",
         run_fill_mask,
     )
-    _add_model(parser)
+    _add_model(parser, nargs="?", default=_DEFAULT)
     parser.add_argument("text", metavar="TEXT", help="a text with at least one mask")
     parser.add_argument("-k", type=int, default=5, metavar="N", help="how many tokens for each mask (default 5)")
     parser.add_argument("--json", action="store_true", help="print json: for each mask a list of tokens")
@@ -239,21 +242,26 @@ def _add_export(commands: Any) -> None:
         commands,
         "export",
         "write a model as a folder that loads fast",
-        "Write a model to a folder that loads fast: float32, memory-mapped, with its tokenizer and configuration.",
+        "Write a model to a folder that loads fast: memory-mapped, with its tokenizer and configuration.",
         """\
   cmm export ultrafastbert exported
+  cmm export ultrafastbert half --dtype float16
   cmm export intermediate_state.pth exported --config model_config.json --tokenizer tokenizer.json
 A file of PyTorch (.pth, .bin) needs PyTorch to be read. FOLDER should not exist, or be empty.""",
         run_export,
     )
     parser.add_argument("source", metavar="SOURCE", type=Path, help="a folder or file that training left")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to make")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16"), default="float32", help="how weights are stored (default float32)"
+    )
     _add_files(parser)
 
 
 def run_export(options: argparse.Namespace) -> None:
     """Export a model."""
-    folder = cmm.bert.export(options.source, options.folder, config=options.config, tokenizer=options.tokenizer)
+    files = {"config": options.config, "tokenizer": options.tokenizer}
+    folder = cmm.bert.export(options.source, options.folder, **files, dtype=options.dtype)
     model = cmm.bert.load(folder)
     tokenizer = "its tokenizer" if (folder / "tokenizer.json").exists() else "no tokenizer (--tokenizer adds one)"
     print(f"wrote {folder}: {model.parameters} weights, {tokenizer}")
@@ -262,8 +270,8 @@ def run_export(options: argparse.Namespace) -> None:
 # ---- what they share -----------------------------------------------------------------------------------------------
 
 
-def _add_model(parser: Any, what: str = _MODEL) -> None:
-    parser.add_argument("model", metavar="MODEL", help=what)
+def _add_model(parser: Any, what: str = _MODEL, **settings: Any) -> None:
+    parser.add_argument("model", metavar="MODEL", help=what, **settings)
 
 
 def _add_files(parser: Any) -> None:
@@ -297,6 +305,8 @@ def _model(options: argparse.Namespace) -> Model:
     if _is_random(options):
         config = cmm.bert.ULTRAFASTBERT_1X11_LONG
         model = cmm.bert.random(config if options.config is None else cmm.bert.config.read_json(options.config))
+    elif options.model in TRAINED and not Path(options.model).exists():
+        model = cmm.bert.trained(options.model)
     else:
         model = cmm.bert.load(options.model, config=options.config)
     if options.tokenizer is not None:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cmm.bert import _safetensors
 from cmm.bert.checkpoint import FORMAT, FORMAT_KEY, ConfigSource, build, load, open_checkpoint, open_state_dict
 from cmm.bert.config import open_regular
+from cmm.bert.errors import CheckpointError
 from cmm.bert.model import Model
 from cmm.bert.tokenizer import FILE, ROLE_FILES
+from cmm.errors import ArgumentError
 
 
 def export(
@@ -24,6 +27,7 @@ def export(
     *,
     config: ConfigSource = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    dtype: str = "float32",
 ) -> Path:
     """Write a model to a folder that ``load`` opens fast.
 
@@ -41,6 +45,8 @@ def export(
         As for ``load``.
     tokenizer : path-like, optional
         ``tokenizer.json``, or its folder, where it does not lie in the folder of the source.
+    dtype : {"float32", "float16"}, optional
+        How weights are stored. float16 halves the file, rounds every weight, and is computed in float32 as all are.
 
     Returns
     -------
@@ -50,27 +56,32 @@ def export(
     Raises
     ------
     CheckpointError
-        The source cannot be loaded, or there is no such tokenizer.
+        The source cannot be loaded, there is no such tokenizer, or a weight is too large for float16.
+    ArgumentError
+        dtype is not one of those.
     FileExistsError
         The folder exists and is not empty.
     OSError
         It cannot be written.
     """
+    if dtype not in _safetensors.WRITABLE:
+        raise ArgumentError(f"dtype is {dtype!r}; it should be one of {', '.join(_safetensors.WRITABLE)}")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder")
     kept = [] if tokenizer is None else _tokenizer_files(Path(tokenizer))
     model, provenance = _open(source, config)
+    tensors = _stored(model, dtype)
     if tokenizer is None and (place := model.tokenizer_file) is not None:
         kept = _tokenizer_files(place)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         made = Path(temporary) / "model"
         made.mkdir()
-        _write(model, made, provenance)
+        _write(model, tensors, made, provenance)
         for name, file in kept:
             shutil.copyfile(file, made / name)
-        if not _same(model, load(made)):
+        if not _same(tensors, load(made)):
             raise OSError(f"{made / 'model.safetensors'} does not read back as it was written")
         if folder.exists():
             folder.rmdir()
@@ -92,7 +103,18 @@ def _open(source: Any, config: ConfigSource) -> tuple[Model, dict[str, str]]:
     return build(checkpoint), provenance
 
 
-def _write(model: Model, folder: Path, provenance: Mapping[str, str]) -> None:
+def _stored(model: Model, dtype: str) -> dict[str, NDArray[Any]]:
+    """Return the tensors as they are to be written."""
+    kind = _safetensors.WRITABLE[dtype]
+    with np.errstate(over="ignore"):  # looked for below
+        tensors = {name: tensor.astype(kind, copy=False) for name, tensor in model.tensors.items()}
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise CheckpointError(model.source, f"has a weight that is too large for {dtype}", name)
+    return tensors
+
+
+def _write(model: Model, tensors: dict[str, NDArray[Any]], folder: Path, provenance: Mapping[str, str]) -> None:
     from cmm import __version__
 
     metadata = {
@@ -101,7 +123,7 @@ def _write(model: Model, folder: Path, provenance: Mapping[str, str]) -> None:
         "decoder": "yes" if model.has_decoder else "no",
         **provenance,
     }
-    _safetensors.write(folder / "model.safetensors", model.tensors, metadata)
+    _safetensors.write(folder / "model.safetensors", tensors, metadata)
     arch = model.config.arch
     arch = {**arch, "embedding": {**arch["embedding"], "vocab_size": len(model.weights.word)}}
     (folder / "model_config.json").write_text(json.dumps(arch, default=str) + "\n", encoding="utf-8")
@@ -114,9 +136,9 @@ def _tokenizer_files(place: Path) -> list[tuple[str, Path]]:
     return [(FILE, main), *((name, file) for name in ROLE_FILES if (file := main.parent / name).is_file())]
 
 
-def _same(model: Model, other: Model) -> bool:
-    """Whether two models have the same tensors, bit for bit."""
-    return model.tensors.keys() == other.tensors.keys() and all(
-        np.array_equal(tensor.view(np.uint32), other.tensors[name].view(np.uint32))
-        for name, tensor in model.tensors.items()
+def _same(tensors: dict[str, NDArray[Any]], other: Model) -> bool:
+    """Whether a model has these tensors, bit for bit."""
+    return tensors.keys() == other.tensors.keys() and all(
+        np.array_equal(tensor.astype(np.float32).view(np.uint32), other.tensors[name].view(np.uint32))
+        for name, tensor in tensors.items()
     )
