@@ -101,6 +101,15 @@ def test_numpy_needs_no_pytorch():
     assert done.stdout == "(1, 2, 6144)\n"
 
 
+def test_without_pytorch_cmm_torch_says_so():
+    code = "import sys; sys.modules['torch'] = None; import cmm.torch"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "cmm.errors.UnusableError: cmm.torch needs PyTorch: pip install cmm[torch] ("
+    )
+
+
 # ---- the card ------------------------------------------------------------------------------------------------------
 
 
