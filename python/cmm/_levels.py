@@ -121,9 +121,9 @@ def choose(level: str, threads: int | None, dense: bool) -> tuple[int, Any, Any,
         if isinstance(level, str) and level in _cuda.LEVELS:
             raise UnusableError(f"level is {level!r}, which is for arrays on a GPU, and these are not") from None
         raise LevelError(f"level is {level!r}; it should be one of {listed(_LEVELS)}") from None
-    plain = level == "auto" and threads is None and not dense and _DEFAULT is not None
-    if plain and not is_set(b"CMM_LEVEL") and not is_set(b"CMM_ISA"):
-        return _DEFAULT  # what most calls want, 0.1 us sooner
+    if level == "auto" and threads is None and not dense and not is_set(b"CMM_LEVEL") and not is_set(b"CMM_ISA"):
+        if _DEFAULT is not None:
+            return _DEFAULT  # what most calls want, 0.1 us sooner
     if level == "auto" and is_set(b"CMM_LEVEL") and variable(b"CMM_LEVEL") not in _cuda.LEVELS:
         level = variable(b"CMM_LEVEL") or level
         if level not in _LEVELS:
@@ -185,5 +185,5 @@ def _native_usable() -> bool:
 
 
 _LEVELS = {name: ffi.new("char[]", name.encode()) for name in ["auto", *(text(i.name) for i in _infos(NULL, NULL))]}
-_DEFAULT: Any = (0, _LEVELS["auto"], NULL, NULL) if _native_usable() else None
+_DEFAULT = (0, _LEVELS["auto"], NULL, NULL) if _native_usable() else None
 _BLAS_LEVELS = frozenset(name for name in _LEVELS if name.startswith("blas"))
