@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 import cmm
+from cmm._array import large
 from cmm.bench import check
 from cmm.bench.machine import memory_available
 from cmm.blas import Blas
@@ -99,7 +100,7 @@ class Data:
     x : ndarray (pool, width)
         At least `tokens` tokens.
     out : ndarray (tokens, width)
-        Where every contestant writes.
+        Where every contestant writes: memory such as a call without `out` returns.
     """
 
     def __init__(
@@ -124,7 +125,8 @@ class Data:
         self.w_in = self._normal(rng, rows)
         self.w_in *= width**-0.5  # logits of about 1: where GELU bends
         self.w_out = self._normal(rng, rows)
-        self.out = np.zeros((tokens, width), self.dtype)
+        self.out = large("out", (tokens, width), self.dtype)
+        self.out[:] = 0  # no page is new when it is timed
         self._references: dict[tuple[Layer, int, bytes | None], check.Reference] = {}
         self._prepared: dict[Layer, cmm.FFF] = {}
 
