@@ -374,6 +374,22 @@ def test_node_usage_refuses(error: type[Exception], words: str, nodes: Any, size
         cmm.node_usage(nodes, size)
 
 
+@pytest.mark.parametrize(
+    ("error", "words", "usage"),
+    [
+        (cmm.DtypeError, r"usage has dtype float64", np.ones((1, 7))),
+        (cmm.ShapeError, r"usage has shape \(7,\)", np.ones(7, int)),
+        (cmm.ShapeError, r"usage has shape \(1, 6\)", np.ones((1, 6), int)),
+        (cmm.ShapeError, r"usage has shape \(1, 0\)", np.ones((1, 0), int)),
+    ],
+    ids=["floats", "one dimension", "no such N", "no nodes"],
+)
+def test_dead_subtrees_refuses(error: type[Exception], words: str, usage: Any) -> None:
+    with pytest.raises(error, match=words):
+        cmm.dead_subtrees(usage)
+
+
+
 # ---- the table of statuses -----------------------------------------------------------------------------------------
 
 

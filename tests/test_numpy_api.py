@@ -82,6 +82,7 @@ def test_signatures() -> None:
     assert shown(cmm.FFF) == "(w_in, w_out, bias=None, *, activation='gelu', tie='left')"
     assert shown(cmm.FFF.__call__) == "(self, x, *, level='auto', threads=None, out=None, return_path=False)"
     assert shown(cmm.node_usage) == "(nodes, N)"
+    assert shown(cmm.dead_subtrees) == "(usage)"
 
 
 def test_every_public_name_is_there_and_documented() -> None:
@@ -611,3 +612,11 @@ def test_node_usage_counts(dtype: Any) -> None:
     same(cmm.node_usage(nodes[0].astype(np.int64), NODES), cmm.node_usage(nodes[:1], NODES))
     same(cmm.node_usage(nodes[:0], NODES), 0 * expected)
     same(cmm.node_usage(nodes.tolist(), NODES), expected)
+
+
+def test_dead_subtrees_are_the_tops_of_what_no_token_visited() -> None:
+    nodes = np.array([[[0, 1, 3], [0, 2, 6]], [[0, 1, 3], [0, 2, 5]]])  # two tokens, two trees of depth 2
+    usage = cmm.node_usage(nodes, 7)
+    assert cmm.dead_subtrees(usage).tolist() == [[0, 2], [0, 4], [1, 1]]
+    assert cmm.dead_subtrees(cmm.node_usage(nodes[:0], 7)).tolist() == [[0, 0], [1, 0]]
+    assert cmm.dead_subtrees(np.ones((3, 1), int)).shape == (0, 2)

@@ -22,7 +22,8 @@ from cmm.errors import (
     ShapeError,
     UnusableError,
 )
-from cmm.fff import FFF, cmm, ff_forward, fff_forward, node_usage
+from cmm.fff import FFF, cmm, ff_forward, fff_forward
+from cmm.usage import dead_subtrees, node_usage
 
 if TYPE_CHECKING:
     from cmm import bert
@@ -41,6 +42,7 @@ __all__ = [
     "bert",
     "blas",
     "cmm",
+    "dead_subtrees",
     "ff_forward",
     "fff_forward",
     "get_include",

@@ -15,9 +15,9 @@ from cmm._array import CODES, I32, Floats, address, aligned, deliver, empty, flo
 from cmm._call import ACTIVATIONS, NULL, TIES, code, failure, ffi, lib
 from cmm._foreign import is_foreign
 from cmm._levels import choose, refused
-from cmm.errors import ArgumentError, DtypeError, ShapeError
+from cmm.errors import ShapeError
 
-__all__ = ["FFF", "cmm", "ff_forward", "fff_forward", "node_usage"]
+__all__ = ["FFF", "cmm", "ff_forward", "fff_forward"]
 
 Nodes: TypeAlias = NDArray[np.int32]
 
@@ -537,47 +537,3 @@ def ff_forward(
     if status:
         raise refused(status, run)
     return y if out is None else deliver(y, out)
-
-
-# ---- tools for paths -----------------------------------------------------------------------------------------------
-
-
-def node_usage(nodes: ArrayLike, N: int) -> NDArray[np.int64]:  # noqa: N803 (the operation's own name for it)
-    """Count how many tokens visited each node.
-
-    Parameters
-    ----------
-    nodes : array_like of integers, shape (..., K, D+1)
-        Paths, as :func:`cmm.cmm` and ``return_path`` give them.
-    N : int
-        Nodes of one tree, 2^(D+1) - 1.
-
-    Returns
-    -------
-    ndarray, shape (K, N), int64
-        A node with count 0 was visited by no token; with it, its whole subtree.
-
-    Raises
-    ------
-    DtypeError
-        nodes are not integers.
-    ShapeError
-        nodes have fewer than two dimensions, or N is not that of D+1 levels.
-    ArgumentError
-        A path does not start at the root or goes on to a node that is not a child.
-    """
-    paths = np.asarray(nodes)
-    if paths.dtype.kind not in "iu":
-        raise DtypeError(f"nodes has dtype {paths.dtype}; it should be int32, as cmm.cmm() returns it")
-    if paths.ndim < 2 or not 1 <= paths.shape[-1] <= lib.CMM_MAX_DEPTH + 1:
-        raise ShapeError(f"nodes has shape {paths.shape}; it should be (..., K, D+1), D at most {lib.CMM_MAX_DEPTH}")
-    trees, visited = paths.shape[-2:]
-    if 2**visited - 1 != N:
-        raise ShapeError(f"N is {N!r}; it should be {2**visited - 1} for the {visited} nodes of a path in nodes")
-    if (paths[..., 0] != 0).any():
-        raise ArgumentError("nodes holds a path that does not start at node 0; it should hold paths from the root")
-    turns = paths[..., 1:] - 2 * paths[..., :-1].astype(np.int64)
-    if ((turns != 1) & (turns != 2)).any():
-        raise ArgumentError("nodes holds a path that leaves its tree; the children of node n should be 2n+1 and 2n+2")
-    flat = paths.astype(np.int64) + N * np.arange(trees)[:, np.newaxis]
-    return np.bincount(flat.ravel(), minlength=trees * N).reshape(trees, N)

@@ -12,7 +12,7 @@ from cmm.bert.model import Model
 from cmm.bert.text import encode, progress_bar
 from cmm.bert.tokenizer import Text
 from cmm.errors import UnusableError
-from cmm.fff import node_usage
+from cmm.usage import dead_subtrees, node_usage
 
 # Dead subtrees that the report names in one layer.
 _NAMED = 4
@@ -80,14 +80,10 @@ class Paths:
         A subtree within another one of them is not named again.
         """
         result = []
-        for layer, trees in enumerate(self.usage):
-            for tree, counts in enumerate(trees):
-                above = np.concatenate([[1], np.repeat(counts[: self.leaves - 1], 2)])  # the counts of the parents
-                tops = np.flatnonzero((counts == 0) & (above > 0))
-                # Nodes are numbered level by level, so the smaller the number, the larger the subtree.
-                for node in tops.tolist():
-                    depth = (node + 1).bit_length() - 1
-                    result.append(Subtree(layer, tree, node, depth, 2 ** (self.depth - depth)))
+        for layer, counts in enumerate(self.usage):
+            for tree, node in dead_subtrees(counts).tolist():
+                depth = (node + 1).bit_length() - 1
+                result.append(Subtree(layer, tree, node, depth, 2 ** (self.depth - depth)))
         return result
 
 
