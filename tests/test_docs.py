@@ -230,9 +230,16 @@ def test_python_api() -> None:
     submodules = {"bert", "blas"}
     assert documented - submodules == set(cmm.__all__) - submodules
     signatures = re.findall(r"^cmm\.(\w+)(\(.*\))$", page, re.MULTILINE)
-    assert {"fff_forward", "cmm", "ff_forward", "FFF", "node_usage", "dead_subtrees", "levels", "get_include"} == dict(
-        signatures
-    ).keys()
+    assert {
+        "fff_forward",
+        "cmm",
+        "ff_forward",
+        "FFF",
+        "node_usage",
+        "dead_subtrees",
+        "levels",
+        "get_include",
+    } == dict(signatures).keys()
     for name, arguments in signatures:
         assert name + arguments == shown(name, getattr(cmm, name))
     call = re.search(r"`(layer\(x.*?\))`", page, re.DOTALL)

@@ -389,7 +389,6 @@ def test_dead_subtrees_refuses(error: type[Exception], words: str, usage: Any) -
         cmm.dead_subtrees(usage)
 
 
-
 # ---- the table of statuses -----------------------------------------------------------------------------------------
 
 
