@@ -3,7 +3,6 @@
 import gzip
 import importlib.util
 import shutil
-import sys
 
 import pytest
 from building import ROOT
@@ -29,11 +28,10 @@ The number of it is the lowest that is not in use by the process.
 """
 
 
-@pytest.fixture
-def corpus(monkeypatch):
+@pytest.fixture(scope="module")
+def corpus():
     spec = importlib.util.spec_from_file_location("corpus", ROOT / "docs/examples/corpus.py")
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "corpus", module)  # where its processes look for its functions
     spec.loader.exec_module(module)
     return module
 

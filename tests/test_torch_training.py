@@ -90,6 +90,8 @@ def test_training_and_resuming(run, corpus, tmp_path, layer):
     model = cmm.bert.load(tmp_path / "whole")
     assert model.config.arch["embedding"]["vocab_size"] is None
     assert len(model.fill_mask("the <mask> of a token", 3)[0]) == 3
+    state = cmm.bert.load(tmp_path / "whole" / training.STATE, config=of_file(model, tmp_path / "whole").config.arch)
+    assert all(np.array_equal(state.tensors[key], value) for key, value in model.tensors.items())
     assert model.parameters == sum(p.numel() for p in of_file(model, tmp_path / "whole").parameters())
 
 

@@ -19,6 +19,7 @@ import tempfile
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 from lxml import etree, html
@@ -88,8 +89,9 @@ def read_folder(folder: Path, jobs: int = 1) -> Iterator[tuple[str, list[str]]]:
     """Yield the name and the paragraphs of each document of an unpacked package that has any."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.is_symlink()]
     names = [str(file.relative_to(folder)) for file in files]
-    with ProcessPoolExecutor(jobs) as pool:
-        for name, paragraphs in zip(names, pool.map(read_file, files, chunksize=32), strict=True):
+    with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+        read = map(read_file, files) if pool is None else pool.map(read_file, files, chunksize=32)
+        for name, paragraphs in zip(names, read, strict=True):
             if paragraphs:
                 yield name, paragraphs
 
