@@ -115,15 +115,29 @@ def choose(level: str, threads: int | None, dense: bool) -> tuple[int, Any, Any,
     ------
     LevelError, ArgumentError, UnusableError
     """
+    key = level, threads, type(threads)  # for True and 1.0 are 1
+    try:
+        run = None if dense or is_set(b"CMM_LEVEL") or is_set(b"CMM_ISA") else _runs.get(key)
+    except TypeError:  # level or threads is not hashable
+        run = None
+    if run is None:
+        run = _choose(level, threads, dense)
+        if not (run[2] or run[3] or dense or is_set(b"CMM_LEVEL")) and _native_usable():
+            _runs[key] = run
+    return run
+
+
+# What choose() answered where that hangs on its arguments alone: with no variable set, and for no BLAS.
+_runs: dict[tuple[str, int | None, type], tuple[int, Any, Any, Any]] = {}
+
+
+def _choose(level: str, threads: int | None, dense: bool) -> tuple[int, Any, Any, Any]:
     try:
         c_level = _LEVELS[level]
     except (KeyError, TypeError):  # TypeError: level is not hashable
         if isinstance(level, str) and level in _cuda.LEVELS:
             raise UnusableError(f"level is {level!r}, which is for arrays on a GPU, and these are not") from None
         raise LevelError(f"level is {level!r}; it should be one of {listed(_LEVELS)}") from None
-    plain = level == "auto" and threads is None and not dense
-    if plain and _DEFAULT is not None and not is_set(b"CMM_LEVEL") and not is_set(b"CMM_ISA"):
-        return _DEFAULT  # what most calls want, 0.1 us sooner
     if level == "auto" and is_set(b"CMM_LEVEL") and variable(b"CMM_LEVEL") not in _cuda.LEVELS:
         level = variable(b"CMM_LEVEL") or level
         if level not in _LEVELS:
@@ -185,5 +199,4 @@ def _native_usable() -> bool:
 
 
 _LEVELS = {name: ffi.new("char[]", name.encode()) for name in ["auto", *(text(i.name) for i in _infos(NULL, NULL))]}
-_DEFAULT = (0, _LEVELS["auto"], NULL, NULL) if _native_usable() else None
 _BLAS_LEVELS = frozenset(name for name in _LEVELS if name.startswith("blas"))
