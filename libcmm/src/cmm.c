@@ -1,6 +1,7 @@
-/* The front door: every check, every default, the choice of a kernel. Nothing behind it can fail. */
+/* The front door: every check (checks.h), every default, the choice of a kernel. Nothing behind it can fail. */
 #include "cmm.h"
 
+#include "checks.h"
 #include "cpu.h"
 #include "kernel.h"
 #include "process.h"
@@ -21,6 +22,8 @@ static const cmm_kernel *const kernels[] = {
 };
 
 enum { KERNELS = (int)(sizeof kernels / sizeof kernels[0]) };
+
+enum { DTYPES = 2 }; /* CMM_F32 and CMM_F64 */
 
 static const char *const level_names[] = {"naive", "blas1", "blas2", "blas3", "native"};
 
@@ -148,143 +151,6 @@ static cmm_status find_kernel(cmm_op op, const choice *chosen, const cmm_task *t
     return blame;
 }
 
-/* ---- checks ---------------------------------------------------------------------------------------------------- */
-
-static int64_t element_size(int32_t dtype)
-{
-    return dtype == CMM_F32 ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
-}
-
-/* a * b * c bytes, or -1 when that does not fit in the address space. */
-static int64_t bytes_of(int64_t a, int64_t b, int64_t c)
-{
-    int64_t product;
-    if (__builtin_mul_overflow(a, b, &product) || __builtin_mul_overflow(product, c, &product) ||
-        (uint64_t)product > (uint64_t)PTRDIFF_MAX)
-        return -1;
-    return product;
-}
-
-typedef struct extent {
-    uintptr_t first, end;
-} extent;
-
-static extent extent_of(const void *start, int64_t bytes)
-{
-    const extent e = {(uintptr_t)start, start ? (uintptr_t)start + (uintptr_t)bytes : (uintptr_t)start};
-    return e;
-}
-
-static int overlap(extent a, extent b)
-{
-    return a.first < b.end && b.first < a.end;
-}
-
-static int misaligned(const void *pointer, int64_t size)
-{
-    return ((uintptr_t)pointer & ((uintptr_t)size - 1)) != 0;
-}
-
-/* What cmm_fff and cmm_ff have in common, once their fields are in the task. */
-static cmm_status check_layer(const cmm_task *task)
-{
-    if (task->dtype != CMM_F32 && task->dtype != CMM_F64)
-        return CMM_ERROR_DTYPE;
-    if (task->activation < CMM_GELU || task->activation > CMM_IDENTITY)
-        return CMM_ERROR_ACTIVATION;
-    if (task->d_in < 1)
-        return CMM_ERROR_D_IN;
-    if (task->d_out < 1)
-        return CMM_ERROR_D_OUT;
-    if (task->ld_in < task->d_in)
-        return CMM_ERROR_LD_IN;
-    if (task->ld_out < task->d_out)
-        return CMM_ERROR_LD_OUT;
-    const int64_t size = element_size(task->dtype);
-    int64_t rows;
-    if (__builtin_mul_overflow(task->trees, task->nodes, &rows) || bytes_of(rows, task->ld_in, size) < 0 ||
-        bytes_of(rows, task->ld_out, size) < 0)
-        return CMM_ERROR_LAYER_TOO_LARGE;
-    return CMM_OK;
-}
-
-enum { WEIGHTS = 3 };
-
-static void weight_extents(const cmm_task *task, int wants_y, extent *weights)
-{
-    const int64_t size = element_size(task->dtype), rows = task->trees * task->nodes, last = rows > 0 ? rows - 1 : 0;
-    weights[0] = extent_of(rows ? task->w_in : NULL, (last * task->ld_in + task->d_in) * size);
-    weights[1] = extent_of(rows && wants_y ? task->w_out : NULL, (last * task->ld_out + task->d_out) * size);
-    weights[2] = extent_of(task->bias, rows * size);
-}
-
-static cmm_status check_weights(const cmm_task *task, int wants_y)
-{
-    const int64_t size = element_size(task->dtype);
-    if (task->nodes > 0 && !task->w_in)
-        return CMM_ERROR_W_IN_NULL;
-    if (task->nodes > 0 && wants_y && !task->w_out)
-        return CMM_ERROR_W_OUT_NULL;
-    if (misaligned(task->w_in, size))
-        return CMM_ERROR_W_IN_ALIGN;
-    if (wants_y && misaligned(task->w_out, size))
-        return CMM_ERROR_W_OUT_ALIGN;
-    if (misaligned(task->bias, size))
-        return CMM_ERROR_BIAS_ALIGN;
-    return CMM_OK;
-}
-
-static cmm_status check_arrays(const cmm_task *task, int wants_y)
-{
-    const int64_t size = element_size(task->dtype);
-    const int64_t path = bytes_of(task->batch, task->trees, task->depth + 1);
-    const int64_t x_bytes = bytes_of(task->batch, task->d_in, size);
-    const int64_t y_bytes = wants_y ? bytes_of(task->batch, task->d_out, size) : 0;
-    if (task->batch < 0)
-        return CMM_ERROR_BATCH;
-    if (x_bytes < 0 || y_bytes < 0 || path < 0 || bytes_of(path, 8, 1) < 0)
-        return CMM_ERROR_BATCH_TOO_LARGE;
-    const cmm_status status = check_weights(task, wants_y);
-    if (status != CMM_OK)
-        return status;
-    if (task->batch > 0) {
-        if (!task->x)
-            return CMM_ERROR_X_NULL;
-        if (wants_y && !task->y)
-            return CMM_ERROR_Y_NULL;
-        if (!wants_y && !task->nodes_out && !task->logits_out)
-            return CMM_ERROR_PATH_NULL;
-    }
-    if (misaligned(task->x, size))
-        return CMM_ERROR_X_ALIGN;
-    if (misaligned(task->y, size))
-        return CMM_ERROR_Y_ALIGN;
-    if (misaligned(task->nodes_out, (int64_t)sizeof(int32_t)))
-        return CMM_ERROR_NODES_ALIGN;
-    if (misaligned(task->logits_out, size))
-        return CMM_ERROR_LOGITS_ALIGN;
-
-    const extent y = extent_of(task->y, y_bytes);
-    const extent nodes = extent_of(task->nodes_out, path * (int64_t)sizeof(int32_t));
-    const extent logits = extent_of(task->logits_out, path * size);
-    extent inputs[WEIGHTS + 1];
-    weight_extents(task, wants_y, inputs);
-    inputs[WEIGHTS] = extent_of(task->x, x_bytes);
-    for (size_t i = 0; i < sizeof inputs / sizeof inputs[0]; i++) {
-        if (overlap(y, inputs[i]))
-            return CMM_ERROR_Y_OVERLAP;
-        if (overlap(nodes, inputs[i]))
-            return CMM_ERROR_NODES_OVERLAP;
-        if (overlap(logits, inputs[i]))
-            return CMM_ERROR_LOGITS_OVERLAP;
-    }
-    if (overlap(nodes, y))
-        return CMM_ERROR_NODES_OVERLAP;
-    if (overlap(logits, y) || overlap(logits, nodes))
-        return CMM_ERROR_LOGITS_OVERLAP;
-    return CMM_OK;
-}
-
 /* BLAS counts in 32 bits. */
 static int fits_blas(const cmm_task *task)
 {
@@ -368,11 +234,13 @@ static cmm_status forward(cmm_op op, cmm_task *task, const cmm_run *how, int wan
 {
     choice chosen;
     const cmm_kernel *kernel;
-    cmm_status status = check_layer(task);
+    cmm_status status = cmm_check_layer(task, DTYPES);
     if (status == CMM_OK)
         status = choose(how, &chosen);
     if (status == CMM_OK)
-        status = check_arrays(task, wants_y);
+        status = cmm_check_batch(task, wants_y);
+    if (status == CMM_OK)
+        status = cmm_check_arrays(task, wants_y);
     if (status != CMM_OK)
         return status;
     task->machine = cmm_process_machine();
@@ -389,40 +257,9 @@ static cmm_status forward(cmm_op op, cmm_task *task, const cmm_run *how, int wan
     return task->batch > 0 ? run(kernel, task, chosen.threads) : CMM_OK;
 }
 
-/* Widen a cmm_fff into a task, after the checks of the fields that only it has. */
-static cmm_status read_fff(const cmm_fff *layer, int wants_y, cmm_task *task)
-{
-    if (!layer)
-        return CMM_ERROR_LAYER_NULL;
-    if (layer->size != sizeof *layer)
-        return CMM_ERROR_LAYER_SIZE;
-    if (layer->reserved != 0)
-        return CMM_ERROR_RESERVED;
-    if (layer->tie != CMM_TIE_LEFT && layer->tie != CMM_TIE_RIGHT)
-        return CMM_ERROR_TIE;
-    if (layer->depth < 0 || layer->depth > CMM_MAX_DEPTH)
-        return CMM_ERROR_DEPTH;
-    if (layer->trees < 1)
-        return CMM_ERROR_TREES;
-    task->dtype = layer->dtype;
-    task->activation = layer->activation;
-    task->tie = layer->tie;
-    task->depth = layer->depth;
-    task->trees = layer->trees;
-    task->nodes = ((int64_t)2 << layer->depth) - 1;
-    task->d_in = layer->d_in;
-    task->d_out = wants_y ? layer->d_out : 1;
-    task->ld_in = layer->ld_in ? layer->ld_in : layer->d_in;
-    task->ld_out = wants_y ? layer->ld_out ? layer->ld_out : layer->d_out : 1;
-    task->w_in = layer->w_in;
-    task->bias = layer->bias;
-    task->w_out = layer->w_out;
-    return CMM_OK;
-}
-
 static cmm_status fff_forward(const cmm_fff *layer, const cmm_run *how, cmm_task *task, int wants_y)
 {
-    const cmm_status status = read_fff(layer, wants_y, task);
+    const cmm_status status = cmm_read_fff(layer, wants_y, task);
     return status == CMM_OK ? forward(CMM_OP_FFF, task, how, wants_y) : status;
 }
 
@@ -442,29 +279,9 @@ cmm_status cmm_cmm_forward(const cmm_fff *layer, const cmm_run *how, int64_t bat
 
 cmm_status cmm_ff_forward(const cmm_ff *layer, const cmm_run *how, int64_t batch, const void *x, void *y)
 {
-    if (!layer)
-        return CMM_ERROR_LAYER_NULL;
-    if (layer->size != sizeof *layer)
-        return CMM_ERROR_LAYER_SIZE;
-    if (layer->reserved != 0)
-        return CMM_ERROR_RESERVED;
-    if (layer->neurons < 0)
-        return CMM_ERROR_NEURONS;
-    cmm_task task = {.dtype = layer->dtype,
-                     .activation = layer->activation,
-                     .trees = 1,
-                     .nodes = layer->neurons,
-                     .d_in = layer->d_in,
-                     .d_out = layer->d_out,
-                     .ld_in = layer->ld_in ? layer->ld_in : layer->d_in,
-                     .ld_out = layer->ld_out ? layer->ld_out : layer->d_out,
-                     .w_in = layer->w_in,
-                     .bias = layer->bias,
-                     .w_out = layer->w_out,
-                     .batch = batch,
-                     .x = x,
-                     .y = y};
-    return forward(CMM_OP_FF, &task, how, 1);
+    cmm_task task = {.batch = batch, .x = x, .y = y};
+    const cmm_status status = cmm_read_ff(layer, &task);
+    return status == CMM_OK ? forward(CMM_OP_FF, &task, how, 1) : status;
 }
 
 /* ---- packing --------------------------------------------------------------------------------------------------- */
@@ -477,15 +294,15 @@ static int64_t padded(int64_t bytes)
 /* A packed layer: per neuron its two rows, each padded; then the biases. */
 static cmm_status pack_sizes(const cmm_fff *layer, cmm_task *task, int64_t *row_in, int64_t *row, int64_t *bytes)
 {
-    cmm_status status = read_fff(layer, 1, task);
+    cmm_status status = cmm_read_fff(layer, 1, task);
     if (status == CMM_OK)
-        status = check_layer(task);
+        status = cmm_check_layer(task, DTYPES);
     if (status != CMM_OK)
         return status;
-    const int64_t size = element_size(task->dtype), rows = task->trees * task->nodes;
+    const int64_t size = cmm_element_size(task->dtype), rows = task->trees * task->nodes;
     *row_in = padded(task->d_in * size);
     *row = *row_in + padded(task->d_out * size);
-    const int64_t weights = bytes_of(rows, *row, 1), biases = task->bias ? rows * size : 0;
+    const int64_t weights = cmm_bytes_of(rows, *row, 1), biases = task->bias ? rows * size : 0;
     if (weights < 0 || __builtin_add_overflow(weights, biases, bytes))
         return CMM_ERROR_LAYER_TOO_LARGE;
     return CMM_OK;
@@ -509,25 +326,25 @@ cmm_status cmm_fff_pack(const cmm_fff *layer, void *memory, int64_t bytes, cmm_f
     int64_t row_in, row, needed;
     cmm_status status = pack_sizes(layer, &task, &row_in, &row, &needed);
     if (status == CMM_OK)
-        status = check_weights(&task, 1);
+        status = cmm_check_weights(&task, 1);
     if (status != CMM_OK)
         return status;
     if (!packed)
         return CMM_ERROR_PACKED_NULL;
     if (!memory)
         return CMM_ERROR_MEMORY_NULL;
-    if (misaligned(memory, CMM_ALIGNMENT))
+    if (cmm_misaligned(memory, CMM_ALIGNMENT))
         return CMM_ERROR_MEMORY_ALIGN;
     if (bytes < needed)
         return CMM_ERROR_MEMORY_SIZE;
-    const extent mine = extent_of(memory, needed);
-    extent weights[WEIGHTS];
-    weight_extents(&task, 1, weights);
-    for (int i = 0; i < WEIGHTS; i++)
-        if (overlap(mine, weights[i]))
+    const cmm_extent mine = cmm_extent_of(memory, needed);
+    cmm_extent inputs[CMM_INPUTS];
+    cmm_input_extents(&task, 1, inputs);
+    for (int i = 0; i < CMM_WEIGHTS; i++)
+        if (cmm_overlap(mine, inputs[i]))
             return CMM_ERROR_MEMORY_OVERLAP;
 
-    const int64_t size = element_size(task.dtype), rows = task.trees * task.nodes;
+    const int64_t size = cmm_element_size(task.dtype), rows = task.trees * task.nodes;
     char *to = memory;
     for (int64_t i = 0; i < rows; i++, to += row) {
         const int64_t in = task.d_in * size, out = task.d_out * size;

@@ -33,7 +33,7 @@ template <typename T> __global__ void ff_naive(const cmm_cuda_task task, typenam
 
 static int64_t workspace(const cmm_cuda_task *task)
 {
-    return element_size(task->dtype) < 4 ? task->batch * task->d_out * 4 : 0;
+    return cmm_element_size(task->dtype) < 4 ? task->batch * task->d_out * 4 : 0;
 }
 
 template <typename T> static cudaError_t launch(const cmm_cuda_task *task, cudaStream_t stream, void *memory)

@@ -46,7 +46,7 @@ template <typename T> __global__ void fff_naive(const cmm_cuda_task task, typena
 
 static int64_t workspace(const cmm_cuda_task *task)
 {
-    return task->wants_y && element_size(task->dtype) < 4 ? task->batch * task->d_out * 4 : 0;
+    return task->wants_y && cmm_element_size(task->dtype) < 4 ? task->batch * task->d_out * 4 : 0;
 }
 
 template <typename T> static cudaError_t launch(const cmm_cuda_task *task, cudaStream_t stream, void *memory)

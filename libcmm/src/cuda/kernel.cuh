@@ -10,21 +10,16 @@
 #include <cuda_runtime.h>
 
 #include "../activation.h"
+#include "../checks.h"
 #include "cmm_cuda.h"
 
-/* A checked call with every default filled in. A dense layer at level cuda-naive has nodes = neurons, trees = 1. */
-struct cmm_cuda_task {
-    int32_t dtype, activation, tie, depth;
-    int64_t trees, nodes, d_in, d_out, ld_in, ld_out;
-    const void *w_in, *bias, *w_out;
-    int64_t batch;
-    const void *x;
-    void *y;        /* NULL: the path alone is wanted */
-    int32_t *nodes_out; /* NULL: not wanted */
-    void *logits_out;   /* NULL: not wanted; float for bf16 and f16 */
+/* A checked call with every default filled in (see ../kernel.h, of whose fields those for CPUs stay 0), and what only
+ * these kernels look at. A dense layer at level cuda-naive has nodes = neurons, trees = 1. */
+struct cmm_cuda_task : cmm_task {
     int wants_y;
     int aligned; /* rows of w_in, w_out, x and y all start at multiples of 16 bytes and end there */
     int processors;
+    int overlaps; /* see launch_overlapping() in rows.cuh */
 };
 
 struct cmm_cuda_kernel {
@@ -103,9 +98,15 @@ template <typename A> __device__ inline A warp_sum(A v)
      : (dtype) == CMM_BF16 ? function<__nv_bfloat16>(__VA_ARGS__)                                                      \
                            : function<__half>(__VA_ARGS__))
 
-static inline int64_t element_size(int32_t dtype)
+/* Whether the code for compute capability 9.0 is there, which alone knows launches that overlap. The intermediate code
+ * for 8.0, which a newer GPU's driver compiles, does not. */
+static inline int has_code_for_90(void)
 {
-    return dtype == CMM_F64 ? 8 : dtype == CMM_F32 ? 4 : 2;
+    constexpr int there[] = {__CUDA_ARCH_LIST__};
+    for (const int architecture : there)
+        if (architecture == 900)
+            return 1;
+    return 0;
 }
 
 /* Blocks for so many pieces of work; kernels loop where there are more pieces than a grid may have blocks. */

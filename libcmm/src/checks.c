@@ -1,0 +1,200 @@
+/* The checks that every call goes through, see checks.h. */
+#include "checks.h"
+
+int64_t cmm_element_size(int32_t dtype)
+{
+    static const int64_t sizes[] = {[CMM_F32] = 4, [CMM_F64] = 8, [CMM_BF16] = 2, [CMM_F16] = 2};
+    return sizes[dtype];
+}
+
+int64_t cmm_logit_size(int32_t dtype)
+{
+    return dtype == CMM_F64 ? 8 : 4;
+}
+
+int64_t cmm_bytes_of(int64_t a, int64_t b, int64_t c)
+{
+    int64_t product;
+    if (__builtin_mul_overflow(a, b, &product) || __builtin_mul_overflow(product, c, &product) ||
+        (uint64_t)product > (uint64_t)PTRDIFF_MAX)
+        return -1;
+    return product;
+}
+
+cmm_extent cmm_extent_of(const void *start, int64_t bytes)
+{
+    const cmm_extent e = {(uintptr_t)start, start ? (uintptr_t)start + (uintptr_t)bytes : (uintptr_t)start};
+    return e;
+}
+
+int cmm_overlap(cmm_extent a, cmm_extent b)
+{
+    return a.first < b.end && b.first < a.end;
+}
+
+int cmm_misaligned(const void *pointer, int64_t size)
+{
+    return ((uintptr_t)pointer & ((uintptr_t)size - 1)) != 0;
+}
+
+cmm_status cmm_read_fff(const cmm_fff *layer, int wants_y, cmm_task *task)
+{
+    if (!layer)
+        return CMM_ERROR_LAYER_NULL;
+    if (layer->size != sizeof *layer)
+        return CMM_ERROR_LAYER_SIZE;
+    if (layer->reserved != 0)
+        return CMM_ERROR_RESERVED;
+    if (layer->tie != CMM_TIE_LEFT && layer->tie != CMM_TIE_RIGHT)
+        return CMM_ERROR_TIE;
+    if (layer->depth < 0 || layer->depth > CMM_MAX_DEPTH)
+        return CMM_ERROR_DEPTH;
+    if (layer->trees < 1)
+        return CMM_ERROR_TREES;
+    task->dtype = layer->dtype;
+    task->activation = layer->activation;
+    task->tie = layer->tie;
+    task->depth = layer->depth;
+    task->trees = layer->trees;
+    task->nodes = ((int64_t)2 << layer->depth) - 1;
+    task->d_in = layer->d_in;
+    task->d_out = wants_y ? layer->d_out : 1;
+    task->ld_in = layer->ld_in ? layer->ld_in : layer->d_in;
+    task->ld_out = wants_y ? layer->ld_out ? layer->ld_out : layer->d_out : 1;
+    task->w_in = layer->w_in;
+    task->bias = layer->bias;
+    task->w_out = layer->w_out;
+    return CMM_OK;
+}
+
+cmm_status cmm_read_ff(const cmm_ff *layer, cmm_task *task)
+{
+    if (!layer)
+        return CMM_ERROR_LAYER_NULL;
+    if (layer->size != sizeof *layer)
+        return CMM_ERROR_LAYER_SIZE;
+    if (layer->reserved != 0)
+        return CMM_ERROR_RESERVED;
+    if (layer->neurons < 0)
+        return CMM_ERROR_NEURONS;
+    task->dtype = layer->dtype;
+    task->activation = layer->activation;
+    task->tie = CMM_TIE_LEFT;
+    task->depth = 0;
+    task->trees = 1;
+    task->nodes = layer->neurons;
+    task->d_in = layer->d_in;
+    task->d_out = layer->d_out;
+    task->ld_in = layer->ld_in ? layer->ld_in : layer->d_in;
+    task->ld_out = layer->ld_out ? layer->ld_out : layer->d_out;
+    task->w_in = layer->w_in;
+    task->bias = layer->bias;
+    task->w_out = layer->w_out;
+    return CMM_OK;
+}
+
+cmm_status cmm_check_layer(const cmm_task *task, int32_t dtypes)
+{
+    if (task->dtype < 0 || task->dtype >= dtypes)
+        return CMM_ERROR_DTYPE;
+    if (task->activation < CMM_GELU || task->activation > CMM_IDENTITY)
+        return CMM_ERROR_ACTIVATION;
+    if (task->d_in < 1)
+        return CMM_ERROR_D_IN;
+    if (task->d_out < 1)
+        return CMM_ERROR_D_OUT;
+    if (task->ld_in < task->d_in)
+        return CMM_ERROR_LD_IN;
+    if (task->ld_out < task->d_out)
+        return CMM_ERROR_LD_OUT;
+    const int64_t size = cmm_element_size(task->dtype);
+    int64_t rows;
+    if (__builtin_mul_overflow(task->trees, task->nodes, &rows) || cmm_bytes_of(rows, task->ld_in, size) < 0 ||
+        cmm_bytes_of(rows, task->ld_out, size) < 0)
+        return CMM_ERROR_LAYER_TOO_LARGE;
+    return CMM_OK;
+}
+
+cmm_status cmm_check_batch(const cmm_task *task, int wants_y)
+{
+    const int64_t path = cmm_bytes_of(task->batch, task->trees, task->depth + 1), size = cmm_logit_size(task->dtype);
+    if (task->batch < 0)
+        return CMM_ERROR_BATCH;
+    /* sizes of sums, for workspaces hold those */
+    if (cmm_bytes_of(task->batch, task->d_in, size) < 0 || (wants_y && cmm_bytes_of(task->batch, task->d_out, size) < 0) ||
+        path < 0 || cmm_bytes_of(path, 8, 1) < 0)
+        return CMM_ERROR_BATCH_TOO_LARGE;
+    return CMM_OK;
+}
+
+cmm_status cmm_check_weights(const cmm_task *task, int wants_y)
+{
+    const int64_t size = cmm_element_size(task->dtype);
+    if (task->nodes > 0 && !task->w_in)
+        return CMM_ERROR_W_IN_NULL;
+    if (task->nodes > 0 && wants_y && !task->w_out)
+        return CMM_ERROR_W_OUT_NULL;
+    if (cmm_misaligned(task->w_in, size))
+        return CMM_ERROR_W_IN_ALIGN;
+    if (wants_y && cmm_misaligned(task->w_out, size))
+        return CMM_ERROR_W_OUT_ALIGN;
+    if (cmm_misaligned(task->bias, size))
+        return CMM_ERROR_BIAS_ALIGN;
+    return CMM_OK;
+}
+
+void cmm_input_extents(const cmm_task *task, int wants_y, cmm_extent *inputs)
+{
+    const int64_t size = cmm_element_size(task->dtype), rows = task->trees * task->nodes, last = rows > 0 ? rows - 1 : 0;
+    inputs[0] = cmm_extent_of(rows ? task->w_in : NULL, (last * task->ld_in + task->d_in) * size);
+    inputs[1] = cmm_extent_of(rows && wants_y ? task->w_out : NULL, (last * task->ld_out + task->d_out) * size);
+    inputs[2] = cmm_extent_of(task->bias, rows * size);
+    inputs[CMM_WEIGHTS] = cmm_extent_of(task->x, task->batch * task->d_in * size);
+}
+
+void cmm_output_extents(const cmm_task *task, int wants_y, cmm_extent *outputs)
+{
+    const int64_t path = task->batch * task->trees * (task->depth + 1);
+    outputs[0] = cmm_extent_of(task->y, wants_y ? task->batch * task->d_out * cmm_element_size(task->dtype) : 0);
+    outputs[1] = cmm_extent_of(task->nodes_out, path * (int64_t)sizeof(int32_t));
+    outputs[2] = cmm_extent_of(task->logits_out, path * cmm_logit_size(task->dtype));
+}
+
+cmm_status cmm_check_arrays(const cmm_task *task, int wants_y)
+{
+    static const cmm_status overlaps[CMM_OUTPUTS] = {CMM_ERROR_Y_OVERLAP, CMM_ERROR_NODES_OVERLAP,
+                                                     CMM_ERROR_LOGITS_OVERLAP};
+    const int64_t size = cmm_element_size(task->dtype);
+    const cmm_status status = cmm_check_weights(task, wants_y);
+    if (status != CMM_OK)
+        return status;
+    if (task->batch > 0) {
+        if (!task->x)
+            return CMM_ERROR_X_NULL;
+        if (wants_y && !task->y)
+            return CMM_ERROR_Y_NULL;
+        if (!wants_y && !task->nodes_out && !task->logits_out)
+            return CMM_ERROR_PATH_NULL;
+    }
+    if (cmm_misaligned(task->x, size))
+        return CMM_ERROR_X_ALIGN;
+    if (cmm_misaligned(task->y, size))
+        return CMM_ERROR_Y_ALIGN;
+    if (cmm_misaligned(task->nodes_out, (int64_t)sizeof(int32_t)))
+        return CMM_ERROR_NODES_ALIGN;
+    if (cmm_misaligned(task->logits_out, cmm_logit_size(task->dtype)))
+        return CMM_ERROR_LOGITS_ALIGN;
+
+    cmm_extent inputs[CMM_INPUTS], outputs[CMM_OUTPUTS];
+    cmm_input_extents(task, wants_y, inputs);
+    cmm_output_extents(task, wants_y, outputs);
+    for (int i = 0; i < CMM_INPUTS; i++)
+        for (int o = 0; o < CMM_OUTPUTS; o++)
+            if (cmm_overlap(outputs[o], inputs[i]))
+                return overlaps[o];
+    for (int o = 1; o < CMM_OUTPUTS; o++)
+        for (int earlier = 0; earlier < o; earlier++)
+            if (cmm_overlap(outputs[o], outputs[earlier]))
+                return overlaps[o];
+    return CMM_OK;
+}

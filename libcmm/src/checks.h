@@ -1,0 +1,47 @@
+/* What a call must be, on a CPU and on a GPU: the checks that the front doors of libcmm (cmm.c) and libcmm_cuda
+ * (cuda/cmm_cuda.cu) have in common. Both check in the order of this file, so a wrong call gets the same status. */
+#ifndef CMM_CHECKS_H
+#define CMM_CHECKS_H
+
+#include "kernel.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Bytes of an element, and of a logit: the types of 16 bits have logits of float. */
+int64_t cmm_element_size(int32_t dtype);
+int64_t cmm_logit_size(int32_t dtype);
+
+/* a * b * c bytes, or -1 when that does not fit in the address space. */
+int64_t cmm_bytes_of(int64_t a, int64_t b, int64_t c);
+
+typedef struct cmm_extent {
+    uintptr_t first, end;
+} cmm_extent;
+
+cmm_extent cmm_extent_of(const void *start, int64_t bytes);
+int cmm_overlap(cmm_extent a, cmm_extent b);
+int cmm_misaligned(const void *pointer, int64_t size);
+
+/* Widen a layer into a task, after the checks of the fields that only cmm_fff or cmm_ff has. */
+cmm_status cmm_read_fff(const cmm_fff *layer, int wants_y, cmm_task *task);
+cmm_status cmm_read_ff(const cmm_ff *layer, cmm_task *task);
+
+/* Then what both have in common; dtypes: how many of CMM_F32, CMM_F64, CMM_BF16, CMM_F16 are known. */
+cmm_status cmm_check_layer(const cmm_task *task, int32_t dtypes);
+
+/* Then the sizes of the arrays; their pointers and alignment; and that no output overlaps anything. */
+cmm_status cmm_check_batch(const cmm_task *task, int wants_y);
+cmm_status cmm_check_weights(const cmm_task *task, int wants_y);
+cmm_status cmm_check_arrays(const cmm_task *task, int wants_y);
+
+/* Where the arrays of a task lie: w_in, w_out, bias, x; y, nodes, logits. */
+enum { CMM_WEIGHTS = 3, CMM_INPUTS = 4, CMM_OUTPUTS = 3 };
+void cmm_input_extents(const cmm_task *task, int wants_y, cmm_extent *inputs);
+void cmm_output_extents(const cmm_task *task, int wants_y, cmm_extent *outputs);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
