@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(32 * TOP_WARPS) fff_group_top(const cmm_cuda_t
 {
     const int lane = threadIdx.x % 32;
     const matrix w_in = matrix_of<T>(task.w_in, task.d_in, task.ld_in, lane);
+    enter();
     for (int token = blockIdx.x * TOP_WARPS + threadIdx.x / 32; token < to.size; token += gridDim.x * TOP_WARPS) {
         float x[V * ELEMENTS<T>];
         load_x<T, V, FULL>(x, (const T *)task.x + (to.first + token) * task.d_in, w_in.vectors, lane);
@@ -55,6 +56,7 @@ __global__ void __launch_bounds__(32 * BOTTOM_WARPS<V, ELEMENTS<T>>, 1)
     constexpr int WARPS = BOTTOM_WARPS<V, ELEMENTS<T>>;
     __shared__ int ends[1 << MOST_SPLIT]; /* the place, in all lists laid end to end, where each list ends */
     const int count = 1 << from.split, levels = task.depth + 1, lane = threadIdx.x % 32;
+    enter();
     if (threadIdx.x < 32) {
         int sum = 0;
         for (int l = 0; l < count; l += 32) {
@@ -106,7 +108,7 @@ __global__ void __launch_bounds__(32 * BOTTOM_WARPS<V, ELEMENTS<T>>, 1)
 /* Levels in the top part, so that a subtree below it fits in L1. 0: the whole tree does. */
 static int split_of(const cmm_cuda_task *task)
 {
-    const int64_t row = (task->d_in + (task->wants_y ? task->d_out : 0)) * element_size(task->dtype);
+    const int64_t row = (task->d_in + (task->wants_y ? task->d_out : 0)) * cmm_element_size(task->dtype);
     int below = task->depth + 1;
     while (below > 1 && (((int64_t)1 << below) - 1) * row > SUBTREE_BYTES)
         below--;
@@ -123,7 +125,7 @@ static int can(const cmm_cuda_task *task)
  * anyway; but with 16-bit weights that fit in L2, walk is bound by instructions, and faster. */
 static int suits(const cmm_cuda_task *task)
 {
-    const int64_t weights = task->nodes * (task->d_in + task->d_out) * element_size(task->dtype);
+    const int64_t weights = task->nodes * (task->d_in + task->d_out) * cmm_element_size(task->dtype);
     return task->batch >= FROM && split_of(task) >= 4 && (task->dtype == CMM_F32 || weights > L2_BYTES);
 }
 
@@ -163,11 +165,11 @@ template <typename T, int V, bool FULL> struct group {
             l.size = (int)(task->batch - l.first < CHUNK ? task->batch - l.first : CHUNK);
             error = cudaMemsetAsync(l.count, 0, (size_t)(4 * COUNTER) << l.split, stream);
             if (error == cudaSuccess)
-                error = cudaLaunchKernel((const void *)fff_group_top<T, V, FULL>, (l.size + TOP_WARPS - 1) / TOP_WARPS,
-                                         32 * TOP_WARPS, arguments, 0, stream);
+                error = launch_overlapping(task, (const void *)fff_group_top<T, V, FULL>, (l.size + TOP_WARPS - 1) / TOP_WARPS,
+                               32 * TOP_WARPS, arguments, stream);
             if (error == cudaSuccess)
-                error = cudaLaunchKernel((const void *)fff_group_bottom<T, V, FULL>, task->processors,
-                                         32 * BOTTOM_WARPS<V, ELEMENTS<T>>, arguments, 0, stream);
+                error = launch_overlapping(task, (const void *)fff_group_bottom<T, V, FULL>, task->processors,
+                               32 * BOTTOM_WARPS<V, ELEMENTS<T>>, arguments, stream);
         }
         return error;
     }

@@ -22,6 +22,7 @@ __global__ void __launch_bounds__(32 * WARPS, ONE ? BLOCKS<T> : 1) fff_walk(cons
     const matrix w_out = matrix_of<T>(task.w_out, task.d_out, task.ld_out, lane);
     const float threshold = threshold_of(task.tie);
     const int64_t trees = ONE ? 1 : task.trees;
+    enter();
     for (int64_t token = blockIdx.x * (int64_t)WARPS + threadIdx.x / 32; token < task.batch;
          token += gridDim.x * (int64_t)WARPS) {
         float x[V * ELEMENTS<T>], y[V * ELEMENTS<T>];
@@ -53,7 +54,7 @@ template <typename T, int V, bool FULL> struct walk {
         void *arguments[] = {&copy};
         const void *const kernel =
             task->trees == 1 ? (const void *)fff_walk<T, V, FULL, true> : (const void *)fff_walk<T, V, FULL, false>;
-        return cudaLaunchKernel(kernel, blocks_for((task->batch + WARPS - 1) / WARPS), 32 * WARPS, arguments, 0, stream);
+        return launch_overlapping(task, kernel, blocks_for((task->batch + WARPS - 1) / WARPS), 32 * WARPS, arguments, stream);
     }
 };
 

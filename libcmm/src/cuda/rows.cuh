@@ -60,13 +60,78 @@ template <typename T> __device__ inline uint4 pack(const float *values, T)
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
+/* Four neighbouring elements, as one word: structs of 16-bit types would be read one by one. */
+template <typename T> struct four {
+    using word = uint2;
+};
+template <> struct four<float> {
+    using word = uint4;
+};
+
+__device__ inline void unpack_four(uint4 v, float *values, float)
+{
+    unpack(v, values, float());
+}
+
+template <typename T> __device__ inline void unpack_four(uint2 v, float *values, T)
+{
+    float eight[8];
+    unpack(make_uint4(v.x, v.y, 0, 0), eight, T());
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        values[i] = eight[i];
+}
+
+__device__ inline uint4 pack_four(const float *values, float)
+{
+    return pack(values, float());
+}
+
+template <typename T> __device__ inline uint2 pack_four(const float *values, T)
+{
+    const float eight[8] = {values[0], values[1], values[2], values[3], 0, 0, 0, 0};
+    const uint4 words = pack(eight, T());
+    return make_uint2(words.x, words.y);
+}
+
+/* Wait until the kernels before are done, and let the next one get ready: before any memory is touched. What is read
+ * after it may have been written while this kernel was there already: so no load may take memory to be constant, as
+ * __ldg() does. */
+__device__ inline void enter()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 /* Read what is read once, x: it should not push rows out of the L1 cache. */
 __device__ inline uint4 load_once(const uint4 *from)
 {
     uint4 v;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-        : "l"(from));
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from)
+                 : "memory");
+    return v;
+}
+
+/* Reads that stay where they stand: left to itself the compiler moves a read down to its use, past what should hide
+ * its latency. */
+__device__ inline uint2 load_now(const uint2 *from)
+{
+    uint2 v;
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
+    return v;
+}
+
+__device__ inline uint4 load_now(const uint4 *from)
+{
+    uint4 v;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from)
+                 : "memory");
     return v;
 }
 
@@ -107,7 +172,7 @@ template <int V, bool FULL>
 __device__ inline void load_row(uint4 (&words)[V], const matrix &m, unsigned row, int lane)
 {
     load_vectors<V, FULL>(words, m.start + (uint64_t)row * m.pitch, m.vectors, lane,
-                          [](const uint4 *from) { return __ldg(from); });
+                          [](const uint4 *from) { return *from; });
 }
 
 /* The dot product of a row with x; the same in every lane. */
@@ -232,12 +297,29 @@ __device__ inline void store_y(T *row, const float (&y)[V * ELEMENTS<T>], int ve
 
 /* ---- the host's side ----------------------------------------------------------------------------------------------- */
 
+/* Queue a kernel that begins with enter(). Where task->overlaps, its blocks may be placed while the kernel before it
+ * still runs. */
+static inline cudaError_t launch_overlapping(const cmm_cuda_task *task, const void *kernel, dim3 grid, unsigned threads,
+                                             void **arguments, cudaStream_t stream)
+{
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = task->overlaps ? 1 : 0;
+    return cudaLaunchKernelExC(&config, kernel, arguments);
+}
+
 constexpr int64_t MOST_BYTES_16 = 4 * 512, MOST_BYTES_32 = 8 * 512; /* of a row: 32 values in each lane */
 
 /* What these kernels can do: rows of float, bf16 or f16 that are whole, aligned vectors and fit in registers. */
 static inline int rows_fit(const cmm_cuda_task *task)
 {
-    const int64_t bytes = element_size(task->dtype), most = task->dtype == CMM_F32 ? MOST_BYTES_32 : MOST_BYTES_16;
+    const int64_t bytes = cmm_element_size(task->dtype), most = task->dtype == CMM_F32 ? MOST_BYTES_32 : MOST_BYTES_16;
     return task->dtype != CMM_F64 && task->depth < CMM_MAX_DEPTH && task->aligned && task->d_in * bytes <= most &&
            (!task->wants_y || task->d_out * bytes <= most) && task->trees <= 0xffffffffll / task->nodes &&
            task->ld_in * bytes <= 0xffffffffll && task->ld_out * bytes <= 0xffffffffll;
@@ -247,7 +329,7 @@ static inline int rows_fit(const cmm_cuda_task *task)
 static inline int vectors_for(const cmm_cuda_task *task)
 {
     const int64_t wider = task->wants_y && task->d_out > task->d_in ? task->d_out : task->d_in;
-    return (int)((wider * element_size(task->dtype) + 511) / 512);
+    return (int)((wider * cmm_element_size(task->dtype) + 511) / 512);
 }
 
 template <template <typename, int, bool> class LAUNCH, typename T, int V, typename... ARGUMENTS>
