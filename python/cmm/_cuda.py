@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cmm import _libcmm
 from cmm._call import ACTIVATIONS, NULL, TIES, code, failure, ffi, is_set, lib, listed, text, variable
 from cmm._foreign import Library, Place, import_cupy
@@ -18,7 +20,10 @@ LEVELS = ("cuda-naive", "cuda-bmm", "cuda")
 CODES = {"float32": lib.CMM_F32, "float64": lib.CMM_F64, "bfloat16": lib.CMM_BF16, "float16": lib.CMM_F16}
 _LEVEL_TEXTS = {name: ffi.new("char[]", name.encode()) for name in LEVELS}
 
-_TOKENS_AT_ONCE = 16384  # by cuda-bmm, whose gathered rows take memory
+# Of cuda-bmm; measured on an H200.
+_SHARED_LEVELS = 8
+_GATHERED_BYTES = 256 << 20
+_TOKENS_AT_ONCE = 16384  # of a dense layer
 
 
 @cache
@@ -149,16 +154,56 @@ def _activate(activation: str) -> Any:
 
 
 @cache
-def _bmm_kernels() -> tuple[Any, Any, Any]:
-    """Products of one row with one token each, and of one number with one row: cuBLAS is slow at such small ones."""
+def _bmm_kernels() -> tuple[Any, Any]:
+    """Return the walk of the top levels, given their logits, and a step from one level to the next."""
     cupy = import_cupy("the level")
-    return (
-        cupy.ReductionKernel("T a, T b", "T y", "a * b", "a + b", "y = a", "0", "cmm_bmm_dot"),
-        cupy.ElementwiseKernel("T a, T b, T c", "T y", "y = a * b + c", "cmm_bmm_add"),
-        cupy.ElementwiseKernel(
-            "T z, int32 n, bool tie", "int32 next", "next = 2 * n + 1 + (tie ? z >= 0 : z > 0)", "cmm_bmm_step"
-        ),
+    inputs, outputs = "int32 at, int32 levels, bool right", "int32 node, raw int32 visited, raw T logits"
+    keep = (
+        "visited[i * levels + l] = node; logits[i * levels + l] = z;node = 2 * node + 1 + (right ? z >= 0 : z > 0);"
     )
+    walk = f"node = at; for (int l = 0; l < top; l++) {{ T z = scores[i * ((1 << top) - 1) + node]; {keep} }}"
+    return (
+        cupy.ElementwiseKernel(f"raw T scores, int32 top, {inputs}", outputs, walk, "cmm_bmm_walk"),
+        cupy.ElementwiseKernel(f"T z, int32 l, {inputs}", outputs, f"node = at; {keep}", "cmm_bmm_step"),
+    )
+
+
+# CuPy moves an element at a time, so rows are seen as elements of 16 bytes where they fit.
+
+
+def _of_16_bytes(*matrices: Any) -> bool:
+    return all(m.shape[1] * m.itemsize % 16 == 0 and m.data.ptr % 16 == 0 for m in matrices)
+
+
+@cache
+def _dot(real: str, large: bool) -> Any:
+    """Return products of a row with a token each, which cuBLAS is slow at."""
+    count = 16 // np.dtype(real).itemsize if large else 1
+    return import_cupy("the level").ReductionKernel(
+        "T a, T b",
+        f"{real} y",
+        f"cmm_dot((const {real} *)&a, (const {real} *)&b)".replace("float32", "float").replace("float64", "double"),
+        "a + b",
+        "y = a",
+        "0",
+        f"cmm_bmm_dot_{real}_{count}",
+        reduce_type=real.replace("float32", "float").replace("float64", "double"),
+        preamble="template <typename R> __device__ R cmm_dot(const R *a, const R *b) {"
+        f"R s = 0; for (int i = 0; i < {count}; i++) s += a[i] * b[i]; return s; }}",
+    )
+
+
+def _products(cupy: Any, rows: Any, tokens: Any) -> Any:
+    large = _of_16_bytes(rows, tokens)
+    views = [m.view(cupy.complex128) if large else m for m in (rows, tokens)]
+    return _dot(str(rows.dtype), large)(*views, axis=1)
+
+
+def _gather(cupy: Any, rows: Any, index: Any, dtype: Any) -> Any:
+    """Return the rows of a matrix with these indices."""
+    if _of_16_bytes(rows):
+        return rows.view(cupy.complex128).take(index, axis=0).view(rows.dtype).astype(dtype, copy=False)
+    return rows.take(index, axis=0).astype(dtype, copy=False)
 
 
 def _views(cupy: Any, place: Place, *arrays: Any) -> list[Any]:
@@ -186,7 +231,13 @@ def _bmm_fff(
     batch: int,
     *arrays: Any,
 ) -> None:
+    """Walk by gathered rows and their products with the tokens, then add up gathered rows by one batched product.
+
+    The rows of the top levels are few, and multiply all tokens at once.
+    """
     trees, depth, d_in, d_out = shape
+    levels, right = depth + 1, tie == "right"
+    shared = min(levels, _SHARED_LEVELS)
     cupy, stream = _cupy_for(place, arrays[0])
     with stream:
         x, w_in, bias, w_out, y, nodes, logits = _views(cupy, place, *arrays)
@@ -194,29 +245,45 @@ def _bmm_fff(
         real = cupy.float64 if x.dtype == cupy.float64 else cupy.float32  # of sums
         w_in = w_in.reshape(trees, -1, d_in)
         w_out = None if w_out is None else w_out.reshape(trees, -1, d_out)
-        bias = None if bias is None else bias.reshape(trees, -1)
-        activate, (products, add, step) = _activate(activation), _bmm_kernels()
-        for start in range(0, batch, _TOKENS_AT_ONCE):
-            part = slice(start, min(start + _TOKENS_AT_ONCE, batch))
+        bias = None if bias is None else bias.reshape(trees, -1).astype(real, copy=False)
+        activate, (walk, step) = _activate(activation), _bmm_kernels()
+        walking = max(1, _GATHERED_BYTES // (max(d_in, 2**shared) * real().itemsize))  # tokens at a time
+        adding = max(1, _GATHERED_BYTES // (levels * d_out * real().itemsize))
+        for start in range(0, batch, walking):
+            part = slice(start, min(start + walking, batch))
             tokens = x[part].astype(real, copy=False)
-            total = None if y is None else cupy.zeros((tokens.shape[0], d_out), real)
+            count = len(tokens)
+            if w_out is not None:
+                y_part = y.reshape(batch, d_out)[part]
+                total = y_part if y.dtype == real else cupy.empty((count, d_out), real)
             for tree in range(trees):
-                node = cupy.zeros(tokens.shape[0], cupy.int32)
-                for level in range(depth + 1):
-                    rows = w_in[tree].take(node, axis=0).astype(real, copy=False)
-                    logit = products(rows, tokens, axis=1)
+                node = cupy.zeros(count, cupy.int32)
+                visited, z = cupy.empty((count, levels), cupy.int32), cupy.empty((count, levels), real)
+                scores = tokens @ w_in[tree, : 2**shared - 1].astype(real, copy=False).T
+                if bias is not None:
+                    scores += bias[tree, : 2**shared - 1]
+                walk(scores, shared, node, levels, right, node, visited, z)
+                for level in range(shared, levels):
+                    logit = _products(cupy, _gather(cupy, w_in[tree], node, real), tokens)
                     if bias is not None:
                         logit += bias[tree].take(node)
-                    if nodes is not None:
-                        nodes.reshape(batch, trees, depth + 1)[part, tree, level] = node
-                    if logits is not None:
-                        logits.reshape(batch, trees, depth + 1)[part, tree, level] = logit
-                    if total is not None and w_out is not None:
-                        rows = w_out[tree].take(node, axis=0).astype(real, copy=False)
-                        add(activate(logit)[:, None], rows, total, total)
-                    node = step(logit, node, tie == "right")
-            if total is not None:
-                y.reshape(batch, d_out)[part] = total
+                    step(logit, level, node, levels, right, node, visited, z)
+                if nodes is not None:
+                    nodes.reshape(batch, trees, levels)[part, tree] = visited
+                if logits is not None:
+                    logits.reshape(batch, trees, levels)[part, tree] = z
+                if w_out is None:
+                    continue
+                coefficients = activate(z)[:, None, :]
+                for first in range(0, count, adding):
+                    some = slice(first, first + adding)
+                    rows = _gather(cupy, w_out[tree], visited[some], real)
+                    if tree == 0:
+                        cupy.matmul(coefficients[some], rows, out=total[some, None])
+                    else:
+                        total[some] += cupy.matmul(coefficients[some], rows)[:, 0]
+            if w_out is not None and total is not y_part:
+                y_part[...] = total
 
 
 def _products_ff(place: Place, batched: bool, activation: str, *arrays: Any) -> None:
