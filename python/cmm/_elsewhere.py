@@ -3,6 +3,7 @@
 The functions here take the arguments of their namesakes in fff.py, which hand over what is not NumPy's.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -72,9 +73,10 @@ def ff_forward(
             _contiguous(library, name, a) for name, a in (("x", x), ("w_in", w_in), ("w_out", w_out), ("bias", bias))
         )
         dtype = _one_dtype(library, x=x, w_in=w_in, w_out=w_out, bias=bias)
-        _, d_in, d_out = fff.check_dense(x, w_in, w_out, bias)
+        _, _, d_out = fff.check_dense(x, w_in, w_out, bias)
         y = _result(library, place, out, (*x.shape[:-1], d_out), dtype)
-        run_ff(library, place, level, activation, _count(x, d_in), x, w_in, bias, w_out, y)
+        run_ff(library, place, level, activation, _count(x), x, w_in, bias, w_out, y)
+        library.hold(x, w_in, bias, w_out)
         return library.finish(y) if out is None else out
 
 
@@ -147,11 +149,8 @@ def _weights(library: Library, w_in: Any, w_out: Any, bias: Any) -> tuple[tuple[
     return (arrays[0], arrays[1], arrays[2]), fff.check_shapes(*arrays)
 
 
-def _count(x: Any, width: int) -> int:
-    count = 1
-    for length in x.shape[:-1]:
-        count *= int(length)
-    return count
+def _count(x: Any) -> int:
+    return math.prod(map(int, x.shape[:-1]))
 
 
 def _result(library: Library, place: Place, out: Any, shape: tuple[int, ...], dtype: str) -> Any:
@@ -193,8 +192,9 @@ def _forward(
     if return_path:
         nodes = library.empty((*lead, trees, depth + 1), "int32")
         logits = library.empty((*lead, trees, depth + 1), "float64" if dtype == "float64" else "float32")
-    run = partial(run_fff, library, place, level, *how, (trees, depth, d_in, d_out), _count(x, d_in))
+    run = partial(run_fff, library, place, level, *how, (trees, depth, d_in, d_out), _count(x))
     run(x, w_in, bias, w_out, y, nodes, logits)
+    library.hold(x, w_in, bias, w_out)
     finished = [library.finish(a) for a in (nodes, logits)] if return_path else []
     if y is None:
         return tuple(finished)

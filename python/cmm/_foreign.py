@@ -4,9 +4,11 @@ A library is described by a :class:`Library`: how to look at its arrays, how to 
 Nothing is copied but what is not contiguous. On a CPU an array becomes a NumPy view of the same memory.
 """
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +45,8 @@ class Library(NamedTuple):
     stream: Callable[[], int]
     active: Callable[[], AbstractContextManager[Any]]
     """Makes the device current."""
+    hold: Callable[..., None]
+    """Keeps inputs alive while the stream may still read them."""
 
 
 def is_foreign(*arrays: Any) -> bool:
@@ -158,7 +162,16 @@ def _torch(device: int) -> Library:
         finish=lambda array: array,
         stream=lambda: int(torch.cuda.current_stream(device).cuda_stream),
         active=lambda: torch.cuda.device(device),
+        hold=_nothing,
     )
+
+
+def _nothing(*arrays: Any) -> None:
+    """CuPy and PyTorch give memory back in the order of the stream."""
+
+
+_holding = Lock()
+_held: deque[tuple[Any, tuple[Any, ...]]] = deque()  # inputs of other libraries, each with the event after their call
 
 
 def _cupy(place: Place, cupy: Any) -> Library:
@@ -187,6 +200,14 @@ def _cupy(place: Place, cupy: Any) -> Library:
             return import_module("jax").numpy.from_dlpack(array)
         return import_module(place.library).from_dlpack(array)
 
+    def hold(*arrays: Any) -> None:
+        event = cupy.cuda.Event(disable_timing=True)
+        event.record()
+        with _holding:
+            _held.append((event, arrays))
+            while _held and _held[0][0].done:
+                _held.popleft()
+
     return Library(
         pointer=lambda array: int(array.data.ptr),
         contiguous=contiguous,
@@ -195,4 +216,5 @@ def _cupy(place: Place, cupy: Any) -> Library:
         finish=finish,
         stream=lambda: int(cupy.cuda.get_current_stream().ptr),
         active=lambda: cupy.cuda.Device(place.device) if place.device_type == _CUDA else nullcontext(),
+        hold=_nothing if place.library == "cupy" else hold,
     )

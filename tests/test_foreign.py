@@ -1,0 +1,134 @@
+"""Arrays of other libraries on a CPU, and what is refused of them, without a GPU.
+
+The library here is one class: as much of an array as the protocols ask for. PyTorch and JAX are tested where they are
+installed.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import cmm
+import numpy as np
+import pytest
+from cmm import _cuda
+from cmm._call import lib
+
+RNG = np.random.default_rng(0)
+SHAPES = {"x": (5, 8), "w_in": (3, 7, 8), "w_out": (3, 7, 6), "bias": (3, 7)}
+PLAIN = {name: RNG.standard_normal(shape) for name, shape in SHAPES.items()}
+
+
+class Other:
+    """An array of some library that has DLPack; device: its type and number."""
+
+    def __init__(self, array: Any, device: tuple[int, int] = (1, 0)) -> None:
+        self.array, self.device = np.asarray(array), device
+        self.shape, self.dtype = self.array.shape, self.array.dtype
+
+    def __dlpack__(self, **how: Any) -> Any:
+        return self.array.__dlpack__(**how)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device
+
+    def __array_namespace__(self) -> Any:
+        return SimpleNamespace(from_dlpack=lambda array: Other(np.from_dlpack(array)))
+
+
+def others(**changes: Any) -> dict[str, Any]:
+    return {name: Other(array) for name, array in PLAIN.items()} | changes
+
+
+def test_every_function_takes_and_returns_the_other_kind() -> None:
+    want = cmm.fff_forward(**PLAIN, return_path=True)
+    arrays = others()
+    got = cmm.fff_forward(**arrays, return_path=True)
+    assert all(type(a) is Other for a in got)
+    assert all(np.array_equal(a.array, b) for a, b in zip(got, want, strict=True))
+    layer = cmm.fff_forward(**arrays)
+    assert np.array_equal(layer.array, want[0])
+    path = cmm.cmm(arrays["x"], arrays["w_in"], arrays["bias"])
+    assert all(np.array_equal(a.array, b) for a, b in zip(path, want[1:], strict=True))
+    weights = PLAIN["w_in"][0], PLAIN["w_out"][0]
+    dense = cmm.ff_forward(arrays["x"], *map(Other, weights))
+    assert np.array_equal(dense.array, cmm.ff_forward(PLAIN["x"], *weights))
+
+
+def test_out_is_written_in_place() -> None:
+    out = Other(np.full((5, 6), np.nan))
+    memory = out.array
+    assert cmm.fff_forward(**others(), out=out) is out
+    assert out.array is memory
+    assert np.array_equal(memory, cmm.fff_forward(**PLAIN))
+
+
+def test_inputs_are_seen_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = cmm._elsewhere.fff.fff_forward
+    monkeypatch.setattr(cmm._elsewhere.fff, "fff_forward", lambda *a, **how: (seen.append(a), real(*a, **how))[1])
+    arrays = others()
+    cmm._elsewhere.fff_forward(*arrays.values(), "gelu", "left", "auto", None, None, False)
+    assert [a.ctypes.data for a in seen[0]] == [a.array.ctypes.data for a in arrays.values()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"w_in": PLAIN["w_in"]}, "w_in is a NumPy array, and another argument is an array of another library"),
+        ({"bias": 3.0}, "bias is a float"),
+        ({"w_in": Other(PLAIN["w_in"], (2, 0))}, "w_in is a test_foreign array on GPU 0 and x is .* on the CPU"),
+        ({"x": Other(PLAIN["x"], (10, 0))}, "device type 10"),
+    ],
+    ids=["numpy", "number", "devices", "device"],
+)
+def test_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(cmm.ArgumentError, match=said):
+        cmm.fff_forward(**others(**changes))
+
+
+def test_unknown_devices_are_refused() -> None:
+    arrays = {name: Other(array, (10, 0)) for name, array in PLAIN.items()}
+    with pytest.raises(cmm.ArgumentError, match="it should be on the CPU or on an NVIDIA GPU"):
+        cmm.fff_forward(**arrays)
+
+
+def test_tensors_that_require_grad_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = type("Tensor", (Other,), {"__module__": "torch", "requires_grad": True})
+    with pytest.raises(cmm.ArgumentError, match=r"w_in requires grad, .*: pass w_in\.detach\(\)"):
+        cmm.fff_forward(**others(w_in=tensor(PLAIN["w_in"])))
+
+
+def test_a_gpu_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = {name: Other(array, (2, 0)) for name, array in PLAIN.items()}
+    monkeypatch.setattr(_cuda, "why_not", lambda level: "of a reason")
+    with pytest.raises(cmm.UnusableError, match=r"^level is 'cuda', which cannot be used here: of a reason$"):
+        cmm.fff_forward(**on_gpu)
+    with pytest.raises(
+        cmm.LevelError, match="level is 'native'; for arrays on a GPU it should be one of 'auto', 'cuda-n"
+    ):
+        cmm.fff_forward(**on_gpu, level="native")
+
+
+def test_without_cupy_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Any:
+        raise ImportError(f"No module named '{name}'")
+
+    monkeypatch.setattr(cmm._foreign, "import_module", absent)
+    assert _cuda.why_not("cuda-bmm") == "the level needs CuPy, which cannot be imported: No module named 'cupy'"
+
+
+def test_a_library_that_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMM_CUDA_LIBRARY", "no/such/libcmm_cuda.so")
+    status, why = _cuda._load.__wrapped__()
+    assert status == lib.CMM_ERROR_CUDA_ABSENT
+    assert "no/such/libcmm_cuda.so" in why
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_real_libraries_on_the_cpu(name: str) -> None:
+    library = pytest.importorskip(name)
+    make = library.from_numpy if name == "torch" else library.numpy.asarray
+    arrays = {key: make(array.astype(np.float32)) for key, array in PLAIN.items()}
+    y = cmm.fff_forward(**arrays)
+    assert type(y) is type(arrays["x"])
+    assert np.array_equal(np.asarray(y), cmm.fff_forward(**{k: a.astype(np.float32) for k, a in PLAIN.items()}))
