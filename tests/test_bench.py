@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cmm.bench import check, harness
 from cmm.bench.floors import Floors, _no_slower, measure_floors
+from cmm.bench.gpu import GpuLine, GpuReport, measure_gpu
 from cmm.bench.harness import Contestant, Data, Layer, dense, every_blas, measure, parse_layer, products
 from cmm.bench.machine import this_machine
 from cmm.bench.table import Line, Report, curve_text, grid, line, table_text
@@ -394,6 +395,37 @@ def test_the_table_shows_ours_beside_the_papers(report):
     assert max(map(len, text.splitlines())) <= 132
     assert "ONE PATH" not in text
     assert "ONE PATH" in table_text(replace(report, routing="same"))
+
+
+def gpu_report():
+    times = {"dense 4095": (4000, 50000, 1e6), "dense 3072": (3000, 40000, 8e5), "1x11": (100, 1000, 5000)}
+    levels = ("cuda", "cuda-bmm", "cuda-naive")
+    lines = [
+        GpuLine(layer, layer != "1x11", 3072 if "3072" in layer else 4095, level, us, 7, 0)
+        for layer, all_us in times.items()
+        for level, us in zip(levels, all_us, strict=True)
+    ]
+    return GpuReport("Some GPU", 4095, {}, lines)
+
+
+def test_the_gpu_columns_show_ours_beside_the_papers(report):
+    found = gpu_report()
+    text = table_text(replace(report, gpu=found))
+    rows = [row.split() for row in text.partition("On the GPU, Some GPU")[2].splitlines()]
+    assert ["1x11", "40.0x", "(-)", "50.0x", "(39.45x)", "200.0x", "(117.83x)"] in rows
+    assert ["dense", "3072", "1.33x", "(1.33x)", "1.25x", "(1.61x)", "1.25x", "(1.82x)"] in rows
+    assert ["1x11", "100", "1000", "5000"] in rows
+    assert max(map(len, text.splitlines())) <= 132
+    part = replace(found, absent={"cuda": "a reason"}, lines=[f for f in found.lines if f.level != "cuda"])
+    assert "Level cuda was not measured: a reason." in table_text(replace(report, gpu=part))
+    json.dumps(replace(report, gpu=found).as_json(), allow_nan=False)
+
+
+def test_without_a_gpu_one_line_says_so(report, monkeypatch):
+    monkeypatch.setattr(cmm._cuda, "why_not", lambda level: "no GPU here")
+    found = measure_gpu(DATA, [TREE], 4095, lambda: None)
+    assert found.lines == []
+    assert table_text(replace(report, gpu=found)).splitlines().count("No GPU columns: no GPU here.") == 1
 
 
 def test_the_json_is_complete_and_strict(report):

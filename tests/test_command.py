@@ -131,6 +131,7 @@ def test_bench_prints_the_table(bench):
     for expected in ("Table 2", "dense 3072", "2x2", "floors", "1 thread", *written["blas"]):
         assert expected in done.stdout
     assert written["machine"]["cpu"] in done.stdout
+    assert written["gpu"]["lines"] or "No GPU columns: " in done.stdout
     assert png.startswith(b"\x89PNG")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 import cmm
 from cmm.bench.floors import measure_floors
+from cmm.bench.gpu import COLUMNS, measure_gpu
 from cmm.bench.harness import (
     ROUTINGS,
     Contestant,
@@ -67,7 +68,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--tokens", type=_count, metavar="N", help=f"tokens in a call (default {_TOKENS})")
     add("--width", type=_count, metavar="N", help=f"d_in and d_out (default {_WIDTH})")
     add("--trees", "--depth", type=_layers, default="1x11", metavar="KxD,...", help="trees x depth (default 1x11)")
-    add("--levels", type=_names, metavar="NAME,...", help="levels to measure (default all that are usable)")
+    add("--levels", type=_names, metavar="NAME,...", help="CPU levels to measure (default all, and the GPU's)")
     add("--threads", type=_threads, default=1, metavar="N", help="threads of each call (default 1)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="(default float32)")
     add("--routing", choices=ROUTINGS, default="random", help="same: all tokens take one path (default random)")
@@ -160,6 +161,10 @@ def bench(options: argparse.Namespace) -> Report:
     with _progress("timing", len(asked) * passes) as step:
         measure(asked, passes, step)
     floors = floors.or_better(measure_floors(machine, options.threads, dtype, peak))
+    gpu = None
+    if not options.curve and not options.levels:
+        with _progress("on the GPU", len(layers) * len(COLUMNS)) as step:
+            gpu = measure_gpu(data, layers, trees[0].neurons, step)
     return Report(
         machine=machine,
         floors=floors,
@@ -168,6 +173,7 @@ def bench(options: argparse.Namespace) -> Report:
         routing=options.routing,
         absent=absent,
         blas={short: blas.name for short, blas in blases.items()},
+        gpu=gpu,
     )
 
 

@@ -250,7 +250,6 @@ class Contestant:
             Where outputs or paths are wrong.
         """
         layer, batch = self.layer, self.batch
-        sample = np.unique(np.linspace(0, batch - 1, _SAMPLE[layer.dense]).astype(int)).tolist()
         y, nodes = self.data.out[:batch], None
         with self._using():
             if not layer.dense:
@@ -258,7 +257,7 @@ class Contestant:
             y[:] = np.nan
             self.forward(self.data.x[:batch])
             seen = self._walk(self.pass_tokens)[1] if nodes is not None and self.pass_tokens > batch else nodes
-        for token in sample:
+        for token in sample(layer, batch):
             reference = self.data.reference(self.name, layer, token, None if nodes is None else nodes[token])
             if nodes is not None:
                 check.compare(self.name, path_y[token], reference)
@@ -286,6 +285,11 @@ class Contestant:
     def _resize(self, batch: int) -> None:
         self.batch = batch
         self.__dict__.pop("forward", None)  # it is bound to the old batch
+
+
+def sample(layer: Layer, batch: int) -> list[int]:
+    """Return the tokens of a batch that are checked."""
+    return [int(token) for token in np.unique(np.linspace(0, batch - 1, _SAMPLE[layer.dense]).astype(int))]
 
 
 def using(blas: Blas | None) -> AbstractContextManager[object]:

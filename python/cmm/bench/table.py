@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 import cmm
+from cmm.bench import gpu as on_gpu
 from cmm.bench.floors import Floors
 from cmm.bench.harness import Contestant
 from cmm.bench.machine import Machine
@@ -124,6 +125,8 @@ class Report:
         Levels that could not run, and why.
     blas : dict of str to str
         Each BLAS by its short name: what it says that it is.
+    gpu : GpuReport or None
+        What was measured on a GPU; None where that was not asked for.
     """
 
     machine: Machine
@@ -133,6 +136,7 @@ class Report:
     routing: str
     absent: dict[str, str]
     blas: dict[str, str]
+    gpu: on_gpu.GpuReport | None = None
 
     @property
     def levels(self) -> list[str]:
@@ -204,6 +208,7 @@ class Report:
                 }
                 for (layer, level), over in PAPER.items()
             ],
+            "gpu": None if self.gpu is None else asdict(self.gpu),
         }
 
 
@@ -214,6 +219,7 @@ def table_text(report: Report) -> str:
         [
             _head(report, f"{tokens} tokens"),
             _speedups(report, tokens),
+            *([_gpu(report.gpu, report.layers, tokens)] if report.gpu else []),
             _lines(report),
             _floors(report),
             *_notes(report),
@@ -280,6 +286,33 @@ def _speedups(report: Report, tokens: int) -> str:
                 lambda f: _times(report.over_fastest(f), PAPER_FASTEST.get((f.layer, f.level), "")),
             ),
             block("Microseconds per token, median (~: scaled from fewer tokens).", report.layers, _us),
+        ]
+    )
+
+
+def _gpu(report: on_gpu.GpuReport, layers: list[str], tokens: int) -> str:
+    """Return the GPU columns of Table 2, or one line that says why there are none."""
+    if not report.lines:
+        return "\n".join(f"No GPU columns: {why}." for why in report.absent.values())
+    levels = [level for level in on_gpu.COLUMNS if level not in report.absent]
+    heads = [f"{level} ({on_gpu.COLUMNS[level]})" for level in levels]
+
+    def block(title: str, show: Callable[[on_gpu.GpuLine], str]) -> str:
+        rows = [["layer", *heads]]
+        for layer in layers:
+            found = [report.find(layer, level) for level in levels]
+            rows.append([layer, *(show(f) if f else "-" for f in found)])
+        return f"{title}\n{grid(rows)}"
+
+    return "\n\n".join(
+        [
+            block(
+                f"On the GPU, {report.name}: speedup over the dense layer with as many neurons at the same level.\n"
+                f"In brackets the paper's Table 2 ({on_gpu.PAPER_PROTOCOL}).",
+                lambda f: _times(report.over_level(f), on_gpu.PAPER.get((f.layer, f.level), "")),
+            ),
+            block(f"Microseconds of a call with {tokens} tokens, device time, median.", lambda f: _digits(f.us)),
+            *(f"Level {level} was not measured: {why}." for level, why in report.absent.items()),
         ]
     )
 
