@@ -1,9 +1,12 @@
 """libcmm_cuda refuses wrong calls before it asks for a GPU: these tests need the library, and no device."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import cmm
 import pytest
+from building import run, tool
 from cmm import _cuda
 from cmm._call import NULL, ffi, lib, text
 
@@ -95,3 +98,13 @@ def test_a_level_says_why_it_cannot_be_used() -> None:
         if level.name.startswith("cuda") and not level.usable:
             with pytest.raises(cmm.UnusableError, match="cannot be used here"):
                 _cuda.choose(level.name)
+
+
+def test_the_library_exports_its_functions_and_links_no_other() -> None:
+    """Of its own copy of the CUDA run-time library nothing is seen, and cuBLAS is not there."""
+    library = Path(cmm.get_include()).parent / "lib/libcmm_cuda.so"
+    header = Path(cmm.get_include(), "cmm_cuda.h").read_text()
+    exported = {line.split()[-1] for line in run(tool("nm"), "-D", "--defined-only", library).splitlines()}
+    assert exported == set(re.findall(r"^CMM_API .*?(cmm_cuda_\w+)\(", header, re.MULTILINE))
+    needed = re.findall(r"NEEDED.*\[(.*?)\.so", run(tool("readelf"), "-d", library))
+    assert set(needed) <= {"libc", "libm", "libdl", "librt", "libpthread", "libstdc++", "libgcc_s", "ld-linux-x86-64"}

@@ -4,6 +4,10 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Programs built before rely on it. */
+_Static_assert(sizeof(void *) != 8 || (sizeof(cmm_cuda_run) == 48 && offsetof(cmm_cuda_run, stream) == 24 &&
+                                       offsetof(cmm_cuda_run, workspace_bytes) == 40), "the layout of cmm_cuda_run");
+
 int main(void)
 {
     char memory[64]; /* stands for memory on a device: no call here gets as far as using it */

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import cmm
 import torch
 from cmm import _cuda
 from cmm._call import ACTIVATIONS, NULL, TIES, failure, ffi, lib
@@ -34,7 +36,9 @@ def fff(
     activation: str = "gelu",
     tie: str = "left",
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor] | None:
-    """Return y, nodes, logits; None where the method cannot do this layer."""
+    """Return y, nodes, logits; None where the level or the method cannot do this layer."""
+    if level == "cuda-bmm":
+        return None if x.dtype == torch.bfloat16 else _bmm(x, w_in, w_out, bias, activation, tie)
     _cuda.choose("cuda")
     trees, size, d_in = w_in.shape
     depth = size.bit_length() - 1
@@ -58,3 +62,33 @@ def fff(
     if status:
         raise failure(status)
     return y, nodes, logits
+
+
+def plan_of(
+    x: torch.Tensor, w_in: torch.Tensor, w_out: torch.Tensor, y: torch.Tensor, method: str
+) -> Callable[[], None]:
+    """Return a call that only queues kernels, on the stream that is current when it is made."""
+    trees, size, d_in = w_in.shape
+    layer = (DTYPES[x.dtype], 0, 0, size.bit_length() - 1, trees, d_in, w_out.shape[2])
+    how = (ffi.new("char[]", b"cuda"), ffi.new("char[]", method.encode()), torch.cuda.current_stream().cuda_stream)
+    run = (*layer, w_in.data_ptr(), 0, w_out.data_ptr(), *how)
+    rest = (len(x), x.data_ptr(), y.data_ptr(), 0, 0, True)
+    needed = ffi.new("int64_t *")
+    status = lib.cmm_py_cuda_fff(*run, 0, 0, *rest, needed)
+    workspace = torch.empty(needed[0], dtype=torch.uint8, device="cuda")
+
+    def call() -> None:
+        status = lib.cmm_py_cuda_fff(*run, workspace.data_ptr(), needed[0], *rest, NULL)
+        if status:
+            raise failure(status)
+
+    if status:
+        raise failure(status)
+    return call
+
+
+def _bmm(x: Any, w_in: Any, w_out: Any, bias: Any, activation: str, tie: str) -> Any:
+    if w_out is None:
+        return (None, *cmm.cmm(x, w_in, bias, tie=tie, level="cuda-bmm"))
+    how = {"activation": activation, "tie": tie, "level": "cuda-bmm"}
+    return cmm.fff_forward(x, w_in, w_out, bias, return_path=True, **how)

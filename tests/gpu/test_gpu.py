@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -9,13 +10,15 @@ import cmm
 import numpy as np
 import pytest
 import torch
-from device import METHODS, fff, to_numpy
+from cmm import _elsewhere  # noqa: F401 (loaded when first needed)
+from cmm._call import NULL, ffi, lib
+from device import DTYPES, METHODS, fff, plan_of, to_numpy
 from reference import ACTIVATIONS, Reference, dense, worst
 
 # of what is stored
 ROUNDOFF = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 TINY = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
-WAYS = [("cuda-naive", ""), ("cuda", ""), *(("cuda", method) for method in METHODS)]
+WAYS = [("cuda-naive", ""), ("cuda-bmm", ""), ("cuda", ""), *(("cuda", method) for method in METHODS)]
 # batch, d_in, d_out, trees, depth
 CASES = [
     (127, 768, 768, 1, 11),
@@ -75,12 +78,14 @@ def test_oracle(case: tuple[int, ...], dtype: torch.dtype) -> None:
     for level, method in WAYS:
         result = fff(*arrays, level=level, method=method, activation=activation, tie=tie)
         if result is None:
-            assert method in ("walk", "wide", "group")
+            assert method in ("walk", "wide", "group") or level == "cuda-bmm"
             continue
         check(arrays, result, activation, tie)
         alone = fff(arrays[0], arrays[1], None, arrays[3], level=level, method=method, tie=tie)
         assert alone is not None
-        if method or level == "cuda-naive":
+        if level == "cuda-bmm":
+            check(arrays, alone, activation, tie)
+        elif method or level == "cuda-naive":
             assert torch.equal(alone[1], result[1])
             assert torch.equal(alone[2], result[2])
         else:  # without outputs another method may suit
@@ -91,16 +96,106 @@ def test_oracle(case: tuple[int, ...], dtype: torch.dtype) -> None:
         assert all(torch.equal(i, j) for i, j in zip(a, b, strict=True))
 
 
+@pytest.mark.parametrize("dtype", ROUNDOFF, ids=str)
+def test_every_width(dtype: torch.dtype) -> None:
+    """Of 1 to 300: every remainder of every vector and warp."""
+    for width in range(1, 301):
+        arrays = make(
+            (5, width, 301 - width, 1 + width % 3, 1 + width % 4), dtype, with_bias=width % 2 > 0, seed=width
+        )
+        for level, method in WAYS:
+            result = fff(*arrays, level=level, method=method)
+            if result is not None:
+                check(arrays, result, "gelu", "left")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_many_tokens(dtype: torch.dtype) -> None:
-    """More tokens than group lists at a time; a sample of them by the oracle, all of them against walk."""
-    arrays = make((65536 + 1025, 768, 768, 1, 11), dtype, with_bias=True)
-    results = [fff(*arrays, method=method) for method in ("walk", "group")]
-    assert all(torch.equal(i, j) for i, j in zip(*results, strict=True))
-    sample = torch.arange(0, 65536 + 1025, 97, device="cuda")
-    check([arrays[0][sample], *arrays[1:]], [a[sample] for a in results[0]], "gelu", "left")
-    leaves = results[0][1][:, 0, -1].unique().numel()
-    assert leaves > 1800  # of 2048
+def test_any_alignment(dtype: torch.dtype) -> None:
+    """Arrays that start anywhere, and rows of a width that no vector divides."""
+    for width, offset in itertools.product((64, 67, 128), (0, 1, 2, 3)):
+        plain = make((33, width, width, 1, 4), dtype, with_bias=True)
+        arrays = []
+        for array in plain:
+            memory = torch.empty(array.numel() + 4, dtype=dtype, device="cuda")
+            moved = memory[offset : offset + array.numel()].view(array.shape)
+            arrays.append(moved.copy_(array))
+        for level, method in WAYS:
+            result = fff(*arrays, level=level, method=method)
+            if result is not None:
+                check(arrays, result, "gelu", "left")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch", [65536, 65536 + 1025])
+def test_many_tokens(dtype: torch.dtype, batch: int) -> None:
+    """As many tokens as group lists at a time, and more; a sample of them by the oracle."""
+    arrays = make((batch, 768, 768, 1, 11), dtype, with_bias=True)
+    sample = torch.arange(0, batch, 97, device="cuda")
+    bits = []
+    for level, method in WAYS:
+        result = fff(*arrays, level=level, method=method)
+        if result is None:
+            continue
+        check([arrays[0][sample], *arrays[1:]], [a[sample] for a in result], "gelu", "left")
+        if method in ("walk", "wide", "group"):
+            bits.append(result)
+        leaves = result[1][:, 0, -1].unique().numel()
+        assert leaves > 1800  # of 2048
+    assert len(bits) == 3
+    assert all(torch.equal(i, j) for other in bits[1:] for i, j in zip(bits[0], other, strict=True))
+
+
+@pytest.mark.parametrize("trees", [1, 3, 128])
+def test_paths_are_those_of_the_cpu(trees: int) -> None:
+    """Except where a decision is inside its bound; both are held against float64 besides."""
+    x, w_in, w_out, bias = make((1025, 768, 64, trees, 4), torch.float32, with_bias=True)
+    plain = [to_numpy(a) for a in (x, w_in, w_out, bias)]
+    _, nodes, _ = cmm.fff_forward(*plain, return_path=True)
+    certain = Reference(plain[0], plain[1], plain[3], plain[2]).path.certain()
+    assert certain.mean() > 0.99
+    for level, method in WAYS:
+        result = fff(x, w_in, w_out, bias, level=level, method=method)
+        if result is not None:
+            same = (to_numpy(result[1]) == nodes).all(-1)
+            assert same[certain].all()
+
+
+def status_of(arrays: list[Any], workspace: int, size: int, stream: int = 0) -> str:
+    x, w_in, w_out, _ = arrays
+    y = torch.empty(len(x), w_out.shape[2], dtype=x.dtype, device="cuda")
+    layer = (DTYPES[x.dtype], 0, 0, 3, 1, x.shape[1], w_out.shape[2], w_in.data_ptr(), 0, w_out.data_ptr())
+    how = (ffi.new("char[]", b"cuda-naive"), NULL, stream, workspace, size)
+    call = lib.cmm_py_cuda_fff(*layer, *how, len(x), x.data_ptr(), y.data_ptr(), 0, 0, True, NULL)
+    return ffi.string(lib.cmm_status_name(call)).decode().removeprefix("CMM_ERROR_")
+
+
+def test_workspaces_that_will_not_do() -> None:
+    arrays = make((100, 8, 8, 1, 3), torch.bfloat16, with_bias=False)
+    memory = torch.empty(8192, dtype=torch.uint8, device="cuda")
+    at = memory.data_ptr()
+    assert at % 256 == 0
+    assert status_of(arrays, at, 3200) == "CMM_OK"
+    assert status_of(arrays, 0, 3200) == "WORKSPACE_NULL"
+    assert status_of(arrays, at + 16, 3200) == "WORKSPACE_ALIGN"
+    assert status_of(arrays, at, 3199) == "WORKSPACE_SIZE"
+    assert status_of(arrays, arrays[0].data_ptr(), 3200) == "WORKSPACE_OVERLAP"
+    torch.cuda.synchronize()
+
+
+def test_a_launch_that_the_driver_refuses_is_a_status() -> None:
+    """Here on the default stream, while a stream that it would wait for is captured."""
+    cupy = pytest.importorskip("cupy")
+    arrays = make((100, 8, 8, 1, 3), torch.float32, with_bias=False)
+    stream = cupy.cuda.Stream(non_blocking=False)
+    with stream:
+        stream.begin_capture()
+        try:
+            assert status_of(arrays, 0, 0) == "CUDA_LAUNCH"
+        finally:
+            with contextlib.suppress(Exception):  # the capture was spoilt
+                stream.end_capture()
+    assert status_of(arrays, 0, 0) == "CMM_OK"  # the error has been reported, once
+    torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("method", ["", *METHODS])
@@ -150,6 +245,32 @@ def test_same_bits_again_and_beside_other_work(dtype: torch.dtype, batch: int) -
         y, nodes, _ = fff(*arrays)
         wrong += (y.view(torch.int16) != first[0].view(torch.int16)).sum() + (nodes != first[1]).sum()
     assert wrong.item() == 0
+
+
+@pytest.mark.parametrize("method", ["walk", "wide", "group"])
+@pytest.mark.parametrize(("batch", "width"), [(8192, 8), (3, 64), (37, 64), (300, 768)])
+def test_a_call_sees_all_that_the_one_before_wrote(method: str, batch: int, width: int) -> None:
+    """Their launches overlap, and a call reads, where its caches hold older data, what others just wrote."""
+    x, w_in, w_out, _ = make((batch, width, width, 1, 9), torch.bfloat16, with_bias=False)
+    w_out = w_out * 0.5  # so that nothing grows or fades
+    want = [x]
+    for _ in range(8):
+        result = fff(want[-1], w_in, w_out, method=method)
+        if result is None:
+            pytest.skip(f"{method} does not do this layer")
+        want.append(result[0])
+        torch.cuda.synchronize()
+    assert all(bool(a.isfinite().all()) for a in want)
+    assert len({bytes(a.view(torch.uint8).flatten()[:64].tolist()) for a in want}) == len(want)
+    a, b, ends = x.clone(), torch.empty_like(x), [torch.empty_like(x) for _ in range(50)]
+    plan = [plan_of(source, w_in, w_out, target, method) for source, target in ((a, b), (b, a))]
+    for end in ends:  # queued at once
+        a.copy_(x)
+        for turn in range(8):
+            plan[turn % 2]()
+        end.copy_(a)
+    torch.cuda.synchronize()
+    assert all(torch.equal(end, want[8]) for end in ends)
 
 
 def test_two_streams_at_once() -> None:
@@ -202,7 +323,35 @@ def test_python_functions(level: str, dtype: torch.dtype) -> None:
         worst(to_numpy(y), want, bound + ROUNDOFF[dtype] * (np.abs(want) + bound) + TINY[dtype], "y")
 
 
-def test_cupy_and_jax_without_a_copy() -> None:
+@pytest.mark.parametrize("name", ["torch", "cupy", "jax"])
+def test_in_and_out_without_a_copy(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The kernels get the addresses of the caller's arrays, and the caller gets the array that they wrote."""
+    library = pytest.importorskip(name)
+    tensors = make((65, 48, 40, 1, 5), torch.float32, with_bias=True)
+    if name != "torch":
+        tensors = [(library if name == "cupy" else library.numpy).from_dlpack(t) for t in tensors]
+    address = {
+        "torch": lambda a: a.data_ptr(),
+        "cupy": lambda a: a.data.ptr,
+        "jax": lambda a: a.unsafe_buffer_pointer(),
+    }[name]
+    seen: list[list[int]] = []
+    real = cmm._elsewhere.run_fff
+
+    def run(
+        library: Any, place: Any, level: Any, activation: Any, tie: Any, shape: Any, batch: Any, *arrays: Any
+    ) -> None:
+        seen.append([library.pointer(a) for a in arrays])
+        real(library, place, level, activation, tie, shape, batch, *arrays)
+
+    monkeypatch.setattr(cmm._elsewhere, "run_fff", run)
+    x, w_in, w_out, bias = tensors
+    result = cmm.fff_forward(x, w_in, w_out, bias, return_path=True)
+    assert all(type(a) is type(x) for a in result)
+    assert seen == [[address(a) for a in (x, w_in, bias, w_out, *result)]]
+
+
+def test_cupy_and_jax_streams() -> None:
     cupy, jax = pytest.importorskip("cupy"), pytest.importorskip("jax")
     tensors = make((65, 48, 40, 1, 5), torch.float32, with_bias=True)
     want = cmm.fff_forward(*tensors)
@@ -215,18 +364,15 @@ def test_cupy_and_jax_without_a_copy() -> None:
     assert isinstance(y, cupy.ndarray)
     assert np.array_equal(cupy.asnumpy(y), to_numpy(want))
     assert np.array_equal(cupy.asnumpy(out), to_numpy(want))
-    seen: list[int] = []
-    library = cmm._foreign.library_at(cmm._foreign.Place("cupy", 2, 0))
-    for array in arrays:
-        seen.append(library.pointer(library.contiguous("x", array)))
-    assert seen == [t.data_ptr() for t in tensors]
     arrays = [jax.numpy.from_dlpack(t) for t in tensors]
-    library = cmm._foreign.library_at(cmm._foreign.Place("jax", 2, 0))
-    for array in arrays:
-        assert library.pointer(library.contiguous("x", array)) == array.unsafe_buffer_pointer()
-    y = cmm.fff_forward(*arrays)
-    assert isinstance(y, jax.Array)
-    assert np.array_equal(np.asarray(y), to_numpy(want))
+    for _ in range(
+        50
+    ):  # the input of a call is gone when the call returns, and its memory must not be used again yet
+        y = cmm.fff_forward(arrays[0] * 1, *arrays[1:])
+        noise = jax.numpy.full((65, 48), np.nan)
+        assert isinstance(y, jax.Array)
+        assert np.array_equal(np.asarray(y), to_numpy(want))
+        del noise
 
 
 def test_refusals() -> None:
