@@ -133,8 +133,8 @@ def bench(lines: list[str]) -> bool:
 
     torch.manual_seed(0)
     lines += [
-        f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}; width {WIDTH}, 1x11, {NEURONS} neurons, us",
-        f"; a kernel that does nothing takes {timed(lambda _: torch.cuda._sleep(0), [None]):.2f}",
+        f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}; width {WIDTH}, 1x11, {NEURONS} neurons, us; "
+        f"a kernel that does nothing takes {timed(lambda _: torch.cuda._sleep(0), [None]):.2f}",
         "",
         "| dtype | tokens | dense | dense tf32 | cuda | dense/cuda | tf32/cuda | copy x to y | target |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
