@@ -2,6 +2,8 @@
 
 import csv
 import importlib.util
+import inspect
+import re
 import shutil
 import sys
 
@@ -289,6 +291,16 @@ def test_scores():
     assert glue.matthews(found, right) == pytest.approx((2 * 2 - 1 * 1) / 9)
     assert glue.matthews(np.ones(6), right) == 0
     assert glue.spearman(np.array([1, 20, 300.0]), np.array([1, 2, 3])) == pytest.approx(1)
+
+
+def test_documented_names():
+    page = (ROOT / "docs/training.md").read_text()
+    documented = dict(re.findall(r"^\| `cmm\.torch\.(\w+)(\(.*?\))` \|", page, re.MULTILINE))
+    assert documented.keys() == set(cmm.torch.__all__)
+    for name, arguments in documented.items():
+        parameters = inspect.signature(getattr(cmm.torch, name)).parameters.values()
+        bare = [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
+        assert arguments == str(inspect.Signature(bare)), name
 
 
 def test_a_classifier_needs_labels():
