@@ -5,6 +5,7 @@
  *     same_bits hash   the hash alone, which takes little time in an emulator */
 #include "check.h"
 #include "example.h"
+#include "small_caches.h"
 #include "ways.h"
 
 static size_t y_bytes(const example *e)
@@ -17,11 +18,15 @@ static size_t path_bytes(const example *e, size_t element)
     return (size_t)(e->batch * e->steps) * element;
 }
 
-/* Room for the results of another run, to be compared with e's. */
+/* Room for the results of another run, to be compared with e's. y starts at a cache line, as kernels like it best. */
 static example results_like(const example *e)
 {
     example r = *e;
-    r.y = allocate(1, y_bytes(e));
+    r.y = aligned_alloc(CMM_ALIGNMENT, (y_bytes(e) / CMM_ALIGNMENT + 1) * CMM_ALIGNMENT);
+    if (!r.y) {
+        printf("out of memory\n");
+        exit(2);
+    }
     r.nodes = allocate(1, path_bytes(e, sizeof *e->nodes));
     r.logits = allocate(1, path_bytes(e, element_size(e->layer.dtype)));
     example_forget(&r);
@@ -113,6 +118,21 @@ static void check_outputs(example *e, const way *w)
     results_free(&r);
 }
 
+/* The same wherever y begins. */
+static void check_address(example *e, const way *w)
+{
+    const size_t size = element_size(e->layer.dtype);
+    char *const memory = allocate(1, y_bytes(e) + CMM_ALIGNMENT + size);
+    example r = results_like(e);
+    void *const aligned = r.y;
+    r.y = memory + (CMM_ALIGNMENT - (uintptr_t)memory % CMM_ALIGNMENT) % CMM_ALIGNMENT + size;
+    CHECK(example_run(&r, &w->run) == CMM_OK, "%s", w->name);
+    compare(e, &r, w->name, "y begins after a cache line by bytes", (long long)size);
+    r.y = aligned;
+    results_free(&r);
+    free(memory);
+}
+
 static void check_threads(example *e, const way *w)
 {
     for (int32_t threads = 0; threads <= 5; threads++) {
@@ -145,15 +165,17 @@ static void check_level(const char *level, shape s)
         check_splits(&e, w);
         check_places(&e, w);
         check_outputs(&e, w);
+        check_address(&e, w);
     }
     example_free(&e);
 }
 
 /* Enough work for five threads to be worth it: the front door does not split less. */
-static void check_level_threads(const char *level)
+static void check_level_threads(const char *level, int64_t trees, int64_t d_out)
 {
     for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++) {
-        const shape s = {.dtype = dtype, .depth = 7, .trees = 2, .d_in = 130, .d_out = 100, .batch = 1501, .bias = 1};
+        const shape s = {.dtype = dtype, .depth = 7, .trees = trees, .d_in = 130, .d_out = d_out, .batch = 3001 / trees,
+                         .bias = 1};
         example e = example_new(s, 41);
         for (int i = 0; i < way_count; i++) {
             if (strcmp(ways[i].run.level, level) != 0)
@@ -236,7 +258,18 @@ int main(int argc, char **argv)
                                            .batch = 301, .bias = 1, .activation = CMM_GELU_TANH});
             check_level(levels[l], (shape){.dtype = dtype, .trees = 1, .d_in = 7, .d_out = 1, .batch = 301});
         }
-        check_level_threads(levels[l]);
+        check_level_threads(levels[l], 2, 100);
     }
+    /* What native does with large layers: two phases, several chunks of tokens, y past the caches or where it must not
+     * go there (no whole lines of a cache, several trees). */
+    make_caches_small();
+    for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++) {
+        check_level("native", (shape){.dtype = dtype, .depth = 9, .trees = 1, .d_in = 24, .d_out = 112, .batch = 700,
+                                      .bias = 1});
+        check_level("native", (shape){.dtype = dtype, .depth = 9, .trees = 1, .d_in = 33, .d_out = 35, .batch = 700});
+        check_level("native", (shape){.dtype = dtype, .depth = 7, .trees = 3, .d_in = 20, .d_out = 16, .batch = 700});
+        check_level("native", (shape){.dtype = dtype, .depth = 7, .trees = 1, .d_in = 70, .d_out = 16, .batch = 16501});
+    }
+    check_level_threads("native", 1, 112);
     return check_report();
 }
