@@ -15,7 +15,7 @@ enum {
 };
 
 typedef struct cmm_machine {
-    uint32_t cpu;            /* CMM_CPU_ bits */
+    uint32_t cpu;        /* CMM_CPU_ bits */
     int64_t l1d, l2, l3; /* bytes of one core's data caches; l3 is shared with other cores */
 } cmm_machine;
 

@@ -164,7 +164,7 @@ int main(void)
         check_shape((shape){.depth = 2, .trees = 2, .d_in = width, .d_out = 371 - width, .batch = 5, .bias = 1});
     check_shape((shape){.depth = 11, .trees = 1, .d_in = 35, .d_out = 37, .batch = 300, .bias = 1});
     check_shape((shape){.depth = 0, .trees = 100, .d_in = 33, .d_out = 31, .batch = 70, .bias = 1});
-    /* Results that are whole lines of a cache go past the caches of a machine where they do not fit; others do not. */
+    /* In two phases; and past the caches where the rows of y are whole lines of a cache, else not. */
     make_caches_small();
     for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++)
         for (int64_t d_out = 16; d_out <= 128; d_out += 8)

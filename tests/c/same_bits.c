@@ -174,8 +174,8 @@ static void check_level(const char *level, shape s)
 static void check_level_threads(const char *level, int64_t trees, int64_t d_out)
 {
     for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++) {
-        const shape s = {.dtype = dtype, .depth = 7, .trees = trees, .d_in = 130, .d_out = d_out, .batch = 3001 / trees,
-                         .bias = 1};
+        const shape s = {.dtype = dtype, .depth = 7, .trees = trees, .d_in = 130, .d_out = d_out,
+                         .batch = 3001 / trees, .bias = 1};
         example e = example_new(s, 41);
         for (int i = 0; i < way_count; i++) {
             if (strcmp(ways[i].run.level, level) != 0)
@@ -260,16 +260,21 @@ int main(int argc, char **argv)
         }
         check_level_threads(levels[l], 2, 100);
     }
-    /* What native does with large layers: two phases, several chunks of tokens, y past the caches or where it must not
-     * go there (no whole lines of a cache, several trees). */
+    /* What native does with large layers: two phases, y past the caches; y that must not go there, for its rows are no
+     * whole lines of a cache, or the trees are several; more tokens than are grouped at a time. */
+    static const shape large[] = {
+        {.depth = 9, .trees = 1, .d_in = 24, .d_out = 112, .batch = 700, .bias = 1},
+        {.depth = 9, .trees = 1, .d_in = 33, .d_out = 35, .batch = 700},
+        {.depth = 7, .trees = 3, .d_in = 20, .d_out = 16, .batch = 700},
+        {.depth = 7, .trees = 1, .d_in = 70, .d_out = 16, .batch = 16501},
+    };
     make_caches_small();
-    for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++) {
-        check_level("native", (shape){.dtype = dtype, .depth = 9, .trees = 1, .d_in = 24, .d_out = 112, .batch = 700,
-                                      .bias = 1});
-        check_level("native", (shape){.dtype = dtype, .depth = 9, .trees = 1, .d_in = 33, .d_out = 35, .batch = 700});
-        check_level("native", (shape){.dtype = dtype, .depth = 7, .trees = 3, .d_in = 20, .d_out = 16, .batch = 700});
-        check_level("native", (shape){.dtype = dtype, .depth = 7, .trees = 1, .d_in = 70, .d_out = 16, .batch = 16501});
-    }
+    for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++)
+        for (size_t i = 0; i < sizeof large / sizeof *large; i++) {
+            shape s = large[i];
+            s.dtype = dtype;
+            check_level("native", s);
+        }
     check_level_threads("native", 1, 112);
     return check_report();
 }

@@ -2,11 +2,12 @@
  *
  * A block of tokens descends a tree depth first. All tokens of a group are at one node; TILE of them at a time share
  * its row; then the group is split in two, and first the left and then the right half goes on. So a group's x moves
- * from L2 into L1 as the group shrinks, and at the leaves the tokens lie in the order of their paths, in which
- * neighbours share most rows of w_out as well. Meanwhile the next block's x comes nearer, a row during each tile.
+ * from L2 into L1 as the group shrinks. A group of WAVE tokens or fewer goes on level by level, so that there is time
+ * for a child's row to come nearer. At the leaves the tokens lie in the order of their paths, in which neighbours
+ * share most rows of w_out as well. Meanwhile the next block's x comes nearer, a row during each tile.
  * Where a tree is larger than L2 and the tokens are many, that is done in two phases: blocks of tokens, as they come,
- * through the top levels; a counting sort by the subtree they reach; and then, subtree by subtree, blocks of its tokens
- * through the rest, while its rows stay in L2.
+ * through the top levels; a counting sort by the subtree they reach; and then, subtree by subtree, blocks of its
+ * tokens through the rest, while its rows stay in L2. Where all of it exceeds L3, y goes past the caches.
  * Work:   2 (d_in + d_out) flops per visited neuron.
  * Memory: x twice and y once; each row of the top once per block, each row below about once.
  * Sums:   fff/tile.inl; the same bits as every other native kernel.
@@ -24,8 +25,8 @@ enum {
     WAVE = 8       /* tokens that go down together at the end: their x fits in L1 */
 };
 
-/* Levels of the first phase: 0 when one phase is enough, because the tree is small or the tokens are few. Else so many
- * that BUCKET tokens are left at each subtree, but that the rows above the subtrees stay in L2. */
+/* Levels of the first phase: 0 when one phase is enough, because the tree is small or the tokens are few. Else as many
+ * as leave BUCKET tokens to each subtree, as long as the rows above the subtrees stay in L2. */
 static int32_t split_level(const cmm_task *task, int64_t tokens)
 {
     const int64_t row_in = row_bytes(task) / (task->d_in + task->d_out) * task->d_in, l2 = task->machine->l2;
@@ -104,7 +105,8 @@ static int64_t NAME(lay_out)(const cmm_task *task, int64_t count, char *memory, 
     return used;
 }
 
-/* Visit `node` with the tokens order[begin .. end), and split them: those that go left come first. Returns how many. */
+/* Visit `node` with the tokens order[begin .. end), and split them: those that go left come first. Returns their
+ * number. */
 static int64_t NAME(visit)(NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level)
 {
     const cmm_task *const task = p->task;
@@ -136,8 +138,8 @@ static int64_t NAME(visit)(NAME(pass) *p, int64_t begin, int64_t end, int64_t no
     return left - begin;
 }
 
-/* The few tokens order[begin .. end), all at `node` of `level`, down to level `stop`, level by level: while the others of
- * them visit their nodes, the row that each goes to comes nearer. Their x is in L1 meanwhile. */
+/* The few tokens order[begin .. end), all at `node` of `level`, down to level `stop`, level by level: while the others
+ * of them visit their nodes, the row that each goes to comes nearer. Their x is in L1 meanwhile. */
 static void NAME(wave)(NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level, int32_t stop)
 {
     const cmm_task *const task = p->task;

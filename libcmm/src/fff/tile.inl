@@ -16,8 +16,8 @@
 enum {
     NAME(LANES) = 256 / (int)sizeof(REAL),
     NAME(VECTORS) = NAME(LANES) / NAME(VL),
-    /* Vectors of lanes that one pass over a row keeps in registers for each token: of one row, 4 hide the latency of the
-     * fma; of several rows, 2 or 1 leave registers for all of them. */
+    /* Vectors of lanes that one pass over a row keeps in registers for each token: of one row, 4 hide the latency of
+     * the fma; of several rows, 2 or 1 leave registers for all of them. */
     NAME(PASS) = NAME(VECTORS) < 4 ? NAME(VECTORS) : 4,
     NAME(PASS_OF_ROWS) = NAME(VECTORS) < 2 || REGISTERS < 32 ? 1 : 2
 };
@@ -37,8 +37,8 @@ INLINE NAME(vec) NAME(halves)(const int n, const NAME(vec) *v)
     return NAME(vec_add)(NAME(vec_add)(b[0], b[2]), NAME(vec_add)(b[1], b[3]));
 }
 
-/* out[r][t] = dot(w[r], x[t]) for `rows` <= ROWS rows and `tokens` <= TILE tokens, which are constants wherever this is
- * inlined. On the way the row `ahead`, where it is not NULL, comes into L2. */
+/* out[r][t] = dot(w[r], x[t]) for `rows` <= ROWS rows and `tokens` <= TILE tokens, which are constants wherever this
+ * is inlined. On the way the row `ahead`, where it is not NULL, comes into L2. */
 INLINE void NAME(dot_tile)(const int rows, const int tokens, const REAL *const *w, const REAL *const *x, int64_t d,
                            REAL (*out)[TILE], const REAL *ahead)
 {
@@ -153,8 +153,8 @@ INLINE void NAME(y_tile)(const int tokens, const int columns, int64_t at, int64_
 #pragma GCC unroll 16
         for (int v = 0; v < columns; v++)
             y[t][v] = way != NAME(Y_ADD) ? NAME(vec_zero)()
-                      : part > 0   ? NAME(vec_load_part)(s[t].y + at, part)
-                                   : NAME(vec_load)(s[t].y + at + v * NAME(VL));
+                      : part > 0         ? NAME(vec_load_part)(s[t].y + at, part)
+                                         : NAME(vec_load)(s[t].y + at + v * NAME(VL));
     for (int i = 0; i < shared; i++) {
         const REAL *const row = s[0].row[i] + at;
         NAME(vec) c[TILE];

@@ -1,9 +1,9 @@
 /* Native, by walking: for small batches, and for many small trees.
  *
- * TILE tokens go through a handful of trees whose rows fit in L2. A root's row is shared by the tokens, and they by ROWS
- * roots; below the roots every token walks TILE trees in lockstep, whose rows share the token. Then y takes the rows of all those trees at
- * once, so that it is read and written once per handful and not once per tree. With trees of one node that is a dense
- * layer, and both halves are register-tiled matrix products.
+ * TILE tokens go through a handful of trees whose rows fit in L2. A root's row is shared by the tokens, and they by
+ * ROWS roots; below the roots every token walks TILE trees in lockstep, whose rows share the token. Then y takes the
+ * rows of all those trees at once, so that it is read and written once per handful and not once per tree. With trees
+ * of one node that is a dense layer, and both halves are register-tiled matrix products.
  * Work:   2 (d_in + d_out) flops per visited neuron.
  * Memory: rows once for TILE tokens at roots and once per token below, from L2 where there are many trees, else from
  *         where the tree is; y once per handful of trees.
@@ -157,7 +157,8 @@ static void NAME(through)(const NAME(handful) *h, int64_t token, int tokens)
     NAME(share) share[TILE];
     for (int t = 0; t < tokens; t++)
         share[t] = (NAME(share)){h->row + t * rows, h->c + t * rows, (REAL *)task->y + (token + t) * task->d_out};
-    NAME(outputs)(tokens, share, task->d_out, h->tree > 0 ? NAME(Y_ADD) : NAME(Y_STORE), levels == 1 ? (int)rows : 0, (int)rows);
+    const int shared = levels == 1 ? (int)rows : 0; /* every token visits the roots: trees of one node */
+    NAME(outputs)(tokens, share, task->d_out, h->tree > 0 ? NAME(Y_ADD) : NAME(Y_STORE), shared, (int)rows);
 }
 
 static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
