@@ -9,6 +9,7 @@ import cmm
 import numpy as np
 import pytest
 from cmm import _call, errors
+from cmm._array import empty, large
 from cmm._libcmm import lib
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
@@ -324,6 +325,12 @@ def test_ff_forward_refuses(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 def test_there_are_many_kinds() -> None:
     assert len({*FFF, *OUTPUT, *OUT}) >= 40
+
+
+@pytest.mark.parametrize("new", [large, empty])
+def test_no_memory_for_a_result_names_its_shape(new: Any) -> None:
+    with pytest.raises(cmm.ArrayMemoryError, match=r"y, shape \(1099511627776, 1048576\), float32"):
+        new("y", (2**40, 2**20), np.dtype(np.float32))
 
 
 def test_arguments_after_the_star_are_by_name_alone() -> None:

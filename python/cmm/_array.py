@@ -140,10 +140,8 @@ def large(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
     NumPy's own start 16 bytes off, and every store of a whole line then touches two.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size >= _LARGE:
-        return aligned(name, size).view(dtype).reshape(shape)
     try:  # empty() takes 0.1 us more
-        return np.empty(shape, dtype)
+        return np.empty(shape, dtype) if size < _LARGE else aligned(name, size).view(dtype).reshape(shape)
     except (MemoryError, ValueError) as error:
         raise _no_memory(name, shape, dtype) from error
 

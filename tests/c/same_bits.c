@@ -261,12 +261,13 @@ int main(int argc, char **argv)
         check_level_threads(levels[l], 2, 100);
     }
     /* What native does with large layers: two phases, y past the caches; y that must not go there, for its rows are no
-     * whole lines of a cache, or the trees are several; more tokens than are grouped at a time. */
+     * whole lines of a cache, or the trees are several; more tokens than are grouped at a time, in as many
+     * subtrees as there can be. */
     static const shape large[] = {
         {.depth = 9, .trees = 1, .d_in = 24, .d_out = 112, .batch = 700, .bias = 1},
         {.depth = 9, .trees = 1, .d_in = 33, .d_out = 35, .batch = 700},
         {.depth = 7, .trees = 3, .d_in = 20, .d_out = 16, .batch = 700},
-        {.depth = 7, .trees = 1, .d_in = 70, .d_out = 16, .batch = 16501},
+        {.depth = 9, .trees = 1, .d_in = 3, .d_out = 16, .batch = 16501},
     };
     make_caches_small();
     for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++)
