@@ -390,6 +390,9 @@ def test_the_table_shows_ours_beside_the_papers(report):
         "1 thread",
         "2048",
         "100 GFLOP/s",
+        "37% arithmetic",  # of native's 1 us a token
+        "copy x to y",
+        *(f"rows from {level}" for level in FLOORS.read),
     ):
         assert expected in text
     assert max(map(len, text.splitlines())) <= 132
@@ -455,6 +458,7 @@ def test_the_curve_has_a_row_for_each_batch(report):
     for tokens in ("1", "64", "16384"):
         row = next(row for row in rows if row[:1] == [tokens])
         assert row[1:5] == ["40.0", "8.00", "5.00", "1.00"]  # naive, blas1, blas3, native
+        assert row[-1] == "0.37"  # the floor
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
