@@ -7,6 +7,7 @@ from typing import Any
 import cmm
 import pytest
 from building import run, tool
+from cffi import FFI
 from cmm import _cuda
 from cmm._call import NULL, ffi, lib, text
 
@@ -91,6 +92,66 @@ def status(**changes: Any) -> str:
 )
 def test_wrong_calls(changes: dict[str, Any], want: str) -> None:
     assert status(**changes) == want
+
+
+def test_every_function_refuses_wrong_structs() -> None:
+    """Through the C interface itself, as a program that was built with another header would call it."""
+    include = Path(cmm.get_include())
+    c = FFI()
+    c.cdef((include / "cmm.h").read_text().split("/* cffi: ")[1].partition("*/")[2].replace("CMM_API ", ""))
+    c.cdef(
+        (include / "cmm_cuda.h")
+        .read_text()
+        .split('extern "C" {\n#endif')[1]
+        .split("#ifdef")[0]
+        .replace("CMM_API ", "")
+    )
+    library = c.dlopen(str(include.parent / "lib/libcmm_cuda.so"))
+    bytes_ = c.new("int64_t *", 77)
+
+    def calls(kind: str, layer: Any, run: Any) -> set[str]:
+        """Every function that takes a layer of this kind."""
+        x, y, none = c.cast("void *", 0x30000), c.cast("void *", 0x40000), c.NULL
+        if kind == "cmm_ff":
+            codes = [
+                library.cmm_cuda_ff_workspace(layer, run, 4, bytes_),
+                library.cmm_cuda_ff_forward(layer, run, 4, x, y),
+            ]
+        else:
+            codes = [
+                library.cmm_cuda_fff_workspace(layer, run, 4, bytes_),
+                library.cmm_cuda_cmm_workspace(layer, run, 4, bytes_),
+                library.cmm_cuda_fff_forward(layer, run, 4, x, y, none, none),
+                library.cmm_cuda_cmm_forward(layer, run, 4, x, c.cast("int32_t *", 0x50000), none),
+            ]
+        return {text(lib.cmm_status_name(code)).removeprefix("CMM_ERROR_") for code in codes}
+
+    weights = {"w_in": c.cast("void *", 0x10000), "w_out": c.cast("void *", 0x20000), "d_in": 8, "d_out": 8}
+    for kind, more in (("cmm_fff", {"depth": 3, "trees": 1}), ("cmm_ff", {"neurons": 15})):
+        good = {"size": c.sizeof(kind), **weights, **more}
+
+        def said(kind: str = kind, good: Any = good, run: Any = None, **changes: Any) -> set[str]:
+            how = c.NULL if run is None else c.new("cmm_cuda_run *", {"size": c.sizeof("cmm_cuda_run"), **run})
+            return calls(kind, c.new(f"{kind} *", {**good, **changes}), how)
+
+        assert calls(kind, c.NULL, c.NULL) == {"LAYER_NULL"}
+        assert said(size=c.sizeof(kind) - 8) == {"LAYER_SIZE"}
+        assert said(reserved=1) == {"RESERVED"}
+        assert said(ld_in=7) == {"LD_IN"}
+        assert said(run={"size": 8}) == {"RUN_SIZE"}
+        assert said(run={"reserved": 1}) == {"RESERVED"}
+        level = c.new("char[]", b"cuda-bmm")  # it is Python's alone
+        assert said(run={"level": level}) == {"LEVEL"}
+    assert said(neurons=-1) == {"NEURONS"}
+    assert bytes_[0] == 77  # nothing was written
+    assert library.cmm_cuda_fff_workspace(c.NULL, c.NULL, 4, c.NULL) == lib.CMM_ERROR_BYTES_NULL
+    info = c.new("cmm_kernel_info *")
+    assert library.cmm_cuda_kernel_get(0, c.NULL) == lib.CMM_ERROR_INFO_NULL
+    assert library.cmm_cuda_kernel_get(0, info) == lib.CMM_ERROR_INFO_SIZE
+    info.size = c.sizeof("cmm_kernel_info")
+    count = library.cmm_cuda_kernel_count()
+    assert [library.cmm_cuda_kernel_get(i, info) for i in (-1, count)] == [lib.CMM_ERROR_INDEX] * 2
+    assert library.cmm_cuda_kernel_get(count - 1, info) == lib.CMM_OK
 
 
 def test_a_level_says_why_it_cannot_be_used() -> None:

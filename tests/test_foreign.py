@@ -10,7 +10,7 @@ from typing import Any
 import cmm
 import numpy as np
 import pytest
-from cmm import _cuda
+from cmm import _cuda, _elsewhere, _foreign
 from cmm._call import lib
 
 RNG = np.random.default_rng(0)
@@ -60,6 +60,42 @@ def test_out_is_written_in_place() -> None:
     assert cmm.fff_forward(**others(), out=out) is out
     assert out.array is memory
     assert np.array_equal(memory, cmm.fff_forward(**PLAIN))
+
+
+def test_a_prepared_layer_takes_and_returns_the_other_kind() -> None:
+    want = cmm.fff_forward(**PLAIN, return_path=True)
+    arrays = others()
+    x = arrays.pop("x")
+    layer = cmm.FFF(**arrays)
+    assert np.array_equal(layer.w_in, PLAIN["w_in"])
+    got = layer(x, return_path=True)
+    assert all(type(a) is Other for a in got)
+    assert all(np.array_equal(a.array, b) for a, b in zip(got, want, strict=True))
+    assert np.array_equal(layer(PLAIN["x"]), want[0])  # its weights are its own: tokens may be anyone's
+    out = Other(np.empty((5, 6)))
+    assert layer(x, out=out) is out
+    assert np.array_equal(out.array, want[0])
+    with pytest.raises(
+        cmm.ArgumentError, match="x is a test_foreign array on GPU 0 and the layer's weights are on the"
+    ):
+        layer(Other(PLAIN["x"], (2, 0)))
+
+
+def test_out_on_a_gpu_shares_no_memory_with_an_input() -> None:
+    """At any level, also one that would not notice. The library here says where arrays are, no more."""
+    library = SimpleNamespace(
+        pointer=lambda array: array.ctypes.data,
+        dtype=lambda array: str(array.dtype),
+        contiguous=lambda name, array: array,
+    )
+    memory = np.zeros(100)
+    inputs = {"x": memory[:40].reshape(5, 8), "bias": None, "w_in": memory[60:]}
+    place = _foreign.Place("cupy", 2, 0)
+    for start, name in ((0, "x"), (39, "x"), (40, "w_in"), (70, "w_in")):
+        with pytest.raises(cmm.ArgumentError, match=f"out overlaps {name}; on a GPU it should be memory of its own"):
+            _elsewhere._result(library, place, memory[start : start + 30].reshape(5, 6), (5, 6), "float64", inputs)
+    for out in (memory[40:60].reshape(5, 4), np.empty((5, 4))):
+        assert _elsewhere._result(library, place, out, (5, 4), "float64", inputs) is out
 
 
 def test_inputs_are_seen_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +160,26 @@ def test_a_library_that_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatc
     assert "no/such/libcmm_cuda.so" in why
 
 
+def test_a_class_derived_from_an_arrays_is_of_its_library() -> None:
+    base = type("Tensor", (Other,), {"__module__": "torch"})
+    mine = type("Mine", (base,), {"__module__": "mine"})
+    assert _foreign._library_of(mine(PLAIN["x"])) == "torch"
+    assert _foreign._library_of(Other(PLAIN["x"])) == "test_foreign"
+
+
+def test_an_error_names_the_array_that_is_wrong() -> None:
+    class Closed(Other):
+        def __dlpack__(self, **how: Any) -> Any:
+            raise BufferError("no")
+
+    for name in ("x", "w_in", "bias"):
+        arrays = others()
+        arrays.pop("w_out")
+        arrays[name] = Closed(PLAIN[name])
+        with pytest.raises(cmm.DtypeError, match=f"^{name}, float64, cannot become a NumPy array without a copy: no"):
+            cmm.cmm(**arrays)
+
+
 @pytest.mark.parametrize("name", ["torch", "jax"])
 def test_real_libraries_on_the_cpu(name: str) -> None:
     library = pytest.importorskip(name)
@@ -132,3 +188,7 @@ def test_real_libraries_on_the_cpu(name: str) -> None:
     y = cmm.fff_forward(**arrays)
     assert type(y) is type(arrays["x"])
     assert np.array_equal(np.asarray(y), cmm.fff_forward(**{k: a.astype(np.float32) for k, a in PLAIN.items()}))
+    x = arrays.pop("x")
+    prepared = cmm.FFF(**arrays)(x)
+    assert type(prepared) is type(x)
+    assert np.array_equal(np.asarray(prepared), np.asarray(y))

@@ -29,7 +29,7 @@ def fff_forward(
     """fff_forward for arrays of another library."""
     place = common_place(x=x, w_in=w_in, w_out=w_out, bias=bias, out=out)
     if on_cpu(place):
-        arrays = [as_numpy(name, a) for name, a in (("x", x), ("w_in", w_in), ("w_out", w_out), ("bias", bias))]
+        arrays = _views(x=x, w_in=w_in, w_out=w_out, bias=bias)
         how: dict[str, Any] = {"activation": activation, "tie": tie, "level": level, "threads": threads}
         how["return_path"] = return_path
         result = fff.fff_forward(*arrays, out=_numpy_out(out, place), **how)
@@ -45,7 +45,7 @@ def cmm(x: Any, w_in: Any, bias: Any, tie: str, level: str, threads: int | None)
     """Cmm for arrays of another library."""
     place = common_place(x=x, w_in=w_in, bias=bias)
     if on_cpu(place):
-        result = fff.cmm(*(as_numpy("x", a) for a in (x, w_in, bias)), tie=tie, level=level, threads=threads)
+        result = fff.cmm(*_views(x=x, w_in=w_in, bias=bias), tie=tie, level=level, threads=threads)
         return _wrap(result, x, place, None)
     level = choose(level)
     library = library_at(place)
@@ -60,7 +60,7 @@ def ff_forward(
     """ff_forward for arrays of another library."""
     place = common_place(x=x, w_in=w_in, w_out=w_out, bias=bias, out=out)
     if on_cpu(place):
-        arrays = [as_numpy(name, a) for name, a in (("x", x), ("w_in", w_in), ("w_out", w_out), ("bias", bias))]
+        arrays = _views(x=x, w_in=w_in, w_out=w_out, bias=bias)
         result = fff.ff_forward(
             *arrays, activation=activation, level=level, threads=threads, out=_numpy_out(out, place)
         )
@@ -74,10 +74,26 @@ def ff_forward(
         )
         dtype = _one_dtype(library, x=x, w_in=w_in, w_out=w_out, bias=bias)
         _, _, d_out = fff.check_dense(x, w_in, w_out, bias)
-        y = _result(library, place, out, (*x.shape[:-1], d_out), dtype)
+        inputs = {"x": x, "w_in": w_in, "w_out": w_out, "bias": bias}
+        y = _result(library, place, out, (*x.shape[:-1], d_out), dtype, inputs)
         run_ff(library, place, level, activation, _count(x), x, w_in, bias, w_out, y)
         library.hold(x, w_in, bias, w_out)
         return library.finish(y) if out is None else out
+
+
+def weights_on_cpu(w_in: Any, w_out: Any, bias: Any) -> list[Any] | None:
+    """Return NumPy views of an FFF's weights, or None where they are on a GPU."""
+    place = common_place(w_in=w_in, w_out=w_out, bias=bias)
+    return _views(w_in=w_in, w_out=w_out, bias=bias) if on_cpu(place) else None
+
+
+def call_packed(layer: "fff.FFF", x: Any, level: str, threads: int | None, out: Any, return_path: bool) -> Any:
+    """Apply an FFF whose weights are packed, on the CPU, to tokens of another library."""
+    place = common_place(x=x, out=out)
+    if not on_cpu(place):
+        raise ArgumentError(f"x is {place} and the layer's weights are on the CPU; they should be in one place")
+    how: dict[str, Any] = {"level": level, "threads": threads, "return_path": return_path}
+    return _wrap(layer(as_numpy("x", x), out=_numpy_out(out, place), **how), x, place, out)
 
 
 class Layer:
@@ -88,8 +104,6 @@ class Layer:
         self.how = activation, tie
         code("activation", activation, ACTIVATIONS)
         code("tie", tie, TIES)
-        if on_cpu(self.place):
-            raise ArgumentError("the weights are on the CPU; an FFF there should be made of NumPy arrays")
         self.library = library_at(self.place)
         with self.library.active():
             (self.w_in, self.w_out, self.bias), self.shape = _weights(self.library, w_in, w_out, bias)
@@ -107,6 +121,10 @@ class Layer:
 
 
 # ---- on a CPU ------------------------------------------------------------------------------------------------------
+
+
+def _views(**arrays: Any) -> list[Any]:
+    return [as_numpy(name, array) for name, array in arrays.items()]
 
 
 def _numpy_out(out: Any, place: Place) -> Any:
@@ -153,8 +171,10 @@ def _count(x: Any) -> int:
     return math.prod(map(int, x.shape[:-1]))
 
 
-def _result(library: Library, place: Place, out: Any, shape: tuple[int, ...], dtype: str) -> Any:
-    """Return where to write: out, or something new."""
+def _result(
+    library: Library, place: Place, out: Any, shape: tuple[int, ...], dtype: str, inputs: dict[str, Any]
+) -> Any:
+    """Return where to write: out, which should be memory of its own at every level, or something new."""
     if out is None:
         return library.empty(shape, dtype)
     if place.library not in ("cupy", "torch"):
@@ -165,6 +185,12 @@ def _result(library: Library, place: Place, out: Any, shape: tuple[int, ...], dt
         raise ShapeError(f"out has shape {tuple(out.shape)}; it should be {shape}")
     if library.contiguous("out", out) is not out:
         raise ArgumentError("out is not contiguous; on a GPU it should be")
+    first = library.pointer(out)
+    for name, array in inputs.items():
+        if array is not None:
+            start = library.pointer(array)
+            if first < start + array.nbytes and start < first + out.nbytes:
+                raise ArgumentError(f"out overlaps {name}; on a GPU it should be memory of its own")
     return out
 
 
@@ -187,7 +213,8 @@ def _forward(
     if not x.shape or x.shape[-1] != d_in:
         raise fff.wrong_x(x, d_in)
     lead = tuple(x.shape[:-1])
-    y = None if w_out is None else _result(library, place, out, (*lead, d_out), dtype)
+    inputs = {"x": x, "w_in": w_in, "w_out": w_out, "bias": bias}
+    y = None if w_out is None else _result(library, place, out, (*lead, d_out), dtype, inputs)
     nodes = logits = None
     if return_path:
         nodes = library.empty((*lead, trees, depth + 1), "int32")

@@ -61,13 +61,17 @@ def _foreign(array: Any) -> bool:
     return hasattr(array, "__dlpack__") and not isinstance(array, np.ndarray | np.generic)
 
 
+def _library_of(array: Any) -> str:
+    """Return the name of an array's library; a class that a user derived from one of the known counts as that one."""
+    names = [kind.__module__.partition(".")[0].replace("jaxlib", "jax") for kind in type(array).__mro__]
+    return next((name for name in names if name in ("torch", "cupy", "jax")), names[0])
+
+
 def _place(name: str, array: Any) -> Place:
     if not _foreign(array):
         kind = "a NumPy array" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
         raise ArgumentError(f"{name} is {kind}, and another argument is an array of another library: convert one")
-    library = type(array).__module__.partition(".")[0]
-    if library == "jaxlib":
-        library = "jax"
+    library = _library_of(array)
     if library == "torch" and array.requires_grad:
         raise ArgumentError(f"{name} requires grad, and there is no gradient here: pass {name}.detach()")
     try:
@@ -109,7 +113,7 @@ def as_numpy(name: str, array: Any) -> Any:
     if array is None:
         return None
     try:
-        return array.numpy() if type(array).__module__.partition(".")[0] == "torch" else np.from_dlpack(array)
+        return array.numpy() if _library_of(array) == "torch" else np.from_dlpack(array)
     except Exception as error:
         raise DtypeError(f"{name}, {array.dtype}, cannot become a NumPy array without a copy: {error}") from error
 

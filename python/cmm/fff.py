@@ -325,6 +325,7 @@ class FFF:
 
     Calling it is :func:`fff_forward` without the checks of the weights; a call with few tokens gains most. Later
     changes of the arrays that it was made of do not reach it; on a GPU it keeps the arrays themselves, and they do.
+    On a CPU the tokens may be of any library, whatever the weights were, and the results are of the tokens' library.
 
     Parameters
     ----------
@@ -381,12 +382,15 @@ class FFF:
     ) -> None:
         self._elsewhere: Any = None
         if is_foreign(w_in, w_out, bias):
-            self._elsewhere = layer = _elsewhere().Layer(w_in, w_out, bias, activation, tie)
-            self.trees, self.depth, self.d_in, self.d_out = layer.shape
-            self.nodes = 2 ** (self.depth + 1) - 1
-            self.dtype, self.activation, self.tie = layer.dtype, activation, tie
-            self.w_in, self.w_out, self.bias = w_in, w_out, bias
-            return
+            views = _elsewhere().weights_on_cpu(w_in, w_out, bias)
+            if views is None:
+                self._elsewhere = layer = _elsewhere().Layer(w_in, w_out, bias, activation, tie)
+                self.trees, self.depth, self.d_in, self.d_out = layer.shape
+                self.nodes = 2 ** (self.depth + 1) - 1
+                self.dtype, self.activation, self.tie = layer.dtype, activation, tie
+                self.w_in, self.w_out, self.bias = w_in, w_out, bias
+                return
+            w_in, w_out, bias = views
         w_in, w_out = floats("w_in", w_in), floats("w_out", w_out)
         if bias is not None:
             bias = floats("bias", bias)
@@ -446,6 +450,8 @@ class FFF:
         """Apply the layer to tokens: parameters, results and errors of :func:`fff_forward`."""
         if self._elsewhere is not None:
             return self._elsewhere(x, level, out, return_path)
+        if type(x) is not np.ndarray and is_foreign(x):
+            return _elsewhere().call_packed(self, x, level, threads, out, return_path)
         return _forward(self._layer, x, level, threads, out, return_path)
 
     def __repr__(self) -> str:

@@ -9,7 +9,9 @@
 template <typename T> __global__ void ff_naive(const cmm_cuda_task task, typename accumulator<T>::type *sums)
 {
     using A = typename accumulator<T>::type;
-    const T *__restrict__ const w_in = (const T *)task.w_in, *__restrict__ const bias = (const T *)task.bias, *__restrict__ const w_out = (const T *)task.w_out;
+    const T *__restrict__ const w_in = (const T *)task.w_in;
+    const T *__restrict__ const w_out = (const T *)task.w_out;
+    const T *__restrict__ const bias = (const T *)task.bias;
     const int64_t first = blockIdx.x * (int64_t)blockDim.x + threadIdx.x, stride = gridDim.x * (int64_t)blockDim.x;
     for (int64_t token = first; token < task.batch; token += stride) {
         const T *__restrict__ const x = (const T *)task.x + token * task.d_in;

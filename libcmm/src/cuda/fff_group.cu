@@ -165,11 +165,11 @@ template <typename T, int V, bool FULL> struct group {
             l.size = (int)(task->batch - l.first < CHUNK ? task->batch - l.first : CHUNK);
             error = cudaMemsetAsync(l.count, 0, (size_t)(4 * COUNTER) << l.split, stream);
             if (error == cudaSuccess)
-                error = launch_overlapping(task, (const void *)fff_group_top<T, V, FULL>, (l.size + TOP_WARPS - 1) / TOP_WARPS,
-                               32 * TOP_WARPS, arguments, stream);
+                error = launch_overlapping(task, (const void *)fff_group_top<T, V, FULL>,
+                                           (l.size + TOP_WARPS - 1) / TOP_WARPS, 32 * TOP_WARPS, arguments, stream);
             if (error == cudaSuccess)
                 error = launch_overlapping(task, (const void *)fff_group_bottom<T, V, FULL>, task->processors,
-                               32 * BOTTOM_WARPS<V, ELEMENTS<T>>, arguments, stream);
+                                           32 * BOTTOM_WARPS<V, ELEMENTS<T>>, arguments, stream);
         }
         return error;
     }

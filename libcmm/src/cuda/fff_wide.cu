@@ -88,7 +88,8 @@ template <typename T, int V, bool FULL> __global__ void __launch_bounds__(THREAD
                             logit_here = lane == l ? logit : logit_here;
                         }
                         if (warp_has_columns)
-                            last.rows[l] = load_now((const typename four<T>::word *)(columns + (uint64_t)(first + (unsigned)node) * pitch));
+                            last.rows[l] = load_now((const typename four<T>::word *)(
+                                columns + (uint64_t)(first + (unsigned)node) * pitch));
                         const int right = (int)(rights >> local & 1);
                         local = 2 * local + 1 + right;
                         node = 2 * node + 1 + right;
