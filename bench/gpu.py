@@ -35,11 +35,22 @@ def command(lines: list[str], *words: str, limit: int = 480, **variables: str) -
         said, code = done.stdout + done.stderr, done.returncode
     except subprocess.TimeoutExpired:
         said, code = f"stopped after {limit} s", 124
+    except OSError as error:  # there is no such program
+        said, code = str(error), 127
     said = "\n".join(said.splitlines()[-25:])
     took = time.monotonic() - start
     lines += [f"`{' '.join(words)}`: exit {code}, {took:.0f} s", "", "```", said, "```", ""]
     print("\n".join(lines[-6:]), flush=True)
     return code == 0
+
+
+def missing() -> str:
+    """Return why nothing but a build can be done here, "" where all can."""
+    try:
+        import torch
+    except ImportError as error:
+        return f"PyTorch cannot be imported: {error}"
+    return "" if torch.cuda.is_available() else "PyTorch finds no GPU"
 
 
 def build(lines: list[str], folder: Path) -> bool:
@@ -211,7 +222,11 @@ def main() -> int:
         built = options.build / "libcmm/src/cuda/libcmm_cuda.so"
         if built.exists():
             os.environ["CMM_CUDA_LIBRARY"] = str(built)
-        if stage != "build":
+        if stage != "build" and (why := missing()):
+            print(f"{stage}: not run: {why}", file=sys.stderr)
+            lines += [f"not run: {why}", ""]
+            ok = False
+        elif stage != "build":
             ok &= {"tests": tests, "sanitizers": sanitizers, "bench": bench}[stage](lines)
         options.report.write_text("\n".join(lines) + "\n")
     return 0 if ok else 1

@@ -3,8 +3,10 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import cmm
 import pytest
 from building import ROOT, tool
 from cmm import _cuda
@@ -52,6 +54,21 @@ def test_no_compiler_is_tried_where_none_is_wanted(tmp_path: Path) -> None:
     assert "does not work" not in said
     assert "cmm_cuda" not in targets
     assert not (tmp_path / "tried").exists()
+
+
+def test_the_script_for_gpus_says_what_is_missing(tmp_path: Path) -> None:
+    if any(level.usable for level in cmm.levels() if level.name == "cuda"):
+        pytest.skip("there is a GPU: the script would run")
+    report = tmp_path / "report.md"
+    words = [sys.executable, str(ROOT / "bench/gpu.py"), "tests", "sanitizers", "bench", "--report", str(report)]
+    done = subprocess.run(
+        [*words, "--build", str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1
+    said = done.stderr.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["tests", "sanitizers", "bench"]
+    assert all("not run: PyTorch" in line for line in said)
+    assert report.read_text().count("not run: PyTorch") == 3
 
 
 def test_the_package_has_the_library_where_a_compiler_works() -> None:
