@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import re
 import shutil
+import subprocess
 import sys
 
 import bert_reference as reference
@@ -216,6 +217,55 @@ def test_packing_loses_nothing(corpus, tmp_path):
         data.pack(tmp_path / "short.txt", tmp_path / "tokenizer.json", 16)
 
 
+def test_what_is_wrong_is_said_in_a_line(tmp_path):
+    command = [sys.executable, ROOT / "docs/examples/train.py", tmp_path / "no", tmp_path / "run", "--steps=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"train\.py: error: .*No such file or directory: '.*train\.txt'\n", done.stderr)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--vocabulary=301",), "made with --vocabulary 300, not 301"),
+        (("--length=17",), "made with --length 16, not 17"),
+        (("--device=nowhere",), "device 'nowhere' cannot be used here"),
+        (("--layer=2x3",), "is no training state, or not one of this model"),
+    ],
+)
+def test_options_that_do_not_fit(run, corpus, tmp_path, options, problem):
+    run("train", corpus, tmp_path, "--layer=2x2", "--steps=2", *TINY, "--stop-after=1")
+    with pytest.raises(cmm.CmmError, match=problem):
+        run("train", corpus, tmp_path, "--layer=2x2", "--steps=2", *TINY, *options)
+
+
+def test_a_broken_state(run, corpus, tmp_path):
+    (tmp_path / training.STATE).write_text("broken")
+    with pytest.raises(cmm.ArgumentError, match="is no training state"):
+        run("train", corpus, tmp_path, "--steps=2", *TINY)
+
+
+@pytest.mark.parametrize("steps", ["0", "-1", "1.5", "x"])
+def test_a_number_of_steps(run, corpus, tmp_path, capsys, steps):
+    with pytest.raises(SystemExit):
+        run("train", corpus, tmp_path / "run", f"--steps={steps}", *TINY)
+    assert "should be a whole number, at least 1" in capsys.readouterr().err
+
+
+def test_texts_that_cannot_be_used(tmp_path):
+    text = tmp_path / "train.txt"
+    text.write_text("")
+    with pytest.raises(cmm.ArgumentError, match="is empty"):
+        data.train_tokenizer(text, 300, tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
+    text.write_text("some words " * 20)
+    data.train_tokenizer(text, 300, tmp_path)
+    text.write_bytes(b"some \xff words")
+    with pytest.raises(cmm.ArgumentError, match="is not UTF-8"):
+        data.pack(text, tmp_path / "tokenizer.json", 2)
+
+
 # ---- fine-tuning ---------------------------------------------------------------------------------------------------
 
 
@@ -269,13 +319,25 @@ def test_columns_of_glue(tmp_path):
     texts, labels = glue.read(tmp_path / "dev.tsv", glue.TASKS["CoLA"])
     assert texts == ["Our friends won't buy this.", 'He "said so.']
     assert labels.tolist() == [1, 0]
+    # A byte order mark, as MRPC has, and characters that are no ends of lines.
+    mrpc = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t7\t8\tOne\x85one\u2028.\tTwo\x0b\x1c.\r\n"
+    (tmp_path / "dev.tsv").write_bytes(mrpc.encode())
+    texts, labels = glue.read(tmp_path / "dev.tsv", glue.TASKS["MRPC"])
+    assert (texts, labels.tolist()) == ([("One\x85one\u2028.", "Two\x0b\x1c.")], [1])
+    (tmp_path / "dev.tsv").write_bytes(b"sentence\tlabel\nA \xff.\t1\n")
+    with pytest.raises(cmm.ArgumentError, match="is not UTF-8"):
+        glue.read(tmp_path / "dev.tsv", glue.TASKS["SST-2"])
+    (tmp_path / "dev.tsv").write_text("sentence1\tsentence2\tscore\nOne.\tTwo.\tfour\n")
+    with pytest.raises(cmm.ArgumentError, match=r"a score that is no number.*four"):
+        glue.read(tmp_path / "dev.tsv", glue.TASKS["STS-B"])
     rte = "index\tsentence1\tsentence2\tlabel\n0\tOne.\tTwo.\tnot_entailment\n"
     (tmp_path / "dev.tsv").write_text(rte)
     texts, labels = glue.read(tmp_path / "dev.tsv", glue.TASKS["RTE"])
     assert (texts, labels.tolist()) == ([("One.", "Two.")], [1])
     for text, problem in (
         ("sentence\n", "no column 'sentence1'"),
-        (rte.replace("not_", "un"), "a label that is none"),
+        (rte.replace("not_", "un"), "a label 'unentailment'; it should be one of the task's"),
+        ("", "no column 'sentence1'; it has none"),
         (rte.partition("\n")[0], "no line with 4 columns"),
     ):
         (tmp_path / "dev.tsv").write_text(text)

@@ -146,4 +146,4 @@ def first_sentences(text: str, model) -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    main()
+    training.run_script(main)

@@ -30,13 +30,14 @@ def main() -> None:
     add("task", choices=glue.TASKS, help="whose columns and scores to use")
     add("data", type=Path, help="the folder of train.tsv and dev.tsv")
     add("out", type=Path, help="the folder to make")
-    add("--epochs", type=int, metavar="N", help="(default 5, for CoLA 15)")
+    add("--epochs", type=training.at_least_1, metavar="N", help="(default 5, for CoLA 15)")
     add("--rate", type=float, default=4e-5, help="learning rate at the start (default 4e-5)")
-    add("--batch", type=int, default=16, metavar="N", help="texts of a step (default 16)")
+    add("--batch", type=training.at_least_1, default=16, metavar="N", help="texts of a step (default 16)")
     add("--seed", type=int, default=0, metavar="N", help="of the head's weights and of the order (default 0)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default a GPU if there is one)")
     options = parser.parse_args()
 
+    options.device = training.usable_device(options.device)
     torch.manual_seed(options.seed)
     task = glue.TASKS[options.task]
     pretrained = cmm.bert.load(options.model)
@@ -119,4 +120,4 @@ def predict(model: Classifier, ids: list[list[int]]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    training.run_script(main)

@@ -15,10 +15,12 @@ import argparse
 import copy
 import csv
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from cmm.errors import ArgumentError
 from cmm.torch import MaskedLanguageModel, training
 from cmm.torch import data as text
 
@@ -26,35 +28,35 @@ from cmm.torch import data as text
 def parse_options() -> argparse.Namespace:
     """Return what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    add, number = parser.add_argument, partial(parser.add_argument, type=training.at_least_1, metavar="N")
     add("corpus", type=Path, help="the folder of train.txt and heldout.txt")
     add("out", type=Path, help="the folder of the run")
     add("--layer", default="4x7", metavar="KxD", help="trees x depth, or dense:NEURONS (default 4x7)")
-    add("--layers", type=int, default=5, metavar="N", help="transformer layers (default 5)")
-    add("--hidden", type=int, default=192, metavar="N", help="width (default 192)")
-    add("--heads", type=int, default=4, metavar="N", help="attention heads (default 4)")
-    add("--vocabulary", type=int, default=6144, metavar="N", help="tokens of the tokenizer (default 6144)")
-    add("--length", type=int, default=128, metavar="N", help="tokens of a sequence (default 128)")
-    add("--batch", type=int, default=512, metavar="N", help="sequences of a step (default 512)")
+    number("--layers", default=5, help="transformer layers (default 5)")
+    number("--hidden", default=192, help="width (default 192)")
+    number("--heads", default=4, help="attention heads (default 4)")
+    number("--vocabulary", default=6144, help="tokens of the tokenizer (default 6144)")
+    number("--length", default=128, help="tokens of a sequence (default 128)")
+    number("--batch", default=512, help="sequences of a step (default 512)")
     add("--rate", type=float, default=1e-3, help="peak learning rate (default 1e-3)")
     how_long = parser.add_mutually_exclusive_group(required=True)
-    how_long.add_argument("--steps", type=int, metavar="N", help="how many steps")
+    how_long.add_argument("--steps", type=training.at_least_1, metavar="N", help="how many steps")
     how_long.add_argument("--minutes", type=float, help="as many steps as fit in these, measured by some trial steps")
     add("--seed", type=int, default=0, metavar="N", help="of weights, order and masks (default 0)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default a GPU if there is one)")
     add("--bfloat16", action="store_true", help="matrix products in bfloat16, by autocast")
     add("--compile", action="store_true", help="torch.compile the model")
-    add("--log-every", type=int, default=100, metavar="N", help="steps between lines of the log (default 100)")
-    add("--save-every", type=int, default=1000, metavar="N", help="steps between held-out losses and states saved")
+    number("--log-every", default=100, help="steps between lines of the log (default 100)")
+    number("--save-every", default=1000, help="steps between held-out losses and states saved")
     add("--keep", action="store_true", help="keep every state, in folders of its own")
-    add("--stop-after", type=int, metavar="N", help="stop after that step, as if interrupted")
+    number("--stop-after", help="stop after that step, as if interrupted")
     return parser.parse_args()
 
 
 def main() -> None:
     """Train."""
     options = parse_options()
-    device = torch.device(options.device)
+    device = training.usable_device(options.device)
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(options.seed)
     sequences, held_out = prepare(options.corpus, options.vocabulary, options.length)
@@ -117,7 +119,12 @@ def prepare(corpus: Path, vocabulary: int, length: int) -> tuple[np.ndarray, np.
         if not (corpus / f"{name}.npy").exists():
             print(f"packing {name}.txt", flush=True)
             np.save(corpus / f"{name}.npy", text.pack(corpus / f"{name}.txt", corpus / "tokenizer.json", length))
-    return np.load(corpus / "train.npy"), np.load(corpus / "heldout.npy")
+    train, held_out = (np.load(corpus / f"{name}.npy") for name in ("train", "heldout"))
+    made = {"--vocabulary": text.vocabulary_of(corpus / "tokenizer.json"), "--length": train.shape[1]}
+    for (option, there), wanted in zip(made.items(), (vocabulary, length), strict=True):
+        if there != wanted:
+            raise ArgumentError(f"{corpus} was made with {option} {there}, not {wanted}: use that, or another folder")
+    return train, held_out
 
 
 def affordable(step, model, optimizer, seconds: float, trial: int = 30) -> int:
@@ -167,4 +174,4 @@ def read_log(file: Path, done: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    training.run_script(main)

@@ -39,8 +39,18 @@ def train_tokenizer(text: Path, vocab_size: int, folder: Path) -> None:
         Special tokens included.
     folder : Path
         Gets tokenizer.json, tokenizer_config.json and special_tokens_map.json.
+
+    Raises
+    ------
+    ArgumentError
+        There is nothing in the text.
+    OSError
+        It cannot be read.
     """
     package = _tokenizers()
+    with open(text, "rb") as file:
+        if not file.read(1):
+            raise ArgumentError(f"{text} is empty")
     tokenizer = package.Tokenizer(package.models.WordPiece(unk_token=SPECIAL["unk"]))
     normalizers = package.normalizers
     tokenizer.normalizer = normalizers.Sequence(
@@ -71,6 +81,12 @@ def train_tokenizer(text: Path, vocab_size: int, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
+def vocabulary_of(tokenizer: Path) -> int:
+    """Return how many tokens tokenizer.json has, special ones included."""
+    size: int = _tokenizers().Tokenizer.from_file(str(tokenizer)).get_vocab_size()
+    return size
+
+
 def pack(text: Path, tokenizer: Path, length: int) -> NDArray[np.uint16]:
     """Encode every paragraph, put them end to end, and cut them into sequences.
 
@@ -85,15 +101,25 @@ def pack(text: Path, tokenizer: Path, length: int) -> NDArray[np.uint16]:
     Returns
     -------
     ndarray of uint16, (sequences, length)
+
+    Raises
+    ------
+    ArgumentError
+        The text is shorter than one sequence or not UTF-8, or the tokenizer has more than 65536 tokens.
+    OSError
+        It cannot be read.
     """
     encoder = _tokenizers().Tokenizer.from_file(str(tokenizer))
     if encoder.get_vocab_size() > 1 << 16:
         raise ArgumentError(f"{tokenizer} has {encoder.get_vocab_size()} tokens; sequences are packed as uint16")
     parts = [np.empty(0, np.uint16)]
-    with open(text, encoding="utf-8") as file:
-        for lines in _some(line.strip() for line in file):
-            ids = [encoding.ids for encoding in encoder.encode_batch_fast(lines)]
-            parts.append(np.array([id for one in ids for id in one], np.uint16))
+    try:
+        with open(text, encoding="utf-8") as file:
+            for lines in _some(line.strip() for line in file):
+                ids = [encoding.ids for encoding in encoder.encode_batch_fast(lines)]
+                parts.append(np.array([id for one in ids for id in one], np.uint16))
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{text} is not UTF-8: {error}") from None
     stream = np.concatenate(parts)
     count = len(stream) // length
     if not count:

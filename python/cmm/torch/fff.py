@@ -1,11 +1,13 @@
 """The fast feedforward layer as a PyTorch module: trained by PyTorch, evaluated by libcmm."""
 
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from cmm._call import ACTIVATIONS, TIES, code, lib
 from cmm._levels import levels
@@ -13,7 +15,7 @@ from cmm.errors import ArgumentError
 from cmm.fff import fff_forward, wrong_x
 
 # Each is 0 at 0, which is what nodes that were not visited get.
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,
@@ -24,6 +26,15 @@ assert _ACTIVATIONS.keys() == ACTIVATIONS.keys()
 
 _CPU_DTYPES = (torch.float32, torch.float64)
 _CUDA_DTYPES = (*_CPU_DTYPES, torch.float16, torch.bfloat16)
+
+_steps = [0]  # of all optimizers: PyTorch does not count what a fused one does as a change of the parameter
+
+
+def _count_step(*_: Any) -> None:
+    _steps[0] += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 class FFF(nn.Module):
@@ -100,7 +111,7 @@ class FFF(nn.Module):
         rows = trees * self.nodes
         self.linear_in = nn.Linear(d_in, rows, bias=bias, device=device, dtype=dtype)
         self.linear_out = nn.Linear(rows, d_out, bias=False, device=device, dtype=dtype)
-        self._transposed: tuple[Any, Tensor] | None = None
+        self._transposed: tuple[Any, Tensor, Tensor] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -143,7 +154,7 @@ class FFF(nn.Module):
         lead = x.shape[:-1]
         x = x.reshape(-1, self.d_in)  # (T, d_in)
         device = x.device.type
-        if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        if _autocasts(device) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device)
             x, w_in, w_out = x.to(dtype), w_in.to(dtype), w_out.to(dtype)
             bias = None if bias is None else bias.to(dtype)
@@ -177,7 +188,7 @@ class FFF(nn.Module):
     def _by_libcmm(self, x: Tensor) -> Tensor:
         w_in, bias = self.linear_in.weight.detach(), self.linear_in.bias
         result: Tensor = fff_forward(
-            x.detach(),
+            x.detach().resolve_neg(),
             w_in.view(self.trees, self.nodes, self.d_in),
             self._w_out(),
             None if bias is None else bias.detach().view(self.trees, self.nodes),
@@ -192,17 +203,24 @@ class FFF(nn.Module):
         weight = self.linear_out.weight
         # PyTorch counts the changes of a tensor, but not of one that was made in inference mode.
         changes = None if weight.is_inference() else weight._version
-        key = changes, weight.data_ptr(), weight.dtype, weight.device
+        key = changes, _steps[0], weight.data_ptr(), weight.dtype, weight.device
         kept = self._transposed
         if changes is None or kept is None or kept[0] != key:
-            w_out = weight.detach().t().contiguous().view(self.trees, self.nodes, self.d_out)
-            self._transposed = kept = key, w_out
-        return kept[1]
+            source = weight.detach()  # kept too, so that no other tensor can come to lie at its address
+            w_out = source.t().contiguous().view(self.trees, self.nodes, self.d_out)
+            self._transposed = kept = key, source, w_out
+        return kept[2]
 
     def train(self, mode: bool = True) -> "FFF":
         """Set training or evaluation, and forget the transposed copy."""
         self._transposed = None
         super().train(mode)
+        return self
+
+    def _apply(self, *arguments: Any, **how: Any) -> "FFF":
+        """Convert or move the parameters, as ``half()`` and ``to()`` do, and forget the transposed copy."""
+        self._transposed = None
+        super()._apply(*arguments, **how)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -231,10 +249,14 @@ def _finite(weight: Tensor) -> Tensor:
     return torch.where(torch.isfinite(weight), weight, 0)
 
 
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _computable(x: Tensor) -> bool:
     """Whether libcmm can compute on this tensor."""
     device = x.device.type
-    if torch.compiler.is_exporting() or torch.is_autocast_enabled(device):
+    if torch.compiler.is_exporting() or _autocasts(device):
         return False
     if device == "cuda":
         return x.dtype in _CUDA_DTYPES and _cuda_is_usable()

@@ -95,15 +95,20 @@ def read(file: Path, task: Task) -> tuple[list[Text], NDArray[Any]]:
     Raises
     ------
     ArgumentError
-        A column is not there, a label is none of the task's, or there is nothing in the file.
+        A column is not there, a label is none of the task's, the file is not UTF-8, or there is nothing in it.
     """
-    rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]
+    try:
+        # Some of GLUE's files begin with a byte order mark, and some texts have what splitlines() takes for an end.
+        with open(file, encoding="utf-8-sig") as lines:
+            rows = [line.rstrip("\n").split("\t") for line in lines]
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{file} is not UTF-8: {error}") from None
     places = (*task.texts, task.label)
     if isinstance(task.label, str):
         header, rows = (rows or [[]])[0], rows[1:]
         for name in places:
             if name not in header:
-                raise ArgumentError(f"{file} has no column {name!r}; it has {', '.join(header)}")
+                raise ArgumentError(f"{file} has no column {name!r}; it has {', '.join(header) or 'none'}")
         places = tuple(header.index(str(name)) for name in places)
     *wanted, last = (int(place) for place in places)
     rows = [row for row in rows if len(row) > max(*wanted, last)]
@@ -118,10 +123,13 @@ def _text(parts: Sequence[str]) -> Text:
 
 
 def _labels(file: Path, task: Task, found: list[str]) -> NDArray[Any]:
-    try:
-        if not task.labels:
-            return np.array([float(label) for label in found], np.float32)
+    if task.labels:
+        wrong = [label for label in found if label not in task.labels]
+        if wrong:
+            expected = ", ".join(task.labels)
+            raise ArgumentError(f"{file} has a label {wrong[0]!r}; it should be one of the task's, {expected}")
         return np.array([task.labels.index(label) for label in found], np.int64)
+    try:
+        return np.array([float(label) for label in found], np.float32)
     except ValueError as error:
-        expected = ", ".join(task.labels) or "numbers"
-        raise ArgumentError(f"{file} has a label that is none of the task's, {expected}: {error}") from None
+        raise ArgumentError(f"{file} has a score that is no number: {error}") from None

@@ -4,10 +4,13 @@ Masked language modelling of a quarter of the tokens, no dropout, AdamW at 1e-3 
 .01 but for norms and biases, gradients clipped at norm .5, a triangular one-cycle learning rate.
 """
 
+import argparse
 import json
 import os
+import pickle
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from torch.nn import functional
 import cmm.bert
 from cmm.bert import names
 from cmm.bert.tokenizer import FILE, ROLE_FILES
-from cmm.errors import ArgumentError, UnusableError
+from cmm.errors import ArgumentError, CmmError, UnusableError
 from cmm.torch.data import Masked, hide
 from cmm.torch.model import Classifier, MaskedLanguageModel
 
@@ -92,6 +95,32 @@ def architecture(
             "nonlin": "Tanh",
         },
     }
+
+
+# ---- command lines -------------------------------------------------------------------------------------------------
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script, and say in one line what is wrong with a file or an argument."""
+    try:
+        main()
+    except (CmmError, OSError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+
+
+def at_least_1(text: str) -> int:
+    """Return an option's whole number."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number, at least 1")
+    return int(text)
+
+
+def usable_device(name: str) -> torch.device:
+    """Return a device of that name, which is there."""
+    try:
+        return torch.zeros(1, device=name).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise UnusableError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 # ---- steps ---------------------------------------------------------------------------------------------------------
@@ -169,11 +198,20 @@ def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load a training state into a model and its optimizer; return the metadata."""
-    state = torch.load(folder / STATE, map_location=next(model.parameters()).device, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optim"])
-    metadata: dict[str, Any] = state["metadata"]
+    """Load a training state into a model and its optimizer; return the metadata.
+
+    Raises
+    ------
+    ArgumentError
+        The file is no training state, or that of another model.
+    """
+    try:
+        state = torch.load(folder / STATE, map_location=next(model.parameters()).device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optim"])
+        metadata: dict[str, Any] = state["metadata"]
+    except (EOFError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise ArgumentError(f"{folder / STATE} is no training state, or not one of this model") from error
     return metadata
 
 
