@@ -73,3 +73,13 @@ def test_what_was_there_before(corpus):
     seen = set()
     texts = ["In version 2 it was added.", "In Version 31 it was added.", "In no version it was added."]
     assert [corpus.is_new(text, seen) for text in texts] == [True, False, True]
+
+
+def test_what_is_no_package(corpus, tmp_path, monkeypatch, capsys):
+    (tmp_path / "name.deb").write_text("")
+    for file in ("missing_1_all.deb", "name.deb"):
+        monkeypatch.setattr("sys.argv", ["corpus.py", str(tmp_path / file), "--out", str(tmp_path / "out")])
+        with pytest.raises(SystemExit):
+            corpus.main()
+        assert f"{file} is no file NAME_VERSION_ARCHITECTURE.deb" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

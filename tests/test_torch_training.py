@@ -150,6 +150,17 @@ def test_a_state_dict_goes_either_way(block):
         assert torch.equal(value, model.state_dict()[key]), key
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of its own deprecations
+def test_a_compiled_models_state_dict():
+    model = MaskedLanguageModel(training.architecture("2x2", layers=1, hidden=16, heads=2, vocab_size=50))
+    state = torch.compile(model).state_dict()
+    assert all(key.startswith("_orig_mod.") for key in state)
+    on_numpy = cmm.bert.from_state_dict(state, model.config.arch)
+    again = MaskedLanguageModel(model.config)
+    again.load_state_dict(training.state_dict(on_numpy))
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+
+
 def test_masks_of_attention():
     block = reference.architecture(num_labels=None)
     block = {**block, "embedding": {**block["embedding"], "vocab_size": 50}}
@@ -310,6 +321,17 @@ def test_the_task_of_this_repository(run, tmp_path):
     assert len(dev) > 50
     assert not set(texts) & set(dev)
     assert {0, 1} == set(labels.tolist()) == set(dev_labels.tolist())
+
+
+def test_what_is_not_the_repositorys_own(run, tmp_path, capsys):
+    """Environments and builds within it are left out; a folder with nothing is refused before anything is written."""
+    for folder in (".venv/lib", "build", "env/site-packages"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "module.py").write_text("this is (no Python")
+    with pytest.raises(SystemExit):
+        run("origin_task", tmp_path, tmp_path / "out")
+    assert "has too few sentences" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_columns_of_glue(tmp_path):

@@ -43,6 +43,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the folder to make")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default 2)")
     options = parser.parse_args()
+    for package in options.packages:
+        if not package.is_file() or package.stem.count("_") != 2:
+            parser.error(f"{package} is no file NAME_VERSION_ARCHITECTURE.deb, as apt-get downloads it")
     options.out.mkdir(parents=True, exist_ok=True)
     documents: list[tuple[str, list[str]]] = []
     sources = {}

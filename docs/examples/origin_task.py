@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _DEV = 4  # one file of so many
+_NOT_ITS_OWN = ("build", "site-packages")  # folders, and those whose names begin with a dot
 _WORDS = (5, 60)  # of a sentence that is kept
 
 
@@ -23,14 +24,16 @@ def main() -> None:
     parser.add_argument("repository", type=Path, help="the root of this repository, or of another one")
     parser.add_argument("out", type=Path, help="the folder to make")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     lines: dict[bool, dict[str, int]] = {False: {}, True: {}}
     for label, patterns in ((1, ("*.c", "*.h", "*.inl", "*.cu", "*.cuh")), (0, ("*.py",))):
-        files = sorted(file for pattern in patterns for file in options.repository.rglob(pattern))
+        files = sorted(file for pattern in patterns for file in sources(options.repository, pattern))
         for number, file in enumerate(files):
             read = comments if label else docstrings
             for text in read(file.read_text(encoding="utf-8")):
                 lines[number % _DEV == _DEV - 1].update(dict.fromkeys(sentences(text), label))
+    if not lines[False] or not lines[True]:
+        parser.error(f"{options.repository} has too few sentences in files of C and Python")
+    options.out.mkdir(parents=True, exist_ok=True)
     for sentence in lines[False]:
         lines[True].pop(sentence, None)
     for name, held_out in (("train.tsv", False), ("dev.tsv", True)):
@@ -38,6 +41,14 @@ def main() -> None:
         (options.out / name).write_text("sentence\tlabel\n" + "".join(rows))
         counts = list(lines[held_out].values())
         print(f"{name}: {len(counts)} sentences, {sum(counts)} of them from C")
+
+
+def sources(folder: Path, pattern: str) -> Iterator[Path]:
+    """Yield the files of a repository, without those of environments and builds in it."""
+    for file in folder.rglob(pattern):
+        parts = file.relative_to(folder).parts
+        if not any(part.startswith(".") or part in _NOT_ITS_OWN for part in parts):
+            yield file
 
 
 def comments(source: str) -> list[str]:
