@@ -340,6 +340,22 @@ def test_torch_compile():
         assert np.array_equal(compiled(x).numpy(), by_libcmm(layer, x))
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated, and tells of conditions on shapes
+def test_recorded_layers():
+    """What export and trace record of a layer in eval() computes anew, also for another number of tokens."""
+    layer, x = make(3, 4).eval(), tokens()
+    with torch.no_grad():
+        expected = layer(x)
+        traced = torch.jit.trace(layer, (x[:5],))
+        exported = torch.export.export(layer, (x,)).module()
+        # As in test_training_computes_what_libcmm_does, but with the largest of all in place of each magnitude.
+        w_in, w_out, bias = layer.linear_in.weight, layer.linear_out.weight, layer.linear_in.bias
+        logit = float(x.abs().sum(1).max() * w_in.abs().max() + bias.abs().max())
+        bound = 2 * gamma(D_IN + 1 + 16 + 15, 2.0**-53) * 1.13 * 15 * 2 * logit * float(w_out.abs().max())
+        for recorded in (traced, exported):
+            torch.testing.assert_close(recorded(x), expected, rtol=0, atol=bound)
+
+
 def test_wrong_calls():
     for arguments in ((0, 1, 2), (8, 0, 2), (8, 1, -1), (8, 1, 31), (8, 1, 2, 0), (8.0, 1, 2)):
         with pytest.raises(cmm.ArgumentError, match="should be a whole number"):

@@ -160,7 +160,7 @@ class FFF(nn.Module):
             bias = None if bias is None else bias.to(dtype)
         logits = _ToNodes.apply(x, w_in, bias)  # (T, K*N)
         nodes = self._walk(logits.detach())  # (T, K*(D+1))
-        visited = torch.zeros_like(logits, dtype=torch.bool).scatter(1, nodes, True)
+        visited = torch.zeros_like(logits, dtype=torch.bool).scatter(1, nodes, 1)
         hidden = _ACTIVATIONS[self.activation](torch.where(visited, logits, 0))
         y = functional.linear(hidden, _finite(w_out))  # (T, d_out)
         broken = ~torch.isfinite(w_out).all(dim=0)  # (K*N,)
@@ -254,9 +254,9 @@ def _autocasts(device: str) -> bool:
 
 
 def _computable(x: Tensor) -> bool:
-    """Whether libcmm can compute on this tensor."""
+    """Whether libcmm can compute on this tensor; what PyTorch records could not be computed again."""
     device = x.device.type
-    if torch.compiler.is_exporting() or _autocasts(device):
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or _autocasts(device):
         return False
     if device == "cuda":
         return x.dtype in _CUDA_DTYPES and _cuda_is_usable()
