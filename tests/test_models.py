@@ -110,6 +110,24 @@ def test_without_pytorch_cmm_torch_says_so():
     )
 
 
+@pytest.mark.parametrize(
+    ("script", "package", "words"),
+    [
+        ("train", "torch", "train.py needs PyTorch: pip install 'cmm[torch]'"),
+        ("finetune", "torch", "finetune.py needs PyTorch: pip install 'cmm[torch]'"),
+        ("card", "torch", "card.py needs PyTorch: pip install 'cmm[torch]'"),
+        ("corpus", "lxml", "corpus.py needs lxml: pip install lxml"),
+    ],
+)
+def test_scripts_say_in_one_line_what_is_missing(script, package, words):
+    code = (
+        f"import sys, runpy; sys.modules[{package!r}] = None; "
+        f"runpy.run_path({str(ROOT / 'docs/examples' / script)!r} + '.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, words + "\n")
+
+
 # ---- the card ------------------------------------------------------------------------------------------------------
 
 

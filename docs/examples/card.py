@@ -11,10 +11,14 @@ import argparse
 import re
 from pathlib import Path
 
+try:
+    import torch
+except ImportError:
+    raise SystemExit("card.py needs PyTorch: pip install 'cmm[torch]'") from None
+
 import cmm
 import cmm.bert
 import numpy as np
-import torch
 from cmm.bert.trained import TRAINED
 from cmm.torch import MaskedLanguageModel, training
 

@@ -22,7 +22,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
-from lxml import etree, html
+try:
+    from lxml import etree, html
+except ImportError:
+    raise SystemExit("corpus.py needs lxml: pip install lxml") from None
 
 _HELD_OUT = 64  # one document of so many
 _NOT_PROSE = ("script", "style", "pre", "nav", "header", "footer", "table", "svg", "math", "head")

@@ -14,9 +14,13 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+try:
+    import torch
+except ImportError:
+    raise SystemExit("finetune.py needs PyTorch: pip install 'cmm[torch]'") from None
+
 import cmm.bert
 import numpy as np
-import torch
 from cmm.bert.text import batches, encode
 from cmm.torch import Classifier, glue, training
 from torch.nn import functional

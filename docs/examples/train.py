@@ -18,8 +18,12 @@ import time
 from functools import partial
 from pathlib import Path
 
+try:
+    import torch
+except ImportError:
+    raise SystemExit("train.py needs PyTorch: pip install 'cmm[torch]'") from None
+
 import numpy as np
-import torch
 from cmm.errors import ArgumentError
 from cmm.torch import MaskedLanguageModel, training
 from cmm.torch import data as text
