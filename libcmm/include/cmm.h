@@ -112,11 +112,11 @@ enum {
     /* what the machine refused */
     CMM_ERROR_MEMORY = 80,          /* no memory for the scratch space of this call */
 
-    /* cmm_blas_load() and cmm_blas_linked() */
+    /* cmm_blas_load(), cmm_blas_linked() and cmm_blas_check() */
     CMM_ERROR_BLAS_NULL = 90,       /* the table to fill is NULL */
     CMM_ERROR_BLAS_FILE_NULL = 91,  /* file is NULL */
     CMM_ERROR_BLAS_FILE = 92,       /* file is not a shared library that this process can load */
-    CMM_ERROR_BLAS_SYMBOLS = 93,    /* file has no BLAS with 32-bit integers in it */
+    CMM_ERROR_BLAS_SYMBOLS = 93,    /* no BLAS with 32-bit integers: functions are missing, or count in 64 bits */
 
     /* cmm_level_get(), cmm_kernel_get(), cmm_fff_pack() */
     CMM_ERROR_INDEX = 100,          /* index is not in 0 .. count - 1 */
@@ -299,8 +299,16 @@ CMM_API cmm_status cmm_blas_load(const char *file, cmm_blas *blas);
 /* The BLAS that libcmm was linked with (CMake option CMM_BLAS=LINK), or CMM_ERROR_BLAS_MISSING. */
 CMM_API cmm_status cmm_blas_linked(cmm_blas *blas);
 
-/* The number of threads that threads = 0 means in this process. */
+/* CMM_ERROR_BLAS_SYMBOLS where the dot products of a table do not take 32-bit integers (or return float as double):
+ * they are called with a count that is 2 in 32 bits and negative in 64, so that a BLAS of either kind reads nothing
+ * that it should not. cmm_blas_load() and cmm_blas_linked() have done this; for tables filled by hand. */
+CMM_API cmm_status cmm_blas_check(const cmm_blas *blas);
+
+/* The number of threads that threads = 0 means in this process: the CPUs in the affinity mask of the calling thread, or
+ * fewer where the CPU quota of a control group allows fewer (rounded up; read once). And which of the two it was, for
+ * people: "affinity mask", "control group's CPU quota", or where a system has neither, "processors online". */
 CMM_API int32_t cmm_threads_default(void);
+CMM_API const char *cmm_threads_source(void);
 
 /* The name ("CMM_ERROR_DTYPE") and one sentence for a status; never NULL, whatever the number. */
 CMM_API const char *cmm_status_name(cmm_status status);

@@ -2,7 +2,10 @@
 #define _GNU_SOURCE
 #include "cmm.h"
 
+#include "caller.h"
+
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -81,6 +84,43 @@ static void load_others(void *library, cmm_blas *blas)
                        dlsym(library, "bli_info_get_version_str") ? "BLIS" : "BLAS");
 }
 
+/* Which integers a BLAS counts in does not show in its names: an ILP64 build may call its functions sgemm_ too, and MKL
+ * decides at run time. So it is asked, by a dot product of two elements whose count a BLAS with 64-bit integers reads
+ * as negative: then there is nothing to do, nothing is read, and the result is 0. The same product tells a BLAS that
+ * returns float as double (f2c's convention). On a big-endian machine the first half of a 64-bit count is its upper
+ * one, so there is no such count, and the names have to do. */
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define COUNTS_IN_32_BITS(dot, real)                                                                                 \
+    static int dot##_counts_in_32_bits(const cmm_blas *blas)                                                         \
+    {                                                                                                                \
+        static const int64_t count = INT64_MIN + 2, step = 1;                                                        \
+        static const real x[] = {3, 5}, y[] = {7, 11};                                                               \
+        int32_t n[2], one[2];                                                                                        \
+        memcpy(n, &count, sizeof n);                                                                                 \
+        memcpy(one, &step, sizeof one);                                                                              \
+        const real product = blas->dot(n, x, one, y, one);                                                           \
+        return product >= 76 && product <= 76;                                                                       \
+    }
+COUNTS_IN_32_BITS(sdot, float)
+COUNTS_IN_32_BITS(ddot, double)
+#undef COUNTS_IN_32_BITS
+
+cmm_status cmm_blas_check(const cmm_blas *blas)
+{
+    if (!blas)
+        return CMM_ERROR_BLAS_NULL;
+    if (blas->size != sizeof *blas)
+        return CMM_ERROR_BLAS_SIZE;
+    const int fits = (!blas->sdot || sdot_counts_in_32_bits(blas)) && (!blas->ddot || ddot_counts_in_32_bits(blas));
+    return fits ? CMM_OK : CMM_ERROR_BLAS_SYMBOLS;
+}
+#else
+cmm_status cmm_blas_check(const cmm_blas *blas)
+{
+    return !blas ? CMM_ERROR_BLAS_NULL : blas->size != sizeof *blas ? CMM_ERROR_BLAS_SIZE : CMM_OK;
+}
+#endif
+
 static cmm_status take_all(void *library, cmm_blas *blas)
 {
     memset(blas, 0, sizeof *blas);
@@ -94,13 +134,11 @@ static cmm_status take_all(void *library, cmm_blas *blas)
     TAKE(blas->sgemm, find(library, "sgemm"));
     TAKE(blas->dgemm, find(library, "dgemm"));
     if (!blas->sdot || !blas->ddot || !blas->saxpy || !blas->daxpy || !blas->sgemv || !blas->dgemv || !blas->sgemm ||
-        !blas->dgemm) {
-        memset(blas, 0, sizeof *blas);
+        !blas->dgemm)
         return CMM_ERROR_BLAS_SYMBOLS;
-    }
     if (!load_mkl(library, blas))
         load_others(library, blas);
-    return CMM_OK;
+    return cmm_blas_check(blas);
 }
 
 cmm_status cmm_blas_load(const char *file, cmm_blas *blas)
@@ -109,17 +147,19 @@ cmm_status cmm_blas_load(const char *file, cmm_blas *blas)
         return CMM_ERROR_BLAS_NULL;
     if (!file)
         return CMM_ERROR_BLAS_FILE_NULL;
+    const cmm_caller caller = cmm_caller_enter(); /* a library's initialisation may do anything */
+    cmm_status status = CMM_ERROR_BLAS_FILE;
     void *const library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
-    if (!library)
-        return CMM_ERROR_BLAS_FILE;
-    cmm_blas found;
-    const cmm_status status = take_all(library, &found);
-    if (status != CMM_OK) {
-        (void)dlclose(library);
-        return status;
+    if (library) {
+        cmm_blas found;
+        status = take_all(library, &found);
+        if (status == CMM_OK)
+            *blas = found;
+        else
+            (void)dlclose(library);
     }
-    *blas = found;
-    return CMM_OK;
+    cmm_caller_leave(&caller);
+    return status;
 }
 
 #if defined(CMM_BLAS_LINKED)
@@ -135,16 +175,17 @@ LINKED(dgemv_);
 LINKED(sgemm_);
 LINKED(dgemm_);
 
-cmm_status cmm_blas_linked(cmm_blas *blas)
+static cmm_blas linked;
+static cmm_status linked_status;
+static pthread_once_t linked_once = PTHREAD_ONCE_INIT;
+
+static void find_linked(void)
 {
-    if (!blas)
-        return CMM_ERROR_BLAS_NULL;
-    memset(blas, 0, sizeof *blas);
-    blas->size = sizeof *blas;
+    linked.size = sizeof linked;
 #define TAKE_LINKED(name)                                                                                            \
     do {                                                                                                             \
         void (*const found)(void) = name##_;                                                                         \
-        memcpy(&blas->name, &found, sizeof found);                                                                   \
+        memcpy(&linked.name, &found, sizeof found);                                                                  \
     } while (0)
     TAKE_LINKED(sdot);
     TAKE_LINKED(ddot);
@@ -155,9 +196,21 @@ cmm_status cmm_blas_linked(cmm_blas *blas)
     TAKE_LINKED(sgemm);
     TAKE_LINKED(dgemm);
     void *const self = dlopen(NULL, RTLD_NOW);
-    if (self && !load_mkl(self, blas))
-        load_others(self, blas);
-    return CMM_OK;
+    if (self && !load_mkl(self, &linked))
+        load_others(self, &linked);
+    linked_status = cmm_blas_check(&linked);
+}
+
+cmm_status cmm_blas_linked(cmm_blas *blas)
+{
+    if (!blas)
+        return CMM_ERROR_BLAS_NULL;
+    const cmm_caller caller = cmm_caller_enter();
+    pthread_once(&linked_once, find_linked);
+    cmm_caller_leave(&caller);
+    if (linked_status == CMM_OK)
+        *blas = linked;
+    return linked_status;
 }
 #else
 cmm_status cmm_blas_linked(cmm_blas *blas)

@@ -1,10 +1,12 @@
 /* The front door: every check (checks.h), every default, the choice of a kernel. Nothing behind it can fail. */
 #include "cmm.h"
 
+#include "blas_threads.h"
+#include "caller.h"
 #include "checks.h"
 #include "cpu.h"
 #include "kernel.h"
-#include "process.h"
+#include "threadpool.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -56,7 +58,7 @@ static const char *why_absent(const cmm_kernel *kernel)
 {
     if (kernel->absent)
         return kernel->absent;
-    return (kernel->cpu & ~cmm_process_machine()->cpu) == 0 ? "" : "this CPU lacks its instructions";
+    return (kernel->cpu & ~cmm_cpu_machine()->cpu) == 0 ? "" : "this CPU lacks its instructions";
 }
 
 static int runs_here(const cmm_kernel *kernel)
@@ -180,33 +182,51 @@ static void run_piece(void *context, int32_t index)
     s->kernel->run[s->task->dtype](s->task, first, count, s->scratch ? s->scratch + index * s->scratch_stride : NULL);
 }
 
-static cmm_status run(const cmm_kernel *kernel, const cmm_task *task, int32_t threads)
+/* How many threads a call is worth: at most `threads`, of which each gets a token and enough work. */
+static int32_t worth_threads(const cmm_kernel *kernel, const cmm_task *task, int32_t threads)
 {
     const double visited = kernel->op == CMM_OP_FFF ? (double)task->depth + 1 : (double)task->nodes;
     const double flops = 2.0 * visited * (double)task->trees * (double)(task->d_in + task->d_out) * (double)task->batch;
+    const double pieces = flops / FLOPS_PER_PIECE;
+    if (pieces < 2)
+        return 1;
     if (threads == 0)
-        threads = flops < 2 * FLOPS_PER_PIECE ? 1 : cmm_threads_default();
+        threads = cmm_threads_default();
+    if (threads > pieces)
+        threads = (int32_t)pieces;
+    return threads > task->batch ? (int32_t)task->batch : threads;
+}
+
+/* Share the tokens out over the threads that there are. Scratch memory is taken for these alone. */
+static cmm_status run_pieces(const cmm_kernel *kernel, const cmm_task *task, int32_t threads)
+{
     split s = {kernel, task, NULL, 0, threads};
-    if (s.pieces > flops / FLOPS_PER_PIECE)
-        s.pieces = flops < FLOPS_PER_PIECE ? 1 : (int32_t)(flops / FLOPS_PER_PIECE);
-    if (s.pieces > task->batch)
-        s.pieces = (int32_t)task->batch;
     if (kernel->scratch) {
-        const int64_t largest = (task->batch + s.pieces - 1) / s.pieces;
+        const int64_t largest = (task->batch + threads - 1) / threads;
         s.scratch_stride = (kernel->scratch(task, largest) + CMM_ALIGNMENT - 1) / CMM_ALIGNMENT * CMM_ALIGNMENT;
         if (s.scratch_stride > 0) {
-            s.scratch = aligned_alloc(CMM_ALIGNMENT, (size_t)(s.scratch_stride * s.pieces));
+            s.scratch = aligned_alloc(CMM_ALIGNMENT, (size_t)(s.scratch_stride * threads));
             if (!s.scratch)
                 return CMM_ERROR_MEMORY;
         }
     }
     if (kernel->blas)
-        cmm_process_borrow_blas(task->blas);
-    cmm_process_run(threads, s.pieces, run_piece, &s);
+        cmm_blas_threads_borrow(task->blas);
+    cmm_threadpool_run(threads, run_piece, &s);
     if (kernel->blas)
-        cmm_process_return_blas(task->blas);
+        cmm_blas_threads_return(task->blas);
     free(s.scratch);
     return CMM_OK;
+}
+
+static cmm_status run(const cmm_kernel *kernel, const cmm_task *task, int32_t threads)
+{
+    const cmm_caller caller = cmm_caller_enter();
+    threads = cmm_threadpool_acquire(worth_threads(kernel, task, threads));
+    const cmm_status status = run_pieces(kernel, task, threads);
+    cmm_threadpool_release(threads);
+    cmm_caller_leave(&caller);
+    return status;
 }
 
 /* A dense layer at level native, or at the level of our choice: the best gemm there is. Without a BLAS, or when one of
@@ -243,7 +263,7 @@ static cmm_status forward(cmm_op op, cmm_task *task, const cmm_run *how, int wan
         status = cmm_check_arrays(task, wants_y);
     if (status != CMM_OK)
         return status;
-    task->machine = cmm_process_machine();
+    task->machine = cmm_cpu_machine();
     task->blas = chosen.blas;
     if (op == CMM_OP_FF)
         op = choose_dense(&chosen, task);

@@ -2,6 +2,7 @@
  * compilers it reports nothing. */
 #include "cpu.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -33,7 +34,7 @@ static uint32_t find_bits(void)
 }
 
 /* Intel's leaf 4 and AMD's leaf 0x8000001d describe the caches in the same format. */
-static void find_caches(cmm_machine *machine)
+static void find_caches(cmm_machine *found)
 {
     uint32_t a, b, c, d;
     const uint32_t leaf = (uint32_t)__get_cpuid_max(0x80000000u, NULL) >= 0x8000001du &&
@@ -49,11 +50,11 @@ static void find_caches(cmm_machine *machine)
         if (type == 2)
             continue; /* instructions */
         if (level == 1)
-            machine->l1d = bytes;
+            found->l1d = bytes;
         else if (level == 2)
-            machine->l2 = bytes;
+            found->l2 = bytes;
         else if (level == 3)
-            machine->l3 = bytes;
+            found->l3 = bytes;
     }
 }
 #else
@@ -66,28 +67,36 @@ static uint32_t find_bits(void)
 #endif
 }
 
-static void find_caches(cmm_machine *machine)
+static void find_caches(cmm_machine *found)
 {
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
-    machine->l1d = sysconf(_SC_LEVEL1_DCACHE_SIZE);
-    machine->l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    machine->l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    found->l1d = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+    found->l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    found->l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
 #else
-    (void)machine;
+    (void)found;
 #endif
 }
 #endif
 
-void cmm_cpu_find(cmm_machine *machine)
+static cmm_machine machine;
+static pthread_once_t machine_once = PTHREAD_ONCE_INIT;
+
+static void machine_find(void)
 {
-    machine->cpu = find_bits();
-    machine->l1d = machine->l2 = machine->l3 = 0;
-    find_caches(machine);
+    machine.cpu = find_bits();
+    find_caches(&machine);
     /* What a CPU does not tell is taken to be small, which costs a little speed and nothing else. */
-    if (machine->l1d < 16 << 10)
-        machine->l1d = 32 << 10;
-    if (machine->l2 < 128 << 10)
-        machine->l2 = 256 << 10;
-    if (machine->l3 < machine->l2)
-        machine->l3 = machine->l2;
+    if (machine.l1d < 16 << 10)
+        machine.l1d = 32 << 10;
+    if (machine.l2 < 128 << 10)
+        machine.l2 = 256 << 10;
+    if (machine.l3 < machine.l2)
+        machine.l3 = machine.l2;
+}
+
+const cmm_machine *cmm_cpu_machine(void)
+{
+    pthread_once(&machine_once, machine_find);
+    return &machine;
 }

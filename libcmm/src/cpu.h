@@ -3,7 +3,8 @@
 
 #include "kernel.h"
 
-/* Find out what this CPU and its operating system can do. Costs some microseconds (a virtual machine traps cpuid). */
-void cmm_cpu_find(cmm_machine *machine);
+/* What this CPU and its operating system can do. Found at the first call, for it takes some microseconds (a virtual
+ * machine traps cpuid), and the same for the life of the process. */
+const cmm_machine *cmm_cpu_machine(void);
 
 #endif

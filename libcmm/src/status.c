@@ -53,7 +53,8 @@ static const struct {
     STATUS(CMM_ERROR_BLAS_NULL, "blas is NULL; it should point to the table to fill"),
     STATUS(CMM_ERROR_BLAS_FILE_NULL, "file is NULL; it should be the path of a BLAS library"),
     STATUS(CMM_ERROR_BLAS_FILE, "file cannot be loaded; it should be the path of a shared library for this machine"),
-    STATUS(CMM_ERROR_BLAS_SYMBOLS, "file holds no BLAS with 32-bit integers (sgemm_, scipy_sgemm_ and the like)"),
+    STATUS(CMM_ERROR_BLAS_SYMBOLS, "this is no BLAS with 32-bit integers (LP64): functions (sgemm_, scipy_sgemm_ and the like) are missing, or count "
+           "in 64 bits"),
     STATUS(CMM_ERROR_INDEX, "index is out of range; it should be 0 to cmm_level_count() - 1, or cmm_kernel_count() - 1"),
     STATUS(CMM_ERROR_INFO_NULL, "info is NULL; it should point to the struct to fill"),
     STATUS(CMM_ERROR_INFO_SIZE, "info->size is not sizeof the struct; set it before the call"),

@@ -216,6 +216,9 @@ def _from_capsules(module: Any) -> Blas:
     if _ThreadCount.find():
         table.set_threads = lib.cmm_py_set_threads
         table.get_threads = lib.cmm_py_get_threads
+    status = lib.cmm_blas_check(table)
+    if status:
+        raise failure(status, "SciPy's BLAS")
     return Blas(module.__file__, table)
 
 

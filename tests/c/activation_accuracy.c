@@ -324,11 +324,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: %s [--all | --few]\n", argv[0]);
         return 2;
     }
-    cmm_machine machine;
-    cmm_cpu_find(&machine);
     printf("kernels:");
     for (int k = 0; k < KERNELS; k++)
-        if (!all_kernels[k]->absent && (all_kernels[k]->cpu & ~machine.cpu) == 0) {
+        if (!all_kernels[k]->absent && (all_kernels[k]->cpu & ~cmm_cpu_machine()->cpu) == 0) {
             kernels[kernel_count++] = all_kernels[k];
             printf(" %s", all_kernels[k]->name);
         }

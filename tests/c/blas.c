@@ -1,5 +1,5 @@
 /* Where a BLAS comes from, and what a level asks of it. The libraries are those of blas_library.c; their paths are
- * the program's arguments: underscore, plain, scipy, openblas, mkl, partial. */
+ * the program's arguments: underscore, plain, scipy, openblas, mkl, partial, ilp64, double. */
 #define _GNU_SOURCE
 #include "check.h"
 #include "example.h"
@@ -62,13 +62,40 @@ static void check_mkl(const char *file)
     CHECK(layer && layer() == 1, "MKL's threading layer should be the sequential one");
 }
 
-static void check_partial_library(const char *file)
+static void check_refused(const char *file, const char *what)
 {
     cmm_blas blas, before;
     memset(&blas, 0xa5, sizeof blas);
     memcpy(&before, &blas, sizeof blas);
-    CHECK(cmm_blas_load(file, &blas) == CMM_ERROR_BLAS_SYMBOLS, "a library without dgemm");
+    CHECK(cmm_blas_load(file, &blas) == CMM_ERROR_BLAS_SYMBOLS, "a library %s", what);
     CHECK(memcmp(&blas, &before, sizeof blas) == 0, "the table was written");
+}
+
+/* A table filled by hand is asked, too, of what it has. */
+static int64_t sdot_calls;
+
+static float ilp64_sdot(const int32_t *n, const float *x, const int32_t *incx, const float *y, const int32_t *incy)
+{
+    int64_t count;
+    memcpy(&count, n, sizeof count);
+    sdot_calls++;
+    return count < 0 ? 0 : reference_sdot(&(int32_t){2}, x, incx, y, incy);
+}
+
+static void check_tables(void)
+{
+    cmm_blas blas = reference_blas;
+    CHECK(cmm_blas_check(&blas) == CMM_OK, "the reference");
+    CHECK(cmm_blas_check(NULL) == CMM_ERROR_BLAS_NULL, "NULL");
+    blas.size = 8;
+    CHECK(cmm_blas_check(&blas) == CMM_ERROR_BLAS_SIZE, "size");
+    blas.size = sizeof blas;
+    blas.sdot = ilp64_sdot;
+    CHECK(cmm_blas_check(&blas) == CMM_ERROR_BLAS_SYMBOLS && sdot_calls == 1, "64-bit integers in sdot");
+    blas.sdot = NULL;
+    CHECK(cmm_blas_check(&blas) == CMM_OK, "double alone");
+    blas.ddot = NULL;
+    CHECK(cmm_blas_check(&blas) == CMM_OK, "neither");
 }
 
 /* A level needs the functions of its own number and below, of the layer's dtype: nothing else. */
@@ -92,15 +119,18 @@ static void check_partial_tables(void)
 
 int main(int argc, char **argv)
 {
-    if (argc != 7) {
-        printf("usage: %s underscore plain scipy openblas mkl partial\n", argv[0]);
+    if (argc != 9) {
+        printf("usage: %s underscore plain scipy openblas mkl partial ilp64 double\n", argv[0]);
         return 2;
     }
     for (int i = 1; i <= 3; i++)
         (void)check_library(argv[i], "BLAS");
     check_openblas(argv[4]);
     check_mkl(argv[5]);
-    check_partial_library(argv[6]);
+    check_refused(argv[6], "without dgemm");
+    check_refused(argv[7], "that counts in 64 bits");
+    check_refused(argv[8], "that returns float as double");
+    check_tables();
     check_partial_tables();
     CHECK(atomic_load(&blas_complaints) == 0, "%d calls of the BLAS with arguments it forbids",
           atomic_load(&blas_complaints));

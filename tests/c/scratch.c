@@ -1,7 +1,7 @@
 /* Memory that the native kernels take beyond weights, input and output: at most 64 bytes per token and level of one
  * tree, and no more for a million tokens than for some thousands. */
 #include "check.h"
-#include "process.h"
+#include "cpu.h"
 
 #define CMM_KERNEL(op, name, architecture, flags) extern const cmm_kernel cmm_##op##_##name;
 #include "kernels.inc"
@@ -19,7 +19,7 @@ static void check_shape(int32_t dtype, int64_t trees, int32_t depth)
 {
     const cmm_task task = {.dtype = dtype, .depth = depth, .trees = trees, .nodes = ((int64_t)2 << depth) - 1,
                            .d_in = 768, .d_out = 768, .ld_in = 768, .ld_out = 768,
-                           .machine = cmm_process_machine()};
+                           .machine = cmm_cpu_machine()};
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
         const cmm_kernel *const kernel = kernels[i];
         if (kernel->absent || strcmp(kernel->level, "native") != 0)

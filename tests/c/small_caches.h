@@ -3,12 +3,12 @@
 #ifndef SMALL_CACHES_H
 #define SMALL_CACHES_H
 
-#include "process.h"
+#include "cpu.h"
 
 /* For the rest of the process. Call it while no other thread computes. */
 static inline void make_caches_small(void)
 {
-    cmm_machine *const machine = (cmm_machine *)cmm_process_machine(); /* the library's own, which is no constant */
+    cmm_machine *const machine = (cmm_machine *)cmm_cpu_machine(); /* the library's own, which is no constant */
     machine->l1d = 1 << 10;
     machine->l2 = 16 << 10;
     machine->l3 = 32 << 10;

@@ -5,7 +5,6 @@ while where libcmm's should run. So where there is enough for every thread, a ca
 the BLAS to one thread in each.
 """
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,8 @@ from contextvars import copy_context
 from functools import cache
 from itertools import pairwise
 from typing import Any
+
+from cmm._call import lib
 
 # With fewer tokens to a thread, reading the weights is most of the work, and the BLAS's threads share that better.
 _LEAST_TOKENS = 64
@@ -41,9 +42,9 @@ def shares(batch: int, length: int, threads: int) -> list[slice] | None:
     batch, length : int
         Sequences, and tokens in each.
     threads : int
-        At most this many; 0 is every core that the process may use.
+        At most this many; 0 is what libcmm takes by default.
     """
-    threads = threads or _cores()
+    threads = threads or lib.cmm_threads_default()
     count = max(1, min(threads, batch, batch * length // _LEAST_TOKENS))
     # The BLAS's threads leave a quarter of the work to one of them: 4 * threads / (threads + 3) times as fast as one.
     if count * (threads + 3) < 4 * threads or _blas() is None:
@@ -76,7 +77,3 @@ def _one_blas_thread() -> Iterator[None]:
             yield
     finally:
         _setting.release()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,60 @@
+/* A program that loads a plugin with libcmm in it (its path is the argument), uses it, unloads it, and again. The
+ * threads end before their code goes, and what was to be called at a fork is forgotten with it. */
+#define _GNU_SOURCE
+#include "check.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { ROUNDS = 5 };
+
+/* Threads of this process, or 1 where the system does not tell. */
+static int threads(void)
+{
+    int count = 0;
+    DIR *const folder = opendir("/proc/self/task");
+    if (!folder)
+        return 1;
+    for (const struct dirent *entry; (entry = readdir(folder)) != NULL;)
+        count += entry->d_name[0] != '.';
+    (void)closedir(folder);
+    return count;
+}
+
+static void round_trip(const char *file)
+{
+    const int before = threads();
+    void *const plugin = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    int (*use)(void) = NULL;
+    void *const symbol = plugin ? dlsym(plugin, "use") : NULL;
+    memcpy(&use, &symbol, sizeof use);
+    CHECK(use != NULL, "%s", plugin ? "no function" : dlerror());
+    if (!use)
+        return;
+    CHECK(use() == 0, "a call");
+    CHECK(threads() == 1 || threads() > before, "it should have threads to end");
+    CHECK(dlclose(plugin) == 0 && !dlopen(file, RTLD_NOW | RTLD_NOLOAD), "it should be gone");
+    CHECK(threads() == before, "%d threads are left, and there were %d", threads(), before);
+    (void)usleep(1000);
+
+    int status = 1;
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0)
+        _exit(0);
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0, "a child after it is gone: %d", status);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 2) {
+        printf("usage: %s plugin\n", argv[0]);
+        return 2;
+    }
+    for (int i = 0; i < ROUNDS; i++)
+        round_trip(argv[1]);
+    return check_report();
+}
