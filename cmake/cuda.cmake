@@ -1,4 +1,4 @@
-# Finds a CUDA compiler that works, for CMM_CUDA=AUTO|ON|OFF.
+# Finds a CUDA compiler that works, for CMM_CUDA=OFF|ON|AUTO.
 #
 # cmm_find_cuda(result): enables the language CUDA and sets result to TRUE where CMM_CUDA is ON, or is AUTO and a compiler
 # can build a shared library. With AUTO nothing about CUDA fails a build: a compiler that does not work is a warning. So
@@ -9,7 +9,10 @@ function(cmm_find_cuda result)
     if(CMM_CUDA STREQUAL "OFF")
         return()
     endif()
-    if(NOT CMM_CUDA STREQUAL "ON")
+    if(NOT CMM_CUDA MATCHES "^(ON|AUTO)$")
+        message(FATAL_ERROR "CMM_CUDA is '${CMM_CUDA}'; it should be OFF, ON or AUTO")
+    endif()
+    if(CMM_CUDA STREQUAL "AUTO")
         find_program(CMM_NVCC NAMES nvcc PATHS ENV CUDA_PATH ENV CUDA_HOME /usr/local/cuda PATH_SUFFIXES bin) # after PATH
         if(DEFINED ENV{CUDACXX})
             set(nvcc "$ENV{CUDACXX}")

@@ -77,6 +77,20 @@ def test_info_names_everything(capsys):
     assert sum(line.split()[0] == "gpu" for line in out.splitlines() if line.split()) == 1
 
 
+@pytest.mark.parametrize("cuda", [True, False])
+@pytest.mark.parametrize("command", ["info", "demo"])
+def test_info_says_what_was_built(monkeypatch, capsys, command, cuda):
+    monkeypatch.setattr(cmm._cuda, "built", lambda: cuda)
+    monkeypatch.setattr(demo, "_layer", lambda: None)
+    monkeypatch.setattr(demo, "_encoder", lambda: None)
+    monkeypatch.setenv("CMM_CUDA_LIBRARY", "another.so")
+    assert main([command]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.split()[0].rstrip(":") == "built"
+    assert ("without libcmm_cuda (pip install . -C cmake.define.CMM_CUDA=ON" in line) == (not cuda)
+    assert "another.so is used, for CMM_CUDA_LIBRARY says so" in line
+
+
 def test_info_says_what_the_environment_chose():
     isa, blas = cmm._levels.isas()[1][-1], cmm.blas._from_scipy().file
     done = run("info", env=os.environ | {"CMM_LEVEL": "naive", "CMM_ISA": isa, "CMM_BLAS": blas})

@@ -1,4 +1,4 @@
-"""When libcmm_cuda is built: where nvcc works. A broken one is a warning, and the rest is built without it."""
+"""libcmm_cuda is built where that was asked for. With AUTO a broken compiler is a warning, and the rest is built."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from cmm import _cuda
 from cmm._call import lib
 
 
-def configure(folder: Path, nvcc: str, choice: str) -> tuple[int, str, str]:
+def configure(folder: Path, nvcc: str, *options: str) -> tuple[int, str, str]:
     """Configure with a program in the place of nvcc; return the exit code, what was said, and the targets."""
     (folder / "bin").mkdir()
     fake = folder / "bin/nvcc"
@@ -23,7 +23,7 @@ def configure(folder: Path, nvcc: str, choice: str) -> tuple[int, str, str]:
     environment["PATH"] = f"{fake.parent}{os.pathsep}{environment['PATH']}"
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     build = folder / "build"
-    words = [tool("cmake"), "-S", str(ROOT), "-B", str(build), *generator, f"-DCMM_CUDA={choice}"]
+    words = [tool("cmake"), "-S", str(ROOT), "-B", str(build), *generator, *options]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
     help_words = [tool("cmake"), "--build", str(build), "--target", "help"]
     targets = subprocess.run(help_words, capture_output=True, text=True, timeout=60, check=False).stdout
@@ -34,7 +34,7 @@ def configure(folder: Path, nvcc: str, choice: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize("nvcc", ["#!/bin/sh\necho no >&2\nexit 1\n", "#!/bin/sh\nexit 0\n"], ids=["stops", "idle"])
 def test_a_broken_compiler_is_a_warning(tmp_path: Path, nvcc: str) -> None:
     tool("cc")
-    code, said, targets = configure(tmp_path, nvcc, "AUTO")
+    code, said, targets = configure(tmp_path, nvcc, "-DCMM_CUDA=AUTO")
     assert code == 0
     assert "CMake Warning" in said
     assert f"{tmp_path}/bin/nvcc does not work" in said
@@ -44,16 +44,24 @@ def test_a_broken_compiler_is_a_warning(tmp_path: Path, nvcc: str) -> None:
 
 def test_a_broken_compiler_that_was_asked_for_is_an_error(tmp_path: Path) -> None:
     tool("cc")
-    assert configure(tmp_path, "#!/bin/sh\nexit 1\n", "ON")[0] != 0
+    assert configure(tmp_path, "#!/bin/sh\nexit 1\n", "-DCMM_CUDA=ON")[0] != 0
 
 
-def test_no_compiler_is_tried_where_none_is_wanted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["-DCMM_CUDA=OFF"]], ids=["default", "OFF"])
+def test_no_compiler_is_tried_where_none_was_asked_for(tmp_path: Path, options: list[str]) -> None:
     tool("cc")
-    code, said, targets = configure(tmp_path, f"#!/bin/sh\ntouch {tmp_path}/tried\nexit 1\n", "OFF")
+    code, said, targets = configure(tmp_path, f"#!/bin/sh\ntouch {tmp_path}/tried\nexit 1\n", *options)
     assert code == 0
     assert "does not work" not in said
     assert "cmm_cuda" not in targets
     assert not (tmp_path / "tried").exists()
+
+
+def test_another_value_is_an_error_that_names_those_there_are(tmp_path: Path) -> None:
+    tool("cc")
+    code, said, _ = configure(tmp_path, "#!/bin/sh\nexit 1\n", "-DCMM_CUDA=maybe")
+    assert code != 0
+    assert "CMM_CUDA is 'maybe'; it should be OFF, ON or AUTO" in said
 
 
 def test_the_script_for_gpus_says_what_is_missing(tmp_path: Path) -> None:
@@ -71,9 +79,10 @@ def test_the_script_for_gpus_says_what_is_missing(tmp_path: Path) -> None:
     assert report.read_text().count("not run: PyTorch") == 3
 
 
-def test_the_package_has_the_library_where_a_compiler_works() -> None:
-    """Held by .ci/run, which sets the variable where nvcc is; elsewhere the package may be built without."""
+def test_the_package_has_the_library_that_was_asked_for() -> None:
+    """Held by .ci/run, which sets the variable for the package that it builds with CMM_CUDA=ON."""
     if not os.environ.get("CMM_EXPECT_CUDA"):
         pytest.skip("CMM_EXPECT_CUDA is not set")
+    assert _cuda.built()
     status, why = _cuda._load()
     assert status != lib.CMM_ERROR_CUDA_ABSENT, why

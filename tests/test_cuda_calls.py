@@ -12,7 +12,8 @@ from cmm import _cuda
 from cmm._call import NULL, ffi, lib, text
 
 pytestmark = pytest.mark.skipif(
-    _cuda._load()[0] == lib.CMM_ERROR_CUDA_ABSENT, reason="libcmm_cuda was not built: there was no CUDA compiler"
+    _cuda._load()[0] == lib.CMM_ERROR_CUDA_ABSENT,
+    reason="libcmm_cuda was not built (-C cmake.define.CMM_CUDA=ON builds it)",
 )
 
 # dtype, activation, tie, depth, trees, d_in, d_out, w_in, bias, w_out, then level, method, stream, workspace and its

@@ -20,19 +20,26 @@ LEVELS = ("cuda-naive", "cuda-bmm", "cuda")
 CODES = {"float32": lib.CMM_F32, "float64": lib.CMM_F64, "bfloat16": lib.CMM_BF16, "float16": lib.CMM_F16}
 _LEVEL_TEXTS = {name: ffi.new("char[]", name.encode()) for name in LEVELS}
 
+_OWN_LIBRARY = Path(_libcmm.__file__).parent / "lib" / "libcmm_cuda.so"
+
 # Of cuda-bmm; measured on an H200.
 _SHARED_LEVELS = 8
 _GATHERED_BYTES = 256 << 20
 _TOKENS_AT_ONCE = 16384  # of a dense layer
 
 
+def built() -> bool:
+    """Return whether this package was built with a libcmm_cuda of its own."""
+    return _OWN_LIBRARY.exists()
+
+
 @cache
 def _load() -> tuple[int, str]:
     """Load libcmm_cuda; return its status and, where it cannot be loaded, why."""
     chosen = variable(b"CMM_CUDA_LIBRARY")
-    file = Path(chosen) if chosen else Path(_libcmm.__file__).parent / "lib" / "libcmm_cuda.so"
-    if not chosen and not file.exists():
-        return lib.CMM_ERROR_CUDA_ABSENT, "it was not built: there was no working CUDA compiler"
+    file = Path(chosen) if chosen else _OWN_LIBRARY
+    if not chosen and not built():
+        return lib.CMM_ERROR_CUDA_ABSENT, "it was not built; -C cmake.define.CMM_CUDA=ON builds it"
     why = ffi.new("char[512]")
     return lib.cmm_py_cuda_load(str(file).encode(), why, 512), text(why)
 

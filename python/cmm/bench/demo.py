@@ -12,6 +12,7 @@ import numpy as np
 import cmm
 from cmm._libcmm import lib
 from cmm.bench.harness import Contestant, Data, Layer, dense, every_blas, measure, prepare
+from cmm.bench.info import built
 from cmm.bench.machine import this_machine
 from cmm.bench.table import grid, threads_text
 from cmm.bert.encoder import FFF
@@ -37,7 +38,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def run(options: argparse.Namespace) -> None:
     """Run the layer, then the encoder."""
     machine = this_machine()
-    print(f"cmm {cmm.__version__} on {machine.cpu}, {machine.cores} cores\n")
+    print(f"cmm {cmm.__version__} on {machine.cpu}, {machine.cores} cores")
+    print(f"built: {built()}\n", flush=True)
     _layer()
     print(flush=True)
     _encoder()

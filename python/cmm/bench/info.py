@@ -11,6 +11,7 @@ import numpy
 import scipy
 
 import cmm
+from cmm import _cuda
 from cmm._levels import isas
 from cmm._libcmm import lib
 from cmm.bench.harness import every_blas
@@ -40,6 +41,7 @@ def facts() -> list[tuple[str, str]]:
     machine = this_machine()
     rows = [
         ("cmm", f"{cmm.__version__}, in {Path(cmm.__file__).parent}"),
+        ("built", built()),
         ("python", f"{platform.python_version()}, numpy {numpy.__version__}, scipy {scipy.__version__}"),
         ("cpu", machine.cpu),
         ("caches", machine.cache_text()),
@@ -54,6 +56,16 @@ def facts() -> list[tuple[str, str]]:
     why = next(level.why for level in found if level.name == "cuda")
     rows.append(("gpu", f"none that can be used: {why}" if why else "usable, by the levels of cuda"))
     return rows
+
+
+def built() -> str:
+    """Return which libraries this installation was built with, and how to have the other."""
+    if _cuda.built():
+        said = "libcmm and libcmm_cuda"
+    else:
+        said = "libcmm; without libcmm_cuda (pip install . -C cmake.define.CMM_CUDA=ON builds it, with nvcc)"
+    chosen = os.environ.get("CMM_CUDA_LIBRARY")
+    return f"{said}; {chosen} is used, for CMM_CUDA_LIBRARY says so" if chosen else said
 
 
 def _isa() -> str:
