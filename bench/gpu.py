@@ -63,7 +63,8 @@ def build(lines: list[str], folder: Path) -> bool:
 
 def tests(lines: list[str]) -> bool:
     """Compare every level with the oracle."""
-    return command(lines, sys.executable, "-m", "pytest", "-q", "-x", "tests/gpu", "-p", "no:cacheprovider")
+    words = (sys.executable, "-m", "pytest", "-q", "-x", "tests/gpu", "-p", "no:cacheprovider")
+    return command(lines, *words, CMM_TESTS="full")
 
 
 def sanitizers(lines: list[str]) -> bool:

@@ -1,12 +1,26 @@
-"""Settings for all tests: Hypothesis profiles, and what the comparisons with the oracle amounted to.
+"""Settings for all tests: which of them run, Hypothesis profiles, what the comparisons with the oracle amounted to.
+
+CMM_TESTS=full runs every test. Without it the quick part runs, which touches every promise: tests marked `full` are
+left out, and of the parametrised tests of a function marked `sample(n)` all but one in n. A line before the first
+test and one after the last say how many. A test named by its node id always runs, and so do those that `-m full`
+selects.
 
 CMM_HYPOTHESIS_PROFILE=small draws few and small layers, for runs under sanitizers.
 """
 
 import os
+from collections import Counter
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+TESTS = os.environ.get("CMM_TESTS") or "quick"
+FULL = TESTS == "full"
+GOLDEN = (5**0.5 - 1) / 2
+LEFT = pytest.StashKey[int]()
+"""How many tests were left out."""
+QUICK_TAKES, FULL_TAKES = "about 2 minutes", "about 10 minutes"
 
 settings.register_profile(
     "default",
@@ -19,9 +33,69 @@ settings.register_profile("small", settings.get_profile("default"), max_examples
 settings.load_profile(os.environ.get("CMM_HYPOTHESIS_PROFILE", "default"))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_configure() -> None:
+    if TESTS not in ("quick", "full"):
+        raise pytest.UsageError(f"CMM_TESTS is {TESTS!r}; it should be 'quick', the default, or 'full'")
+
+
+def mark_samples(items: list[pytest.Item]) -> None:
+    """Mark what samples leave out as full.
+
+    Number k of a function's tests is in the sample where the fractional part of k times the golden ratio is below
+    1 / n. Such numbers are spread evenly over every arithmetic progression, so over the values of every parameter.
+    """
+    seen: Counter[str] = Counter()
+    for item in items:
+        if marker := item.get_closest_marker("sample"):
+            function = item.nodeid.partition("[")[0]
+            if seen[function] * GOLDEN % 1 >= 1 / marker.args[0]:
+                item.add_marker("full")
+            seen[function] += 1
+
+
+def is_named(item: pytest.Item, config: pytest.Config) -> bool:
+    """Return whether the command line has the test's node id, or that of the function or class it belongs to."""
+    own = f"{item.path}::{item.nodeid.partition('::')[2]}"
+    for argument in config.args:
+        file, _, name = argument.partition("::")
+        named = f"{(config.invocation_params.dir / file).resolve()}::{name}"
+        if name and (own == named or own.startswith((f"{named}[", f"{named}::"))):
+            return True
+    return False
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around -k and -m, so that what is counted is what those select
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
+    mark_samples(items)
+    yield
+    if FULL or "full" in config.option.markexpr:
+        return
+    left = [item for item in items if item.get_closest_marker("full") and not is_named(item, config)]
+    if left:
+        config.stash[LEFT] = len(left)
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
+
+
+def what_is_left(config: pytest.Config) -> str:
+    """Return a sentence about the tests that do not run, "" where there are none."""
+    left = config.stash.get(LEFT, 0)
+    return f"{left} {'test is' if left == 1 else 'tests are'} left to CMM_TESTS=full" if left else ""
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    if config.args_source == pytest.Config.ArgsSource.ARGS or config.option.keyword or config.option.markexpr:
+        return [left] if (left := what_is_left(config)) else []
+    if FULL:
+        return [f"all tests, {FULL_TAKES} on two cores"]
+    return [f"the quick part, {QUICK_TAKES} on two cores; {what_is_left(config)}, which takes {FULL_TAKES}"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     from reference import TALLY  # conftest.py may be imported where NumPy is not needed
 
+    if left := what_is_left(config):
+        terminalreporter.write_line(f"quick tests: {left}")
     if TALLY.pairs:
         aside = f"{TALLY.aside} ({TALLY.aside / TALLY.pairs:.2%})"
         terminalreporter.write_line(

@@ -483,6 +483,7 @@ def test_figures(report, tmp_path, kind, what):
 # ---- pytest bench --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_pytest_bench_collects_and_runs():
     pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
     folder = Path(__file__).parents[1] / "bench"

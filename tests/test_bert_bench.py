@@ -28,6 +28,7 @@ def test_against_pytorch():
     assert sum(shares) == pytest.approx(100, abs=1)  # of two passes the medians are means; rounded to 0.1 each
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 def test_loading():
     said = run("--load")

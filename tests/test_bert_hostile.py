@@ -494,6 +494,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's, about what it finds in the files
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_mutated_files(tmp_path, layout):

@@ -105,6 +105,7 @@ def drawn(tmp_path, found, title="a title"):
     return [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "size",
     [

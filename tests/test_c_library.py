@@ -90,10 +90,12 @@ def clang_build() -> Build:
     return build_with_tests("clang", f"-DCMAKE_C_COMPILER={tool('clang')}")
 
 
+@pytest.mark.full
 def test_clang_warns_of_nothing() -> None:
     assert "warning:" not in clang_build().log
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["status", "wrong_calls", "correctness", "same_bits", "fma", "activation_accuracy"])
 def test_c_test_passes_with_clang(name: str) -> None:
     """Also: clang's bits are gcc's, for same_bits and activation_accuracy hold the same stored hashes."""
@@ -121,6 +123,7 @@ def kernels(build: Build) -> list[tuple[str, str, str]]:
     return result
 
 
+@pytest.mark.full
 def test_kernels_of_other_architectures_are_stubs_that_say_so() -> None:
     """A build for a CPU that no kernel was written for: portable kernels alone, and every test of bits holds."""
     build = build_with_tests("other", "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=riscv64")
@@ -133,6 +136,7 @@ def test_kernels_of_other_architectures_are_stubs_that_say_so() -> None:
     assert " on avx" not in run(build.program("same_bits"), "hash")
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not X86_64, reason="AVX-512 is of x86-64")
 def test_kernels_that_the_compiler_cannot_build_are_stubs_that_say_so() -> None:
     """A compiler that refuses the flags of AVX-512: a script in front of cc that does."""
@@ -158,6 +162,7 @@ def test_kernels_that_the_compiler_cannot_build_are_stubs_that_say_so() -> None:
 # ---- other CPUs, emulated ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not X86_64, reason="the build is not for x86-64")
 @pytest.mark.parametrize("test", EMULATED)
 @pytest.mark.parametrize(
@@ -175,6 +180,7 @@ def test_no_instruction_that_the_cpu_lacks(cpu: str, best: str, absent: str, tes
         assert f" on {absent}" not in printed
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("test", [*EMULATED, "guard_pages", "activation_accuracy --few", "blas"])
 def test_aarch64(test: str) -> None:
     """NEON: right, and the same bits as every other machine, for same_bits holds the same stored hashes."""

@@ -172,6 +172,7 @@ def test_bench_curve(floors, tmp_path, capsys):
     ElementTree.parse(figure)
 
 
+@pytest.mark.full
 def test_bench_shows_progress_on_a_terminal():
     pytest.importorskip("tqdm", reason="tqdm is not installed")
     pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from building import ROOT, build, installed, run, scratch, tool
 
+pytestmark = pytest.mark.full
+
 SOURCES = ROOT / "tests/consumers"
 
 

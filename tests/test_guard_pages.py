@@ -115,6 +115,7 @@ def try_all(target: Target) -> int:
     return done
 
 
+@pytest.mark.sample(5)
 @pytest.mark.skipif(os.name != "posix", reason="the guards are made with mprotect")
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_no_access_outside_any_array(target: Target) -> None:

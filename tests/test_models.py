@@ -210,6 +210,7 @@ def test_float16_exports(tmp_path):
 # ---- cmm bench --model ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_bench_model(capsys, tmp_path):
     file = tmp_path / "model.json"
     assert main(["bench", "--model", "--passes", "2", "--json", str(file)]) == 0

@@ -38,6 +38,7 @@ def compare(target: Target, oracle: Reference, inputs: tuple[Any, ...], activati
         oracle.check_path(nodes_alone, logits_alone)
 
 
+@pytest.mark.sample(5)
 @every_target
 @every_dtype
 @every_activation
@@ -56,9 +57,14 @@ def extreme(case: Case, dtype: Any, tie: str) -> tuple[Reference, tuple[Any, ...
     return Reference(x, w_in, bias, w_out, tie), (x, w_in, w_out, bias)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("dtype", "case", "target"),
-    [(dtype, case, target) for dtype, case in EXTREMES for target in TARGETS],
+    [
+        pytest.param(dtype, case, target, marks=[pytest.mark.full] if case.work > 2**28 else [])
+        for dtype, case in EXTREMES
+        for target in TARGETS
+    ],
     ids=[f"{np.dtype(dtype).name}-{case}-{target}" for dtype, case in EXTREMES for target in TARGETS],
 )
 def test_extremes(dtype: Any, case: Case, target: Target) -> None:
@@ -163,6 +169,7 @@ def dense_cases(draw: st.DrawFn) -> tuple[int, int, int, int, int]:
     return drawn
 
 
+@pytest.mark.sample(5)
 @every_target
 @every_dtype
 @every_activation
@@ -192,6 +199,7 @@ def dense_layer(batch: int, width: int, neurons: int, dtype: Any) -> tuple[tuple
     return (x, w_in, w_out, bias), dense(x, w_in, w_out, bias, "gelu")
 
 
+@pytest.mark.sample(4)
 @every_target
 @every_dtype
 @pytest.mark.parametrize("size", [(9, 768, 3072), (2100, 24, 30)], ids=str)

@@ -29,6 +29,7 @@ every_shape = pytest.mark.parametrize("case", SHAPES, ids=str)
 NOT_FINITE = (np.nan, np.inf, -np.inf)
 
 
+@pytest.mark.sample(5)
 @every_target
 @every_dtype
 @every_shape
@@ -75,6 +76,7 @@ def test_all_rows_but_the_path_may_be_nan(target: Target, dtype: Any, tie: str, 
         assert [a.tobytes() for a in got] == [a.tobytes() for a in want]
 
 
+@pytest.mark.sample(5)
 @every_target
 @every_dtype
 @every_shape
@@ -200,6 +202,7 @@ def test_subnormal_numbers_are_not_flushed(target: Target, dtype: Any, small_x: 
     np.testing.assert_array_equal(y, np.tile((2 * sums * tiny).astype(dtype)[:, None], (1, 5)))
 
 
+@pytest.mark.sample(4)
 @every_target
 @every_dtype
 @every_tie
@@ -289,6 +292,7 @@ def test_dense_layer_without_neurons_is_zero(target: Target, dtype: Any, with_bi
     np.testing.assert_array_equal(y, np.zeros((4, 3), dtype))
 
 
+@pytest.mark.sample(5)
 @every_target
 @every_dtype
 @either_bias
