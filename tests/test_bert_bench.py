@@ -16,6 +16,7 @@ def run(*options):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
 
+@pytest.mark.full
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch, the yardstick, is not installed")
 def test_against_pytorch():
     said = run("--sequences", "3", "--length", "9", "--passes", "2", "--threads", "2")

@@ -134,12 +134,13 @@ def test_samples_have_every_value_of_every_parameter() -> None:
             assert any(f"-{value}-" in name for name in chosen), (test, str(value))
 
 
-# Promises about other compilers, other CPUs and programs to be built, of which the quick part has none.
+# Promises about other compilers, other CPUs, programs to be built and training, of which the quick part has none.
 OTHERS = (
     "No instruction that the CPU lacks is executed",
     "A kernel that a build cannot have is a stub that says why",
     "C, C++, Fortran and Rust programs use the installed library",
     "`cmm::cuda` can be linked",
+    "A run that was stopped goes on and ends with the same bits",
 )
 
 
@@ -156,6 +157,5 @@ def test_the_quick_part_touches_every_promise() -> None:
         if (python or c) and not python & quick and not c & quick_c:
             without.append(line.strip("| ").partition(" | ")[0])
     assert len(lines) > 50
-    assert len(without) == len(OTHERS), without
-    for promise in without:
-        assert promise.startswith(OTHERS), promise
+    assert all(any(line.startswith(f"| {other}") for line in lines) for other in OTHERS)
+    assert [promise for promise in without if not promise.startswith(OTHERS)] == []

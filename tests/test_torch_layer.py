@@ -318,6 +318,7 @@ def test_autocast():
     assert all(p.grad.isfinite().all() and p.grad.any() for p in layer.parameters())
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of its own deprecations
 def test_torch_compile():

@@ -57,6 +57,7 @@ def log_of(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("layer", ["2x2", "dense:14"])
 def test_training_and_resuming(run, corpus, tmp_path, layer):
     """A run that was stopped between two states ends with the same bits as one that was not."""
@@ -107,6 +108,7 @@ def of_file(model, folder):
     return torch_model
 
 
+@pytest.mark.full
 def test_a_time_becomes_a_number_of_steps(run, corpus, tmp_path, monkeypatch):
     """The trial steps leave no trace: the result is that of a run of so many steps."""
     train = script("train")
@@ -236,6 +238,7 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -291,6 +294,7 @@ def pretrained(tmp_path_factory, corpus):
     return folder
 
 
+@pytest.mark.full
 def test_fine_tuning(run, pretrained, tmp_path):
     """A task that can be learned is learned; numpy's classifier says what PyTorch's said."""
     for name, count in (("train.tsv", 60), ("dev.tsv", 20)):
