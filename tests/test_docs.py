@@ -357,6 +357,13 @@ def test_status_codes() -> None:
     assert documented == there
 
 
+def test_the_order_of_checks_is_the_one_that_is_tested() -> None:
+    documented = [f"CMM_ERROR_{name}" for row in table("docs/c-api.md", "| checked |") for name in quoted(row[1])]
+    tested = re.search(r"order_of_checks\[\] = \{(.*?)\}", text("tests/c/wrong_calls.c"), re.DOTALL)
+    assert tested is not None
+    assert re.findall(r"\w+", tested[1]) == documented
+
+
 def test_cmake_options() -> None:
     rows = table("docs/c-api.md", "| CMake option |")
     there = re.findall(r"^(?:set|option)\((CMM_\w+)", text("CMakeLists.txt"), re.MULTILINE)

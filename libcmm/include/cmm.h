@@ -23,7 +23,8 @@
  *
  * Rules that hold for every function:
  *   - Arrays are row-major and borrowed: libcmm keeps no pointer after a call returns, and frees nothing of yours.
- *   - Everything is checked before anything is written: when a call returns an error, no output has been touched.
+ *   - Everything is checked before anything is written: when a call returns an error, no output has been touched. A
+ *     call that is wrong in several ways gets the status of what is checked first, in the order of docs/c-api.md.
  *   - Rows that no token visits have no influence: an inf or NaN in them does not reach y.
  *   - Functions may be called from many threads at once, and in a child after fork().
  *   - Nothing is printed, and no environment variable is read.
@@ -166,7 +167,7 @@ typedef struct cmm_fff {
     const void *bias;    /* [trees][nodes], or NULL for none */
     const void *w_out;   /* [trees][nodes] rows of d_out elements (not read by cmm_cmm_forward) */
     int64_t ld_in;       /* elements from one row of w_in to the next; 0 means d_in */
-    int64_t ld_out;      /* elements from one row of w_out to the next; 0 means d_out */
+    int64_t ld_out;      /* the same of w_out; 0 means d_out (not read by cmm_cmm_forward) */
 } cmm_fff;
 
 /* A dense feedforward layer, the yardstick: y = activation(x w_in^T + bias) w_out. */

@@ -29,7 +29,7 @@ cmm_extent cmm_extent_of(const void *start, int64_t bytes)
 
 int cmm_overlap(cmm_extent a, cmm_extent b)
 {
-    return a.first < b.end && b.first < a.end;
+    return a.first < a.end && b.first < b.end && a.first < b.end && b.first < a.end;
 }
 
 int cmm_misaligned(const void *pointer, int64_t size)
@@ -188,13 +188,13 @@ cmm_status cmm_check_arrays(const cmm_task *task, int wants_y)
     cmm_extent inputs[CMM_INPUTS], outputs[CMM_OUTPUTS];
     cmm_input_extents(task, wants_y, inputs);
     cmm_output_extents(task, wants_y, outputs);
-    for (int i = 0; i < CMM_INPUTS; i++)
-        for (int o = 0; o < CMM_OUTPUTS; o++)
+    for (int o = 0; o < CMM_OUTPUTS; o++) {
+        for (int i = 0; i < CMM_INPUTS; i++)
             if (cmm_overlap(outputs[o], inputs[i]))
                 return overlaps[o];
-    for (int o = 1; o < CMM_OUTPUTS; o++)
         for (int earlier = 0; earlier < o; earlier++)
             if (cmm_overlap(outputs[o], outputs[earlier]))
                 return overlaps[o];
+    }
     return CMM_OK;
 }

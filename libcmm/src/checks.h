@@ -1,5 +1,6 @@
 /* What a call must be, on a CPU and on a GPU: the checks that the front doors of libcmm (cmm.c) and libcmm_cuda
- * (cuda/cmm_cuda.cu) have in common. Both check in the order of this file, so a wrong call gets the same status. */
+ * (cuda/cmm_cuda.cu) have in common. Both check in one order, that of docs/c-api.md, so a call that is wrong in several
+ * ways gets the same status from both, and a later version may not change which. */
 #ifndef CMM_CHECKS_H
 #define CMM_CHECKS_H
 
@@ -21,6 +22,8 @@ typedef struct cmm_extent {
 } cmm_extent;
 
 cmm_extent cmm_extent_of(const void *start, int64_t bytes);
+
+/* Whether two extents have a byte in common: an empty one shares none with anything. */
 int cmm_overlap(cmm_extent a, cmm_extent b);
 int cmm_misaligned(const void *pointer, int64_t size);
 
@@ -36,7 +39,9 @@ cmm_status cmm_check_batch(const cmm_task *task, int wants_y);
 cmm_status cmm_check_weights(const cmm_task *task, int wants_y);
 cmm_status cmm_check_arrays(const cmm_task *task, int wants_y);
 
-/* Where the arrays of a task lie: w_in, w_out, bias, x; y, nodes, logits. */
+/* Where the arrays of a task lie: w_in, w_out, bias, x; y, nodes, logits. The rows of a weight lie ld elements apart;
+ * all memory from the start of the first row to the end of the last one counts as the weight, what lies between two
+ * rows too. */
 enum { CMM_WEIGHTS = 3, CMM_INPUTS = 4, CMM_OUTPUTS = 3 };
 void cmm_input_extents(const cmm_task *task, int wants_y, cmm_extent *inputs);
 void cmm_output_extents(const cmm_task *task, int wants_y, cmm_extent *outputs);

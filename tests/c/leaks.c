@@ -1,0 +1,101 @@
+/* A call gives back what it took: scratch memory and the BLAS's thread count, whether it computed or was refused.
+ *
+ * The linker puts the functions below in place of libcmm's calls of aligned_alloc() and free() (see CMakeLists.txt);
+ * what the C library allocates for itself, such as the stacks of the pool's threads, they do not see. */
+#include "check.h"
+#include "example.h"
+#include "ways.h"
+
+#include <stdatomic.h>
+
+void *__real_aligned_alloc(size_t alignment, size_t size);
+void *__wrap_aligned_alloc(size_t alignment, size_t size);
+void __real_free(void *block);
+void __wrap_free(void *block);
+
+static atomic_int taken, given_back;
+static int refuse; /* aligned_alloc() fails */
+
+void *__wrap_aligned_alloc(size_t alignment, size_t size)
+{
+    CHECK(alignment == CMM_ALIGNMENT && size > 0 && size % alignment == 0, "aligned_alloc(%zu, %zu)", alignment, size);
+    void *const block = refuse ? NULL : __real_aligned_alloc(alignment, size);
+    if (block)
+        atomic_fetch_add(&taken, 1);
+    return block;
+}
+
+void __wrap_free(void *block)
+{
+    if (block)
+        atomic_fetch_add(&given_back, 1);
+    __real_free(block);
+}
+
+static int32_t blas_threads = 5;
+static void set_threads(int32_t threads) { blas_threads = threads; }
+static int32_t get_threads(void) { return blas_threads; }
+
+/* What a call took: how many blocks. */
+static int check_balance(cmm_status status, cmm_status expected, const char *what)
+{
+    const int blocks = atomic_exchange(&taken, 0), back = atomic_exchange(&given_back, 0);
+    CHECK(status == expected, "%s: %s", what, cmm_status_name(status));
+    CHECK(blocks == back, "%s: %d blocks taken, %d given back", what, blocks, back);
+    CHECK(blas_threads == 5, "%s: the BLAS is left with %d threads", what, blas_threads);
+    return blocks;
+}
+
+static void check_way(const way *w, example *e, const cmm_ff *dense, int *with_scratch)
+{
+    cmm_run run = w->run;
+    cmm_blas blas;
+    if (run.blas) {
+        blas = *run.blas;
+        blas.set_threads = set_threads;
+        blas.get_threads = get_threads;
+        run.blas = &blas;
+    }
+    atomic_store(&taken, 0); /* the test itself allocates and frees, too */
+    atomic_store(&given_back, 0);
+    for (run.threads = 1; run.threads <= 3; run.threads += 2) {
+        int takes[3] = {0};
+        for (refuse = 0; refuse <= 1; refuse++)
+            for (int call = 0; call < 3; call++) {
+                cmm_status status;
+                if (call == 0)
+                    status = cmm_fff_forward(&e->layer, &run, e->batch, e->x, e->y, e->nodes, e->logits);
+                else if (call == 1)
+                    status = cmm_cmm_forward(&e->layer, &run, e->batch, e->x, e->nodes, e->logits);
+                else
+                    status = cmm_ff_forward(dense, &run, e->batch, e->x, e->y);
+                const int blocks = check_balance(status, refuse && takes[call] ? CMM_ERROR_MEMORY : CMM_OK, w->name);
+                if (!refuse)
+                    takes[call] = blocks;
+                *with_scratch += blocks > 0;
+            }
+        refuse = 0;
+        check_balance(cmm_fff_forward(&e->layer, &run, 0, NULL, NULL, NULL, NULL), CMM_OK, w->name);
+        check_balance(cmm_fff_forward(&e->layer, &run, -1, e->x, e->y, NULL, NULL), CMM_ERROR_BATCH, w->name);
+        check_balance(cmm_fff_forward(&e->layer, &run, e->batch, e->x, (void *)(uintptr_t)e->x, NULL, NULL),
+                      CMM_ERROR_Y_OVERLAP, w->name);
+    }
+}
+
+int main(void)
+{
+    int with_scratch = 0;
+    ways_find();
+    for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++) {
+        example e = example_new((shape){.dtype = dtype, .depth = 4, .trees = 3, .d_in = 96, .d_out = 80, .batch = 300,
+                                        .bias = 1}, 7);
+        const cmm_ff dense = {.size = sizeof dense, .dtype = dtype, .neurons = e.rows, .d_in = 96, .d_out = 80,
+                              .w_in = e.w_in, .bias = e.bias, .w_out = e.w_out};
+        for (int i = 0; i < way_count; i++)
+            check_way(&ways[i], &e, &dense, &with_scratch);
+        example_free(&e);
+    }
+    printf("%d calls took scratch memory\n", with_scratch);
+    CHECK(with_scratch > 20, "%d", with_scratch);
+    return check_report();
+}
