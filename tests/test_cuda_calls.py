@@ -1,12 +1,13 @@
 """libcmm_cuda refuses wrong calls before it asks for a GPU: these tests need the library, and no device."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
 
 import cmm
 import pytest
-from building import run, tool
+from building import ROOT, run, tool
 from cffi import FFI
 from cmm import _cuda
 from cmm._call import NULL, ffi, lib, text
@@ -57,42 +58,56 @@ def status(**changes: Any) -> str:
     return text(lib.cmm_status_name(lib.cmm_py_cuda_fff(*arguments.values(), NULL))).removeprefix("CMM_ERROR_")
 
 
-@pytest.mark.parametrize(
-    ("changes", "want"),
-    [
-        ({"dtype": 4}, "DTYPE"),
-        ({"dtype": -1}, "DTYPE"),
-        ({"activation": 5}, "ACTIVATION"),
-        ({"tie": 2}, "TIE"),
-        ({"depth": 31}, "DEPTH"),
-        ({"trees": 0}, "TREES"),
-        ({"d_in": 0}, "D_IN"),
-        ({"d_out": 0}, "D_OUT"),
-        ({"trees": 2**62}, "LAYER_TOO_LARGE"),
-        ({"level": "native"}, "LEVEL"),
-        ({"batch": -1}, "BATCH"),
-        ({"batch": 2**62}, "BATCH_TOO_LARGE"),
-        ({"w_in": 0}, "W_IN_NULL"),
-        ({"w_out": 0}, "W_OUT_NULL"),
-        ({"x": 0}, "X_NULL"),
-        ({"y": 0}, "Y_NULL"),
-        ({"wants_y": 0}, "PATH_NULL"),
-        ({"w_in": 0x10001}, "W_IN_ALIGN"),
-        ({"dtype": 2, "w_out": 0x20001}, "W_OUT_ALIGN"),
-        ({"bias": 0x50002}, "BIAS_ALIGN"),
-        ({"x": 0x30002}, "X_ALIGN"),
-        ({"y": 0x40001}, "Y_ALIGN"),
-        ({"nodes": 0x50002}, "NODES_ALIGN"),
-        ({"dtype": 2, "logits": 0x50002}, "LOGITS_ALIGN"),  # they are float
-        ({"y": 0x30020}, "Y_OVERLAP"),
-        ({"nodes": 0x10000}, "NODES_OVERLAP"),
-        ({"nodes": 0x40010}, "NODES_OVERLAP"),
-        ({"nodes": 0x50000, "logits": 0x50010}, "LOGITS_OVERLAP"),
-    ],
-    ids=str,
-)
+GOOD_OUTPUT = {name: GOOD[name] for name in ("d_out", "w_out", "y", "nodes", "logits")}
+
+# What a case needs in order to be wrong is in it too, so that two that have no key in common do not put each other right.
+WRONG_CALLS: list[tuple[dict[str, Any], str]] = [
+    ({"dtype": 4}, "DTYPE"),
+    ({"dtype": -1}, "DTYPE"),
+    ({"activation": 5}, "ACTIVATION"),
+    ({"tie": 2}, "TIE"),
+    ({"depth": 31}, "DEPTH"),
+    ({"trees": 0}, "TREES"),
+    ({"d_in": 0}, "D_IN"),
+    ({"d_out": 0}, "D_OUT"),
+    ({"trees": 2**62}, "LAYER_TOO_LARGE"),
+    ({"level": "native"}, "LEVEL"),
+    ({"batch": -1}, "BATCH"),
+    ({"batch": 2**62}, "BATCH_TOO_LARGE"),
+    ({"w_in": 0}, "W_IN_NULL"),
+    ({"w_out": 0}, "W_OUT_NULL"),
+    ({"x": 0}, "X_NULL"),
+    ({"y": 0}, "Y_NULL"),
+    ({**GOOD_OUTPUT, "wants_y": 0}, "PATH_NULL"),
+    ({"dtype": 0, "w_in": 0x10001}, "W_IN_ALIGN"),
+    ({"dtype": 2, "w_out": 0x20001}, "W_OUT_ALIGN"),
+    ({"dtype": 0, "bias": 0x50002}, "BIAS_ALIGN"),
+    ({"dtype": 0, "x": 0x30002}, "X_ALIGN"),
+    ({"dtype": 0, "y": 0x40001}, "Y_ALIGN"),
+    ({"nodes": 0x50002}, "NODES_ALIGN"),
+    ({"dtype": 2, "logits": 0x50002}, "LOGITS_ALIGN"),  # they are float
+    ({"y": 0x30020}, "Y_OVERLAP"),
+    ({"nodes": 0x10000}, "NODES_OVERLAP"),
+    ({"nodes": 0x40010}, "NODES_OVERLAP"),
+    ({"nodes": 0x50000, "logits": 0x50010}, "LOGITS_OVERLAP"),
+]
+
+
+@pytest.mark.parametrize(("changes", "want"), WRONG_CALLS, ids=str)
 def test_wrong_calls(changes: dict[str, Any], want: str) -> None:
     assert status(**changes) == want
+
+
+def test_wrong_in_two_ways() -> None:
+    """The status is that of what is checked first, in the order that docs/c-api.md promises."""
+    table = (ROOT / "docs/c-api.md").read_text(encoding="utf-8").split("| checked |")[1].split("\n\n")[0]
+    order = re.findall(r"`(\w+)`", table)
+    pairs = 0
+    for (one, says_one), (two, says_two) in itertools.combinations(WRONG_CALLS, 2):
+        if not one.keys() & two.keys():
+            assert status(**one, **two) == min(says_one, says_two, key=order.index), (one, two)
+            pairs += 1
+    assert pairs >= 250
 
 
 def test_every_function_refuses_wrong_structs() -> None:
@@ -143,6 +158,28 @@ def test_every_function_refuses_wrong_structs() -> None:
         assert said(run={"reserved": 1}) == {"RESERVED"}
         level = c.new("char[]", b"cuda-bmm")  # it is Python's alone
         assert said(run={"level": level}) == {"LEVEL"}
+        # The rows of a strided layer: the last one, the room between two, and the first byte after them.
+        room = 4 * 8 * 4  # bytes of y
+        far = 0x10000  # elements from row to row
+        rows, y = 15, 0x40000000
+        method = c.new("char[]", b"run")
+        asks_for_too_much = c.new("cmm_cuda_run *", {"size": c.sizeof("cmm_cuda_run"), "method": method})
+        for weight, ld in (("w_in", "ld_in"), ("w_out", "ld_out")):
+            end = ((rows - 1) * far + 8) * 4
+            for start, want in (
+                (y - end + 4, {"Y_OVERLAP"}),
+                (y - 3 * far * 4 - 32, {"Y_OVERLAP"}),
+                (y + room - 4, {"Y_OVERLAP"}),
+                (y - end, {"METHOD", "CUDA_DEVICE"}),
+                (y + room, {"METHOD", "CUDA_DEVICE"}),
+            ):
+                layer = c.new(f"{kind} *", {**good, weight: c.cast("void *", start), ld: far})
+                arrays = c.cast("void *", 0x30000), c.cast("void *", y)
+                if kind == "cmm_ff":
+                    code = library.cmm_cuda_ff_forward(layer, asks_for_too_much, 4, *arrays)
+                else:
+                    code = library.cmm_cuda_fff_forward(layer, asks_for_too_much, 4, *arrays, c.NULL, c.NULL)
+                assert text(lib.cmm_status_name(code)).removeprefix("CMM_ERROR_") in want, (kind, weight, start)
     assert said(neurons=-1) == {"NEURONS"}
     assert bytes_[0] == 77  # nothing was written
     assert library.cmm_cuda_fff_workspace(c.NULL, c.NULL, 4, c.NULL) == lib.CMM_ERROR_BYTES_NULL

@@ -1,5 +1,6 @@
 """Wrong calls: each raises its own exception, which says what came and what should have come, and writes nothing."""
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -321,6 +322,66 @@ def test_prepared_layer_refuses(monkeypatch: pytest.MonkeyPatch, name: str) -> N
 @pytest.mark.parametrize("name", DENSE)
 def test_ff_forward_refuses(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     refuse(monkeypatch, DENSE[name], cmm.ff_forward, right_ff())
+
+
+def right_cmm() -> dict[str, Any]:
+    arguments = right_fff()
+    del arguments["w_out"], arguments["out"]
+    return arguments
+
+
+PREPARED = {"x", "out", "level", "threads"}  # of a call; the others are the layer's
+
+
+def prepared(**arguments: Any) -> Any:
+    call = {name: arguments.pop(name) for name in PREPARED & arguments.keys()}
+    return cmm.FFF(**arguments)(**call)
+
+
+@pytest.mark.parametrize(
+    ("call", "cases", "right"),
+    [
+        (cmm.fff_forward, {**FFF, **OUTPUT, **OUT}, right_fff),
+        (prepared, {**FFF, **OUTPUT, **OUT}, right_fff),
+        (cmm.cmm, FFF, right_cmm),
+        (cmm.ff_forward, DENSE, right_ff),
+    ],
+    ids=["fff_forward", "FFF", "cmm", "ff_forward"],
+)
+def test_wrong_in_two_ways(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any], cases: dict[str, Wrong], right: Callable[[], Any]
+) -> None:
+    """One of the two errors is raised, the same every time, and out is as it was."""
+    arguments = right()
+    out = arguments.get("out")
+    pairs = 0
+    for (one_name, one), (two_name, two) in itertools.combinations(cases.items(), 2):
+        changes = {
+            name: value
+            for name, value in [*one.change.items(), *two.change.items()]
+            if name in arguments or name in HOW
+        }
+        if one.change.keys() & two.change.keys() or one.environment.keys() & two.environment.keys():
+            continue
+        if "level" in changes and "CMM_LEVEL" in one.environment.keys() | two.environment.keys():
+            continue  # a level that is given is not looked up
+        with monkeypatch.context() as environment:
+            for name, value in {**one.environment, **two.environment}.items():
+                environment.setenv(name, value)
+            said = set()
+            for _ in range(2):
+                with pytest.raises((one.error, two.error)) as caught:
+                    call(**{**arguments, **changes})
+                said.add(str(caught.value))
+        assert len(said) == 1
+        (message,) = said
+        fits = [case for case in (one, two) if type(caught.value) is case.error]
+        # Of three dtypes any two may be the ones that are said to differ.
+        enough = any if "they should be the same" in message else all
+        assert any(enough(word in message for word in case.words) for case in fits), (one_name, two_name, message)
+        pairs += 1
+    assert pairs >= 100
+    assert out is None or (out == 1).all()
 
 
 def test_there_are_many_kinds() -> None:

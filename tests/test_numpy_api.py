@@ -412,19 +412,37 @@ def test_overlap_returns_the_path_too(dtype: Any) -> None:
     same(result, expected)
 
 
+@pytest.mark.parametrize("end", [False, True], ids=["first rows", "last rows"])
 @pytest.mark.parametrize("name", ["w_in", "w_out", "bias"])
-def test_out_that_overlaps_a_weight(dtype: Any, name: str) -> None:
+def test_out_that_overlaps_a_weight(dtype: Any, name: str, end: bool) -> None:
+    def part(array: Array, like: Array) -> Array:
+        flat = array.reshape(-1)
+        return (flat[-like.size :] if end else flat[: like.size]).reshape(like.shape)
+
     arrays = layer(dtype, batch=2)
     expected = cmm.fff_forward(**arrays)
-    out = arrays[name].reshape(-1)[: expected.size].reshape(expected.shape)
+    out = part(arrays[name], expected)
     assert cmm.fff_forward(**arrays, out=out) is out
     same(out.copy(), expected)
 
     one = {name: array if name == "x" else array[0].copy() for name, array in layer(dtype, batch=1).items()}
     expected = cmm.ff_forward(**one)
-    out = one[name].reshape(-1)[: expected.size].reshape(expected.shape)
+    out = part(one[name], expected)
     assert cmm.ff_forward(**one, out=out) is out
     same(out.copy(), expected)
+
+
+def test_out_between_the_rows_of_a_weight(dtype: Any) -> None:
+    arrays = layer(dtype, batch=NODES)
+    expected = cmm.fff_forward(**arrays)
+    for name in ("w_in", "w_out"):
+        width = arrays[name].shape[-1]
+        wide = np.zeros((*arrays[name].shape[:-1], width + D_OUT), dtype)
+        wide[..., :width] = arrays[name]
+        out = wide[0, :, width:]
+        assert cmm.fff_forward(**{**arrays, name: wide[..., :width]}, out=out) is out
+        same(out.copy(), expected)
+        same(wide[..., :width].copy(), arrays[name])
 
 
 # ---- the prepared layer --------------------------------------------------------------------------------------------
