@@ -60,7 +60,7 @@ def status(**changes: Any) -> str:
 
 GOOD_OUTPUT = {name: GOOD[name] for name in ("d_out", "w_out", "y", "nodes", "logits")}
 
-# What a case needs in order to be wrong is in it too, so that two that have no key in common do not put each other right.
+# What a case needs in order to be wrong is in it too, so that two without a common key do not put each other right.
 WRONG_CALLS: list[tuple[dict[str, Any], str]] = [
     ({"dtype": 4}, "DTYPE"),
     ({"dtype": -1}, "DTYPE"),
@@ -163,7 +163,7 @@ def test_every_function_refuses_wrong_structs() -> None:
         far = 0x10000  # elements from row to row
         rows, y = 15, 0x40000000
         method = c.new("char[]", b"run")
-        asks_for_too_much = c.new("cmm_cuda_run *", {"size": c.sizeof("cmm_cuda_run"), "method": method})
+        no_such_method = c.new("cmm_cuda_run *", {"size": c.sizeof("cmm_cuda_run"), "method": method})
         for weight, ld in (("w_in", "ld_in"), ("w_out", "ld_out")):
             end = ((rows - 1) * far + 8) * 4
             for start, want in (
@@ -176,10 +176,17 @@ def test_every_function_refuses_wrong_structs() -> None:
                 layer = c.new(f"{kind} *", {**good, weight: c.cast("void *", start), ld: far})
                 arrays = c.cast("void *", 0x30000), c.cast("void *", y)
                 if kind == "cmm_ff":
-                    code = library.cmm_cuda_ff_forward(layer, asks_for_too_much, 4, *arrays)
+                    code = library.cmm_cuda_ff_forward(layer, no_such_method, 4, *arrays)
                 else:
-                    code = library.cmm_cuda_fff_forward(layer, asks_for_too_much, 4, *arrays, c.NULL, c.NULL)
+                    code = library.cmm_cuda_fff_forward(layer, no_such_method, 4, *arrays, c.NULL, c.NULL)
                 assert text(lib.cmm_status_name(code)).removeprefix("CMM_ERROR_") in want, (kind, weight, start)
+    # CMM alone looks at nothing that belongs to the output.
+    good = {"size": c.sizeof("cmm_fff"), **weights, "depth": 3, "trees": 1}
+    for strange in ({"w_out": c.NULL}, {"w_out": c.cast("void *", 0x50003)}, {"d_out": -1}, {"ld_out": -1}):
+        layer = c.new("cmm_fff *", {**good, **strange})
+        nodes = c.cast("int32_t *", 0x50000)
+        code = library.cmm_cuda_cmm_forward(layer, no_such_method, 4, c.cast("void *", 0x30000), nodes, c.NULL)
+        assert text(lib.cmm_status_name(code)).removeprefix("CMM_ERROR_") in ("METHOD", "CUDA_DEVICE"), strange
     assert said(neurons=-1) == {"NEURONS"}
     assert bytes_[0] == 77  # nothing was written
     assert library.cmm_cuda_fff_workspace(c.NULL, c.NULL, 4, c.NULL) == lib.CMM_ERROR_BYTES_NULL
