@@ -33,7 +33,13 @@ void __wrap_free(void *block)
 }
 
 static int32_t blas_threads = 5;
-static void set_threads(int32_t threads) { blas_threads = threads; }
+
+static void set_threads(int32_t threads)
+{
+    CHECK(threads == (blas_threads == 5 ? 1 : 5), "the BLAS is to run %d threads", threads);
+    blas_threads = threads;
+}
+
 static int32_t get_threads(void) { return blas_threads; }
 
 /* What a call took: how many blocks. */

@@ -123,6 +123,7 @@ static void *off_by(const void *pointer, int bytes)
     WRONG(FFF | CMM | FF, CMM_ERROR_LEVEL, c->run.level = "blas4")                                                   \
     WRONG(FFF | CMM | FF, CMM_ERROR_ISA, c->run.isa = "")                                                            \
     WRONG(FFF | CMM | FF, CMM_ERROR_ISA, c->run.isa = "sse2")                                                        \
+    WRONG(FFF | CMM | FF, CMM_ERROR_ISA, c->run.isa = "any")                                                         \
     WRONG(FFF | CMM | FF, CMM_ERROR_ISA_UNUSABLE, c->run.isa = foreign_isa())                                        \
     WRONG(FFF | CMM, CMM_ERROR_ISA_UNUSABLE, c->run.isa = foreign_isa(), c->run.level = "native")                    \
     WRONG(FFF | CMM | FF, CMM_ERROR_METHOD, c->run.method = "run")                                                   \
@@ -159,6 +160,7 @@ static void *off_by(const void *pointer, int bytes)
     WRONG(FFF | CMM, CMM_ERROR_LOGITS_ALIGN, c->logits = off_by(memory.logits, 1))                                   \
     WRONG(FFF | FF, CMM_ERROR_Y_OVERLAP, c->y = memory.x)                                                            \
     WRONG(FFF | FF, CMM_ERROR_Y_OVERLAP, c->y = off_by(memory.x, BATCH * D_IN * element - element))                  \
+    WRONG(FFF | FF, CMM_ERROR_Y_OVERLAP, c->y = off_by(memory.x, element - BATCH * D_OUT * element))                 \
     WRONG(FFF | FF, CMM_ERROR_Y_OVERLAP, c->y = off_by(memory.w_in, 8))                                              \
     WRONG(FFF | FF, CMM_ERROR_Y_OVERLAP, c->y = off_by(memory.bias, TREES * NODES * element - element))              \
     WRONG(FFF | FF, CMM_ERROR_Y_OVERLAP, c->y = memory.w_out)                                                        \
@@ -167,6 +169,7 @@ static void *off_by(const void *pointer, int bytes)
     WRONG(FFF | FF, CMM_ERROR_Y_OVERLAP, strided(c), c->y = off_by(memory.w_out, END_OUT * element - element))       \
     WRONG(FFF | FF, CMM_ERROR_Y_OVERLAP, strided(c), c->y = off_by(memory.w_out, (LD_OUT + D_OUT) * element))        \
     WRONG(FFF | CMM, CMM_ERROR_NODES_OVERLAP, c->nodes = off_by(memory.x, 4))                                        \
+    WRONG(FFF | CMM, CMM_ERROR_NODES_OVERLAP, c->nodes = off_by(memory.x, 4 - BATCH * STEPS * 4))                    \
     WRONG(FFF | CMM, CMM_ERROR_NODES_OVERLAP, c->nodes = (int32_t *)memory.w_in)                                     \
     WRONG(FFF | CMM, CMM_ERROR_NODES_OVERLAP, c->nodes = (int32_t *)memory.bias)                                     \
     WRONG(FFF, CMM_ERROR_NODES_OVERLAP, c->nodes = (int32_t *)memory.w_out)                                          \
@@ -176,6 +179,7 @@ static void *off_by(const void *pointer, int bytes)
     WRONG(FFF, CMM_ERROR_NODES_OVERLAP, strided(c), c->nodes = off_by(memory.w_out, END_OUT * element - 4))          \
     WRONG(FFF, CMM_ERROR_NODES_OVERLAP, strided(c), c->nodes = off_by(memory.w_out, D_OUT * element))                \
     WRONG(FFF | CMM, CMM_ERROR_LOGITS_OVERLAP, c->logits = memory.x)                                                 \
+    WRONG(FFF | CMM, CMM_ERROR_LOGITS_OVERLAP, c->logits = off_by(memory.x, element - BATCH * STEPS * element))      \
     WRONG(FFF | CMM, CMM_ERROR_LOGITS_OVERLAP, c->logits = memory.w_in)                                              \
     WRONG(FFF | CMM, CMM_ERROR_LOGITS_OVERLAP, c->logits = memory.bias)                                              \
     WRONG(FFF, CMM_ERROR_LOGITS_OVERLAP, c->logits = memory.w_out)                                                   \
@@ -439,10 +443,15 @@ static void check_good(int32_t dtype)
         check_is_good(&c, function, "as it is");
         c.run.level = "auto";
         check_is_good(&c, function, "auto");
+        c.run.blas = &c.blas;
+        c.run.method = "walk";
+        check_is_good(&c, function, "a method of level native, where there is a BLAS too");
         c.run_pointer = NULL;
         check_is_good(&c, function, "without run");
         c.y = off_by(memory.x, BATCH * D_IN * element);
         check_is_good(&c, function, "y begins where x ends");
+        c.y = off_by(memory.x, -BATCH * D_OUT * element);
+        check_is_good(&c, function, "y ends where x begins");
 
         strided(&c);
         c.y = off_by(memory.w_in, END_IN * element);
@@ -591,6 +600,31 @@ static void check_pack(int32_t dtype)
     CHECK(memcmp(packed_memory + bytes, before, sizeof before - (size_t)bytes) == 0, "written beyond its bytes");
 }
 
+/* A packed layer: every row aligned, the same results, and nothing in it but the layer. */
+static void check_packed(int32_t dtype)
+{
+    static _Alignas(CMM_ALIGNMENT) char one[1 << 14], two[1 << 14];
+    for (int32_t bias = 0; bias <= 1; bias++) {
+        const shape s = {.dtype = dtype, .depth = 2, .trees = 2, .d_in = 5, .d_out = 19, .batch = 7, .bias = bias};
+        example e = example_new(s, 3), from_packed = example_new(s, 3);
+        int64_t bytes = 0;
+        CHECK(cmm_fff_pack_size(&e.layer, &bytes) == CMM_OK && bytes <= (int64_t)sizeof one, "%lld", (long long)bytes);
+        memset(one, CANARY, sizeof one);
+        memset(two, 0, sizeof two);
+        CHECK(cmm_fff_pack(&e.layer, two, bytes, &from_packed.layer) == CMM_OK, "pack");
+        CHECK(cmm_fff_pack(&e.layer, one, bytes, &from_packed.layer) == CMM_OK, "pack");
+        CHECK(memcmp(one, two, (size_t)bytes) == 0, "what was in the memory before is still there");
+        const cmm_fff *const p = &from_packed.layer;
+        CHECK((uintptr_t)p->w_in % CMM_ALIGNMENT == 0 && (uintptr_t)p->w_out % CMM_ALIGNMENT == 0, "the first rows");
+        CHECK(p->ld_in == p->ld_out && p->ld_in * (int64_t)element_size(dtype) % CMM_ALIGNMENT == 0, "the others");
+        CHECK((p->bias != NULL) == bias, "bias");
+        CHECK(example_run(&e, NULL) == CMM_OK && example_run(&from_packed, NULL) == CMM_OK, "run");
+        CHECK(memcmp(e.y, from_packed.y, (size_t)(s.batch * s.d_out) * element_size(dtype)) == 0, "other results");
+        example_free(&e);
+        example_free(&from_packed);
+    }
+}
+
 /* The functions that do not compute. */
 static void check_others(void)
 {
@@ -658,6 +692,7 @@ int main(void)
         check_good(dtype);
         check_cmm_reads_no_output(dtype);
         check_pack(dtype);
+        check_packed(dtype);
     }
     check_others();
     return check_report();
