@@ -357,8 +357,11 @@ def test_constants_that_do_not_fit(block, state):
     key = "encoder.layers.0.attn.self_attention.norm_factor"
     with pytest.raises(CheckpointError, match=rf"{key}: is .*heads of this width need"):
         cmm.bert.from_state_dict(state, reference.architecture(attention__num_attention_heads=6))
-    with pytest.raises(CheckpointError, match=f"{key}: is 1.0"):
-        cmm.bert.from_state_dict({**state, key: np.array(1, np.float32)}, block)
+    for factor in (1.01, 0.99, np.nan, 1 / float(state[key])):  # bfloat16 rounds by at most 1 part in 512
+        with pytest.raises(CheckpointError, match=f"{key}: is .*heads of this width need"):
+            cmm.bert.from_state_dict({**state, key: state[key] * np.float32(factor)}, block)
+    for factor in (1 + 1 / 512, 1 - 1 / 512):
+        cmm.bert.from_state_dict({**state, key: state[key] * np.float32(factor)}, block)
 
 
 def test_untied_decoders_are_refused(block, state):
@@ -556,6 +559,33 @@ def test_exports_are_node_major_aligned_and_mapped(tmp_path, block, state):
         assert not tensor.flags.writeable
     arch = json.loads((out / "model_config.json").read_text())
     assert arch["embedding"]["vocab_size"] == 50
+
+
+def test_export_in_float16(tmp_path, block, state):
+    model = cmm.bert.from_state_dict(state, block)
+    out = cmm.bert.export(model, tmp_path / "half", dtype="float16")
+    assert {entry.dtype for entry in SafeTensors(out / "model.safetensors").entries.values()} == {"F16"}
+    back = cmm.bert.load(out)
+    for name, tensor in model.tensors.items():
+        np.testing.assert_array_equal(back.tensors[name], tensor.astype(np.float16).astype(np.float32))
+
+    large = state[WORD].copy()
+    large[3, 2] = 70000
+    with pytest.raises(CheckpointError, match=r"embedding\.word: has a weight that is too large for float16"):
+        cmm.bert.export({**state, WORD: large, DECODER: large}, tmp_path / "large", config=block, dtype="float16")
+    assert not (tmp_path / "large").exists()
+
+
+def test_safetensors_by_another_name(tmp_path, block, state):
+    """They are known by their header: the length before it may start as a pickle does."""
+    data = (reference.save_final(tmp_path / "in", block, state) / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    blanks = (0x80 - length) % 256
+    file = tmp_path / "weights.bin"
+    header = data[8 : 8 + length] + b" " * blanks
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    assert file.read_bytes()[:1] == b"\x80"
+    same(cmm.bert.load(file, config=block), cmm.bert.from_state_dict(state, block))
 
 
 def test_provenance(tmp_path, block, state):

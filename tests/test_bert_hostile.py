@@ -88,6 +88,7 @@ FILES = {
     "shape that overflows to 0": (framed({"a": entry(shape=(2**62, 8), offsets=(0, 0))}), "takes 1475739"),
     "nine dimensions": (framed({"a": entry(shape=[1] * 9, offsets=(0, 4))}, b"\0" * 4), "at most 8 numbers"),
     "shape and offsets differ": (framed({"a": entry(shape=(3,))}, EIGHT), r"a: \(3,\) F32 takes 12 bytes"),
+    "room for more than the shape": (framed({"a": entry(shape=(1,))}, EIGHT), r"a: \(1,\) F32 takes 4 bytes"),
     "half a byte": (framed({"a": entry("F4", (3,), (0, 1))}, b"\0"), "a: "),
     "one offset": (framed({"a": entry(offsets=(0,))}, EIGHT), "a: data_offsets is"),
     "offsets reversed": (framed({"a": entry(offsets=(8, 0))}, EIGHT), "a: data_offsets is"),

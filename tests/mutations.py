@@ -1,0 +1,670 @@
+"""Break the code in many small ways, one at a time, and see whether the tests notice: run by hand.
+
+    python tests/mutations.py                 # all of them: half an hour on two cores
+    python tests/mutations.py checks bert     # those whose file or text has one of these words
+    python tests/mutations.py --new           # those that docs/mutations.md does not know yet, or knows to survive
+    python tests/mutations.py --list
+
+A break of C is put into a copy of the tree, which ninja builds anew as far as it must; then the quick C tests run, up
+to the first that fails. A break of Python is put into a copy of the installed package, and a fast part of the Python
+tests runs; install the package of this tree first. A test that hangs or crashes has noticed, too.
+
+What survives is a hole in the tests: close it, or say in the table why the two programs are the same. The results are
+written to docs/mutations.md; those of breaks that were not run this time stay as they are. tests/test_mutations.py
+holds that every line of the table still fits the code.
+"""
+
+import argparse
+import os
+import platform
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs/mutations.md"
+
+# ---- the files -----------------------------------------------------------------------------------------------------
+
+SRC = "libcmm/src/"
+CHECKS, FRONT = SRC + "checks.c", SRC + "cmm.c"
+CPU, BLAS = SRC + "cpu.c", SRC + "blas.c"
+POOL, BLAS_THREADS = SRC + "process.c", SRC + "process.c"  # the pool, and the thread counts that a BLAS lends
+ACTIVATION, FORMULAS, LOOPS = SRC + "activation.h", SRC + "act/formulas.inl", SRC + "act/loops.inl"
+FF_NAIVE, FF_BLAS1, FF_BLAS2, FF_BLAS3 = (SRC + f"ff/{name}.c" for name in ("naive", "blas1", "blas2", "blas3"))
+NAIVE, BLAS1, BLAS2, BLAS3 = (SRC + f"fff/{name}.c" for name in ("naive", "blas1", "blas2", "blas3"))
+WALK, GROUP, TILE = (SRC + f"fff/{name}.inl" for name in ("walk", "group", "tile"))
+SCALAR, AVX2, AVX512 = (SRC + f"simd/{name}.h" for name in ("scalar", "avx2", "avx512"))
+
+PY = "python/cmm/"
+BERT = PY + "bert/"
+SAFETENSORS, CONTAINERS, CHECKPOINT = (BERT + f"{name}.py" for name in ("_safetensors", "containers", "checkpoint"))
+CONFIG, NAMES, EXPORT, ERRORS = (BERT + f"{name}.py" for name in ("config", "names", "export", "errors"))
+TOKENIZER, TEXT, ENCODER, MODEL = (BERT + f"{name}.py" for name in ("tokenizer", "text", "encoder", "model"))
+TEAM, PATHS = BERT + "team.py", BERT + "paths.py"
+ARRAY, FFF, LEVELS, USAGE = (PY + f"{name}.py" for name in ("_array", "fff", "_levels", "usage"))
+
+# The C tests that are run for a file, the fastest first: a target without test_, and its arguments.
+_INTERFACE = ["status", "wrong_calls", "scratch", "leaks", "blas", "threads", "correctness few"]
+_ACTIVATIONS = ["same_bits hash", "activation_accuracy --few"]
+_KERNELS = ["same_bits hash", "correctness few", "blas", "guard_pages"]
+C_TESTS = {
+    **dict.fromkeys([CHECKS, FRONT], _INTERFACE),
+    CPU: ["cpu"],
+    POOL: ["threads", "fork", "leaks"],
+    BLAS_THREADS: ["leaks", "fork"],
+    BLAS: ["blas", "blas_names"],
+    **dict.fromkeys([ACTIVATION, FORMULAS, LOOPS], _ACTIVATIONS),
+    **dict.fromkeys([FF_NAIVE, FF_BLAS1, FF_BLAS2, FF_BLAS3, NAIVE, BLAS1, BLAS2, BLAS3], _KERNELS),
+    **dict.fromkeys([WALK, GROUP, TILE, AVX2, AVX512], _KERNELS),
+    SCALAR: [*_KERNELS, "fma"],
+}
+
+# The Python tests that are run for a file.
+_LOADING = ["test_bert_checkpoint.py", "test_bert_hostile.py"]
+PYTHON_TESTS = {
+    SAFETENSORS: _LOADING,
+    CONTAINERS: _LOADING,
+    CHECKPOINT: _LOADING,
+    CONFIG: ["test_bert_config.py", *_LOADING],
+    NAMES: _LOADING,
+    EXPORT: _LOADING,
+    ERRORS: ["test_bert_config.py", *_LOADING],
+    TOKENIZER: ["test_bert_text.py"],
+    TEXT: ["test_bert_text.py"],
+    ENCODER: ["test_bert_encoder.py", "test_bert_text.py"],
+    MODEL: ["test_bert_encoder.py", "test_bert_text.py", "test_bert_team.py"],
+    TEAM: ["test_bert_team.py"],
+    PATHS: ["test_bert_paths.py"],
+    ARRAY: ["test_numpy_api.py", "test_errors.py"],
+    FFF: ["test_numpy_api.py", "test_errors.py"],
+    LEVELS: ["test_errors.py", "test_numpy_api.py", "test_blas.py"],
+    USAGE: ["test_errors.py", "test_numpy_api.py"],
+}
+_LIMIT = 60  # seconds for a C test, and for a file of Python tests
+
+
+class Mutant(NamedTuple):
+    """A small break of the code."""
+
+    file: str
+    was: str  # a text that the file has exactly once
+    becomes: str
+    equivalent: str = ""  # why the program does the same as before
+
+
+M = Mutant
+
+# ---- the breaks ----------------------------------------------------------------------------------------------------
+
+# fmt: off
+MUTANTS = [
+    # what a call must be
+    M(CHECKS, "[CMM_F32] = 4", "[CMM_F32] = 8"),
+    M(CHECKS, "dtype == CMM_F64 ? 8 : 4", "dtype == CMM_F64 ? 4 : 4"),
+    M(CHECKS, "(uintptr_t)start + (uintptr_t)bytes", "(uintptr_t)start + (uintptr_t)bytes - 1",
+      "aligned arrays that share memory share at least the 2 bytes of the smallest element"),
+    M(CHECKS, "a.first < b.end", "a.first <= b.end"),
+    M(CHECKS, "b.first < a.end", "b.first <= a.end"),
+    M(CHECKS, "a.first < a.end && ", ""),
+    M(CHECKS, "(uintptr_t)size - 1", "(uintptr_t)size / 2"),
+    M(CHECKS, "layer->tie != CMM_TIE_LEFT &&", "layer->tie < CMM_TIE_LEFT &&"),
+    M(CHECKS, "layer->depth < 0 || ", ""),
+    M(CHECKS, "layer->depth > CMM_MAX_DEPTH", "layer->depth >= CMM_MAX_DEPTH"),
+    M(CHECKS, "(int64_t)2 << layer->depth", "(int64_t)1 << layer->depth"),
+    M(CHECKS, "wants_y ? layer->d_out : 1", "layer->d_out"),
+    M(CHECKS, "wants_y ? layer->ld_out ? layer->ld_out : layer->d_out : 1",
+      "layer->ld_out ? layer->ld_out : layer->d_out"),
+    M(CHECKS, "layer->neurons < 0", "layer->neurons < 1"),
+    M(CHECKS, "task->dtype >= dtypes", "task->dtype > dtypes"),
+    M(CHECKS, "task->d_in < 1", "task->d_in < 0"),
+    M(CHECKS, "task->ld_in < task->d_in", "task->ld_in < 0"),
+    M(CHECKS, "cmm_bytes_of(rows, task->ld_in, size) < 0", "0"),
+    M(CHECKS, "cmm_bytes_of(task->batch, task->trees, task->depth + 1)",
+      "cmm_bytes_of(task->batch, task->trees, task->depth)"),
+    M(CHECKS, "cmm_bytes_of(task->batch, task->d_in, size) < 0 ||", ""),
+    M(CHECKS, "(wants_y && cmm_bytes_of(task->batch, task->d_out, size) < 0) ||", ""),
+    M(CHECKS, "(wants_y && cmm_bytes_of(task->batch, task->d_out", "(cmm_bytes_of(task->batch, task->d_out",
+      "without y, cmm_read_fff() has set d_out to 1, and x is then at least as large as such a y"),
+    M(CHECKS, "path < 0 ||", "", "of a path that does not fit, which is -1, 8 times as much does not fit either"),
+    M(CHECKS, "cmm_bytes_of(path, 8, 1) < 0", "0"),
+    M(CHECKS, "task->nodes > 0 && !task->w_in", "!task->w_in"),
+    M(CHECKS, "wants_y && !task->w_out", "!task->w_out"),
+    M(CHECKS, "wants_y && cmm_misaligned(task->w_out, size)", "cmm_misaligned(task->w_out, size)"),
+    M(CHECKS, "last = rows > 0 ? rows - 1 : 0", "last = rows"),
+    M(CHECKS, "last * task->ld_in + task->d_in", "last * task->d_in + task->d_in"),
+    M(CHECKS, "last * task->ld_out + task->d_out", "last * task->ld_out"),
+    M(CHECKS, "rows && wants_y ? task->w_out", "rows ? task->w_out"),
+    M(CHECKS, "cmm_extent_of(task->bias, rows * size)", "cmm_extent_of(task->bias, (rows - 1) * size)"),
+    M(CHECKS, "task->x, task->batch * task->d_in * size", "task->x, task->d_in * size"),
+    M(CHECKS, "path * (int64_t)sizeof(int32_t)", "path"),
+    M(CHECKS, "!wants_y && !task->nodes_out && !task->logits_out", "!wants_y && !task->nodes_out"),
+    M(CHECKS, "if (task->batch > 0) {", "if (1) {"),
+    M(CHECKS, "i < CMM_INPUTS", "i < CMM_WEIGHTS"),
+    M(CHECKS, "earlier < o", "earlier < o - 1"),
+
+    # the front door
+    M(FRONT, 'run->level && strcmp(run->level, "auto") != 0', "run->level"),
+    M(FRONT, "kernels[i]->op == CMM_OP_ACT && strcmp(name", "strcmp(name"),
+    M(FRONT, "run->threads < 0", "run->threads < -1"),
+    M(FRONT, "chosen->isa && !is_isa(chosen->isa)", "0"),
+    M(FRONT, "chosen->blas->size != sizeof *chosen->blas", "0"),
+    M(FRONT, "(number < 2 || blas->sgemv)", "1"),
+    M(FRONT, "dtype == CMM_F32 ? f32 : f64", "f32 && f64"),
+    M(FRONT, "if (!chosen->method && kernel->suits", "if (kernel->suits"),
+    M(FRONT, 'strcmp(kernel->isa, "any") != 0 && !same(', "!same("),
+    M(FRONT, "blame = CMM_ERROR_METHOD", "blame = CMM_ERROR_LEVEL_UNUSABLE"),
+    M(FRONT, "&& task->nodes <= INT32_MAX", ""),
+    M(FRONT, "if (kernel->blas && !fits_blas(task))", "if (0)"),
+    M(FRONT, "task->batch > 0 ? run(", "1 ? run("),
+    M(FRONT, "(index < batch % s->pieces);", "0;"),
+    M(FRONT, "free(s.scratch);", ""),
+    M(FRONT, "task->trees = task->nodes;", ""),
+    M(FRONT, "!chosen->method && fits_blas(task)", "fits_blas(task)"),
+    M(FRONT, "*row_in + padded(", "*row_in + ("),
+    M(FRONT, "bytes < needed", "bytes < needed - 1"),
+    M(FRONT, "memset(to + in, 0, (size_t)(row_in - in));", ""),
+    M(FRONT, "packed->bias = task.bias ? to : NULL", "packed->bias = to"),
+    M(FRONT, "packed->ld_in = packed->ld_out = row / size", "packed->ld_in = row / size"),
+    M(FRONT, "i < CMM_WEIGHTS", "i < CMM_WEIGHTS - 1"),
+    M(FRONT, "index >= KERNELS", "index > KERNELS"),
+
+    # the CPU, the threads, a BLAS
+    M(CPU, "bits |= CMM_CPU_AVX2", "bits |= 0"),
+    M(CPU, "bits |= CMM_CPU_AVX512", "bits |= 0"),
+    M(CPU, "->l2 = bytes", "->l3 = bytes"),
+    M(CPU, "level = a >> 5 & 7", "level = a >> 4 & 7"),
+    M(CPU, "(b >> 22) + 1", "(b >> 22)"),
+    M(POOL, "index >= pieces", "index > pieces"),
+    M(POOL, "--pool.running == 0", "--pool.running < 0"),
+    M(POOL, "pool.workers = 0;\n    pool.wanted = 0;", "pool.wanted = 0;"),
+    M(BLAS_THREADS, "blas->set_threads(1)", "blas->set_threads(2)"),
+    M(BLAS_THREADS, "blas->set_threads(blas_counts.of[slot].saved)", "blas->set_threads(1)"),
+    M(BLAS_THREADS, ".of[slot].users++ == 0", ".of[slot].users == 0"),
+    M(BLAS, '"scipy_%s_"', '"scipy_%s"'),
+    M(BLAS, 'blas->dgemm, find(library, "dgemm")', 'blas->dgemm, find(library, "sgemm")'),
+    M(BLAS, "!blas->daxpy || ", ""),
+    M(BLAS, "(void)set_layer(MKL_THREADING_SEQUENTIAL);", ""),
+    M(BLAS, 'blas->dgemm_batch, find(library, "dgemm_batch")', 'blas->dgemm_batch, find(library, "sgemm_batch")'),
+    M(BLAS, '"scipy_openblas_get_num_threads",', ""),
+    M(BLAS, "(void)dlclose(library);", ""),
+
+    # activations
+    M(ACTIVATION, "f32_MILLS_LOST 0.8649f", "f32_MILLS_LOST 0.7f"),
+    M(ACTIVATION, "f32_GELU_END 14.5f", "f32_GELU_END 13.0f"),
+    M(ACTIVATION, "f64_SILU_END 755.0", "f64_SILU_END 700.0"),
+    M(ACTIVATION, "f64_TANH_C1_LOWER 0x1.26c5a57a4def1p-31", "f64_TANH_C1_LOWER 0x0p0"),
+    M(ACTIVATION, "0x1.b439ep-13f", "0x1.a439ep-13f"),
+    M(ACTIVATION, "0x1.3df237db8c57cp+0", "0x1.3df237db8c57dp+0"),
+    M(FORMULAS, "(CMM_R)0.059", "(CMM_R)0.0"),
+    M(FORMULAS, "half = u >> 1", "half = 0"),
+    M(FORMULAS, "(x < 0 ? x * 0 : x) - y", "(x < 0 ? 0 : x) - y"),
+    M(FORMULAS, "q > end ? end : q", "q"),
+    M(FORMULAS, "x < 0 ? x * 0 - y : q", "x < 0 ? -y : q"),
+    M(FORMULAS, "(CMM_R)0.6 * power", "(CMM_R)0.1 * power"),
+    M(FORMULAS, "+ al * al", ""),
+    M(FORMULAS, "x < 0 ? 0 : x;", "x > 0 ? x : 0;"),
+    M(LOOPS, "n < 16 ? (int)n : 16", "16"),
+    M(LOOPS, "CMM_SILU: LOOP(NAME(cmm_act_silu))", "CMM_SILU: LOOP(NAME(cmm_act_gelu))"),
+    M(LOOPS, "n >= 64; n -= 64", "n > 64; n -= 64", "64 values in four blocks of 16 are the same as in one of 64"),
+
+    # dense layers
+    M(FF_NAIVE, "y[o] = 0;", ""),
+    M(FF_NAIVE, "row * task->ld_out + o", "row * task->d_out + o"),
+    M(FF_BLAS1, "(bias ? bias[row] : 0)", "0"),
+    M(FF_BLAS1, "chunk < count - done ? chunk : count - done", "chunk"),
+    M(FF_BLAS2, "h[i] += bias[row + i]", "h[i] += bias[i]"),
+    M(FF_BLAS2, "block < task->nodes - row ? block : task->nodes - row", "block"),
+    M(FF_BLAS2, "t = first + done; t <", "t = done; t <"),
+    M(FF_BLAS3, "h + t * ld_h", "h + t * neurons"),
+    M(FF_BLAS3, "row[n] += bias[n]", "row[n] += bias[0]"),
+    M(FF_BLAS3, "neurons == 0 && i < count * d_out", "0"),
+    M(FF_BLAS3, "chunk < count - done ? chunk : count - done", "chunk"),
+
+    # fast feedforward layers: the definition, and by a BLAS
+    M(NAIVE, "logit >= 0 : logit > 0", "logit > 0 : logit > 0"),
+    M(NAIVE, "2 * node + 1 +", "2 * node +"),
+    M(NAIVE, "activation = logit;", "activation = logit * (REAL)1.000001;"),
+    M(NAIVE, "tree * task->nodes + node", "node"),
+    M(BLAS1, "logit >= 0 : logit > 0", "logit >= 0 : logit >= 0"),
+    M(BLAS1, "logit += bias[row]", "logit += bias[node]"),
+    M(BLAS1, "&logits[level], w_out", "&logits[0], w_out"),
+    M(BLAS1, "nodes_out[level] = (int32_t)node", "nodes_out[level] = (int32_t)row"),
+    M(BLAS2, "b->logit[i] >= 0 : b->logit[i] > 0) == right", "b->logit[i] > 0 : b->logit[i] > 0) == right",
+      "the order of the tokens is about time: those at one node may stand apart"),
+    M(BLAS2, "bias[tree * task->nodes + node]", "bias[node]"),
+    M(BLAS2, "b->node[i] = 0;", ""),
+    M(BLAS2, "b->y[i] = &b->logit[i];", "b->y[i] = &b->logit[0];"),
+    M(BLAS2, "limit < count ? limit : count", "limit"),
+    M(BLAS3, "task->depth < SHALLOW", "task->depth < SHALLOW - 1",
+      "a shallow tree can also go by groups: it is slower"),
+    M(BLAS3, "bad |= !(row[i] - row[i] == 0)", "bad = 0"),
+    M(BLAS3, "logits[node] + bias[node] : logits[node]", "logits[node] : logits[node]"),
+    M(BLAS3, "if (levels > 1)", "if (levels > 2)"),
+    M(BLAS3, "w->product, tree == 0 ? 0 : 1", "w->product, 1"),
+    M(BLAS3, "finite &= NAME(finite)", "(void)NAME(finite)"),
+    M(BLAS3, "if (p->tree == 0)", "if (1)"),
+    M(BLAS3, "begin = 2 * begin + 1)", "begin = 2 * begin + 2)"),
+    M(BLAS3, "- ((node + 1) << i) +", "- (node << i) +"),
+    M(BLAS3, "end - begin < SMALL_GROUP", "0", "a small group may go on as a large one does: it is slower"),
+    M(BLAS3, "at + (((int64_t)1 << i) * node)", "at + (((int64_t)1 << i) * (node + 1))"),
+    M(BLAS3, "w->child[done + t] = (int32_t)(at - rows)", "w->child[done + t] = 0"),
+    M(BLAS3, "y[o] + w->y[t * d_out + o]", "w->y[t * d_out + o]"),
+
+    # and natively
+    M(WALK, "h->tree > 0 ?", "1 ?"),
+    M(WALK, "levels == 1 ? (int)rows : 0", "(int)rows"),
+    M(WALK, "logit += ((const REAL *)task->bias)[at]", "logit += ((const REAL *)task->bias)[node]"),
+    M(WALK, "task->depth > 0", "task->depth > 30", "a row that is not prefetched comes later, and is the same"),
+    M(WALK, "least(most, task->trees - h.tree)", "most"),
+    M(GROUP, "left += !goes_right", "left += goes_right"),
+    M(GROUP, "task->depth >= 2 &&", "task->depth >= 3 &&",
+      "which kernel suits is about time: both give the same bits"),
+    M(GROUP, "tree > 0 ? NAME(Y_ADD)", "tree > 1 ? NAME(Y_ADD)"),
+    M(GROUP, "levels - (31 - __builtin_clz(differ))", "levels - (30 - __builtin_clz(differ))"),
+    M(GROUP, "start[b + 1] += start[b]", "start[b + 1] += 0"),
+    M(GROUP, "start[0] = 0;", ""),
+    M(GROUP, "if (left == end - begin)", "if (0)", "where all go left, the right half is empty, and ends at once"),
+    M(TILE, "logit >= 0 : logit > 0", "logit > 0 : logit > 0"),
+    M(TILE, "way != NAME(Y_ADD)", "way == NAME(Y_STREAM)"),
+    M(TILE, "i < rows; i++", "i + 1 < rows; i++"),
+    M(TILE, "int i = shared;", "int i = 0;"),
+    M(SCALAR, "(lost < 0 || lost > 0) && ", "(lost < 0 || lost > 0) || "),
+    M(SCALAR, "(direction ^ bits) < 0 ? -1 : 1", "1"),
+    M(SCALAR, "half = NAME(VL) / 2; half > 0", "half = NAME(VL) / 2; half > 1"),
+    M(SCALAR, "p[i] = a.v[i]", "p[i] = a.v[0]"),
+    M(AVX2, "n > 8 ? 8 : (int32_t)n", "(int32_t)n", "a mask of 8 lanes has no more of them than 8"),
+    M(AVX2, "_mm256_set1_epi64x(n)", "_mm256_set1_epi64x(n + 1)"),
+    M(AVX2, "_mm_add_ss(d, _mm_movehdup_ps(d))", "_mm_add_ss(d, d)"),
+    M(AVX512, "n >= 16 ? 0xffffu", "n >= 15 ? 0xffffu"),
+    M(AVX512, "n >= 8 ? 0xffu", "n >= 8 ? 0x7fu"),
+    M(AVX512, "_mm512_extractf64x4_pd(a, 1)", "_mm512_extractf64x4_pd(a, 0)"),
+
+    # the files of a model
+    M(SAFETENSORS, "if size < 8:", "if size < 0:"),
+    M(SAFETENSORS, "if length > HEADER_LIMIT:", "if False:"),
+    M(SAFETENSORS, "if length > size - 8:", "if length > size:"),
+    M(SAFETENSORS, 'if text[:1] != b"{":', "if False:"),
+    M(SAFETENSORS, "not all(isinstance(text, str) for text in value.values())", "False"),
+    M(SAFETENSORS, "value.keys() != {", "not value.keys() >= {"),
+    M(SAFETENSORS, "or len(shape) > 8", ""),
+    M(SAFETENSORS, "or offsets[0] > offsets[1]", ""),
+    M(SAFETENSORS, "bits != 8 * (offsets[1] - offsets[0])", "bits > 8 * (offsets[1] - offsets[0])"),
+    M(SAFETENSORS, "entry.end > size", "False"),
+    M(SAFETENSORS, "elif entry.start < end:", "elif False:"),
+    M(SAFETENSORS, "if end != size:", "if False:"),
+    M(SAFETENSORS, "self._data + entry.start", "entry.start"),
+    M(SAFETENSORS, "wide <<= 16", "wide <<= 15"),
+    M(SAFETENSORS, "result if result.flags.aligned else result.copy()", "result"),
+    M(SAFETENSORS, "type(item) is int", "isinstance(item, int)"),
+    M(SAFETENSORS, "0 <= item < 2**63", "item < 2**63"),
+    M(SAFETENSORS, ".nbytes % ALIGNMENT != 0)", ".nbytes % ALIGNMENT == 0)"),
+    M(SAFETENSORS, "(-(8 + len(text)) % ALIGNMENT)", "0"),
+    M(SAFETENSORS, '"F16" if array.dtype == np.float16', '"F32" if array.dtype == np.float16'),
+    M(CONTAINERS, 'start.startswith(b"\\x80")', "False"),
+    M(CONTAINERS, 'or start[8:9] == b"{"', ""),
+    M(CONTAINERS, "if short in result:", "if False:"),
+    M(CONTAINERS, 'not (hasattr(value, "shape") and hasattr(value, "dtype"))', "False"),
+    M(CHECKPOINT, "exported != FORMAT", "False"),
+    M(CHECKPOINT, 'metadata.get("decoder") == "yes"', "True"),
+    M(CHECKPOINT, "names.DECODER in tensors and names.WORD not in tensors", "names.DECODER in tensors"),
+    M(CHECKPOINT, "if len(found) == 2:", "if False:"),
+    M(CHECKPOINT, "<= factor * 2**-8", "<= factor * 2**-4"),
+    M(CHECKPOINT, 'tensor.transposed and checkpoint.layout != "exported"', "tensor.transposed"),
+    M(CHECKPOINT, "if tied and not np.array_equal", "if False and not np.array_equal"),
+    M(CHECKPOINT, "configured is not None and shape[0] != configured", "False"),
+    M(CHECKPOINT, "if dtype not in READABLE:", "if False:"),
+    M(CHECKPOINT, "if actual == shape:", "if True:"),
+    M(CHECKPOINT, "range(0, flat.size, _CHUNK)", "range(0, flat.size - _CHUNK, _CHUNK)"),
+    M(CHECKPOINT, "np.isfinite(chunk.max()) and ", ""),
+    M(CHECKPOINT, "if unknown := checkpoint.tensors.keys() - expected:", "if unknown := set():"),
+    M(CHECKPOINT, '("model_config.json", "config.json")', '("config.json", "model_config.json")'),
+    M(CONFIG, '"logsumexp",  # what the training code', '"max",  # what the training code'),
+    M(CONFIG, '"norm_scheme": "pre",\n    "tie', '"tie'),
+    M(CONFIG, "if hidden % 2:", "if False:"),
+    M(CONFIG, "if embedding_dim != hidden:", "if False:"),
+    M(CONFIG, 'fff and nonlin != "GELU"', "False"),
+    M(CONFIG, "or isinstance(eps, bool)", ""),
+    M(CONFIG, "0 < eps < 1", "0 <= eps < 1"),
+    M(CONFIG, 'not flags.boolean("skip_head_transform", default=True)',
+      'flags.boolean("skip_head_transform", default=True)'),
+    M(CONFIG, "if size > limit:", "if False:"),
+    M(CONFIG, "not stat.S_ISREG(os.stat(path).st_mode)", "False"),
+    M(CONFIG, "object_pairs_hook=_unique, ", ""),
+    M(CONFIG, "type(value) is not type(expected) or ", ""),
+    M(CONFIG, "type(value) is not int or not low", "not isinstance(value, int) or not low"),
+    M(CONFIG, "low <= value <= high", "low <= value"),
+    M(CONFIG, "name in _FILLED_IN_LATER and ", ""),
+    M(NAMES, "while key.startswith(PREFIXES):", "if key.startswith(PREFIXES):"),
+    M(NAMES, "rows // 2 if config.gated else rows", "rows"),
+    M(EXPORT, "(not folder.is_dir() or any(folder.iterdir()))", "not folder.is_dir()"),
+    M(EXPORT, '"yes" if model.has_decoder', '"no" if model.has_decoder'),
+    M(EXPORT, "if not np.isfinite(tensor).all():", "if False:"),
+    M(EXPORT, "if not _same(tensors, load(made)):", "if False:"),
+    M(EXPORT, '"vocab_size": len(model.weights.word)', '"vocab_size": 1'),
+    M(ERRORS, "len(text) <= 120", "True"),
+    M(ERRORS, "key.isascii() and ", ""),
+
+    # text
+    M(TOKENIZER, "self._tokenizer.no_padding()", "pass"),
+    M(TOKENIZER, "self._tokenizer.no_truncation()", "pass"),
+    M(TOKENIZER, "if token not in vocabulary:", "if False:"),
+    M(TOKENIZER, 'ROLE_FILES = ("special_tokens_map.json", "tokenizer_config.json")',
+      'ROLE_FILES = ("tokenizer_config.json", "special_tokens_map.json")'),
+    M(TOKENIZER, 'pair=[cls, "$A", sep, "$B", sep]', 'pair=["$A", sep, "$B", sep]'),
+    M(TOKENIZER, "tokenizer.enable_truncation(limit)", "tokenizer.enable_truncation(limit - 1)"),
+    M(TOKENIZER, "token.special and _bare", "_bare"),
+    M(TEXT, "isinstance(k, bool) or ", ""),
+    M(TEXT, "known[np.argsort(-row[known]", "known[np.argsort(row[known]"),
+    M(TEXT, "weights /= weights.sum()", "weights /= weights[known].sum()"),
+    M(TEXT, "np.diff(np.asarray(lengths)[order])) + 1)", "np.diff(np.asarray(lengths)[order])))"),
+    M(TEXT, "range(at_a_time, same.size, at_a_time)", "range(at_a_time, same.size, at_a_time + 1)"),
+    M(TEXT, "if empty is not None:", "if False:"),
+    M(TEXT, "len(ids) > limit]", "len(ids) >= limit]"),
+
+    # the encoder
+    M(ENCODER, "xp.float32(-10000.0)", "xp.float32(-1.0)"),
+    M(ENCODER, "variance += call.eps", ""),
+    M(ENCODER, "weights.scale * positions", "positions"),
+    M(ENCODER, "q.shape[-1] ** -0.5", "q.shape[-1] ** -0.4"),
+    M(ENCODER, "scores -= scores.max(axis=-1, keepdims=True)", ""),
+    M(ENCODER, "None if mask is None else mask[some]", "None if mask is None else mask[: some.stop - first]"),
+    M(ENCODER, "hidden - largest[:, None]", "hidden"),
+    M(MODEL, "if largest >= words:", "if largest > words:"),
+    M(MODEL, "tokens.min() < 0 or ", ""),
+    M(MODEL, "tokens.shape[1] > max_seq_length", "tokens.shape[1] > max_seq_length + 1"),
+    M(MODEL, "if len(positions) < length:", "if len(positions) == 0:"),
+    M(MODEL, "return None if ones.all() else ones", "return ones",
+      "adding 0 to a score changes nothing; it is only slower"),
+    M(MODEL, "if wrong.any():", "if False:"),
+    M(TEAM, "batch * length // _LEAST_TOKENS", "batch * length"),
+    M(TEAM, "one.result()", "pass"),
+    M(TEAM, "_blas().limit(limits=1)", "_blas().limit(limits=2)"),
+    M(TEAM, "_setting.release()", "pass"),
+    M(TEAM, "batch * index // count", "batch // count * index"),
+    M(PATHS, "(node + 1).bit_length() - 1", "node.bit_length()"),
+    M(PATHS, "self.leaves - 1 :", "self.leaves :"),
+    M(PATHS, "2 ** (self.depth - depth)", "2 ** self.depth"),
+
+    # the Python functions
+    M(ARRAY, "if isinstance(value, np.ma.MaskedArray):", "if False:"),
+    M(ARRAY, "if not flags & _WRITABLE:", "if False:"),
+    M(ARRAY, "and not np.may_share_memory(result, out)", ""),
+    M(FFF, "if n != nodes or k != trees:", "if n != nodes:"),
+    M(FFF, "if status != lib.CMM_ERROR_Y_OVERLAP:", "if True:"),
+    M(LEVELS, "isinstance(threads, bool)", "False"),
+    M(LEVELS, "key = level, threads, type(threads)", "key = level, threads, 0"),
+    M(USAGE, "(paths[..., 0] != 0).any()", "False"),
+    M(USAGE, "(counts == 0) & (parents > 0)", "(counts == 0)"),
+]
+# fmt: on
+
+
+# ---- results -------------------------------------------------------------------------------------------------------
+
+
+class Result(NamedTuple):
+    """What became of a break."""
+
+    word: str  # killed, survived, equivalent, broken
+    by: str  # the test, or the reason
+
+
+HEAD = """\
+# Mutations
+
+Each line is a small break of the code. `python tests/mutations.py` puts one at a time into a copy of the tree and
+runs the quick C tests or a fast part of the Python tests: **killed** means that a test noticed, and names the first
+that did; **equivalent**, that the program does the same as before, and why. The script writes this page; the breaks
+are in it. A test that hung was ended after {limit} seconds, and has noticed too.
+
+{summary}
+
+"""
+COLUMNS = "| file | what it was | what it becomes | result | by |\n| --- | --- | --- | --- | --- |\n"
+
+
+def _cell(code: str) -> str:
+    code = code.replace("|", "\\|").replace("\n", " ")
+    ticks = "``" if "`" in code else "`"
+    return f"{ticks}{code}{ticks}" if code else "nothing"
+
+
+def row_of(mutant: Mutant) -> str:
+    """The first three cells of a break's line, which tell it from every other."""
+    return f"| `{mutant.file}` | {_cell(mutant.was)} | {_cell(mutant.becomes)} |"
+
+
+def known() -> dict[str, Result]:
+    """The results that the page holds, by their lines' first three cells."""
+    found = {}
+    for line in PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else []:
+        parts = line.removesuffix(" |").rsplit(" | ", 2)
+        if line.startswith("| `") and len(parts) == 3:
+            found[parts[0] + " |"] = Result(parts[1], parts[2])
+    return found
+
+
+def write(results: dict[str, Result]) -> None:
+    """Write the page: a line for each break of the table whose result is known, from before or now."""
+    results = {**known(), **results}
+    rows, words = [], []
+    for mutant in MUTANTS:
+        row = row_of(mutant)
+        if row in results:
+            words.append(results[row].word)
+            rows.append(f"{row} {results[row].word} | {results[row].by} |\n")
+    summary = ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words)))
+    text = HEAD.format(limit=_LIMIT, summary=f"{len(words)} breaks: {summary}.") + COLUMNS + "".join(rows)
+    PAGE.write_text(text, encoding="utf-8")
+
+
+# ---- running -------------------------------------------------------------------------------------------------------
+
+
+def _run(command: list[str | Path], log: Path, **more: object) -> bool | None:
+    """Whether a command succeeds; None where it hangs. Its whole group ends with it."""
+    with open(log, "wb") as file:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            **more,  # type: ignore[call-overload]
+        )
+        try:
+            return process.wait(_LIMIT) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+            return None
+
+
+class Place:
+    """A copy of what is to be broken, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "log"
+        self.build = folder / "build"
+        self.package = folder / "package"
+
+    def prepare(self, c: bool, python: bool) -> None:
+        """Copy, build, and see the tests pass."""
+        self.folder.mkdir()
+        if c:
+            for name in ("CMakeLists.txt", "cmake", "libcmm", "tests/c"):
+                copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+                (self.folder / name).parent.mkdir(exist_ok=True)
+                copy(ROOT / name, self.folder / name)
+            options = ["-DCMM_BUILD_TESTS=ON", "-DCMM_CUDA=OFF", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_C_FLAGS=-O1"]
+            configure = ["cmake", "-S", self.folder, "-B", self.build, "-G", "Ninja", *options]
+            if not _run(configure, self.log) or not _run(
+                ["cmake", "--build", self.build, "--parallel", "1"], self.log
+            ):
+                sys.exit(self.log.read_text())
+        if python:
+            import cmm
+
+            shutil.copytree(Path(cmm.__file__).parent, self.package / "cmm")
+            shutil.copytree(ROOT / "python/cmm", self.package / "cmm", dirs_exist_ok=True)
+
+    def _build(self, tests: list[str]) -> bool:
+        targets = [f"test_{test.split()[0]}" for test in tests]
+        return bool(_run(["cmake", "--build", self.build, "--parallel", "1", "--target", *targets], self.log))
+
+    def _c_tests(self, tests: list[str]) -> str:
+        for test in tests:
+            name, *arguments = test.split()
+            if name.startswith("blas"):  # ctest knows their files
+                command: list[str | Path] = ["ctest", "--test-dir", self.build, "-R", f"^{name}$", "--no-tests=error"]
+            else:
+                command = [self.build / f"tests/c/test_{name}", *arguments]
+            passed = _run(command, self.log)
+            if not passed:
+                return f"`tests/c/{name}.c`" + ("" if passed is False else ", which hung")
+        return ""
+
+    def _python_tests(self, names: list[str]) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(self.package), "CMM_HYPOTHESIS_PROFILE": "small"}
+        options = [
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--no-header",
+            "-k",
+            "not many and not mutated_files and not size5",
+        ]
+        for name in names:
+            command: list[str | Path] = [sys.executable, "-B", "-m", "pytest", *options, ROOT / "tests" / name]
+            passed = _run(command, self.log, env=environment, cwd=ROOT)
+            if not passed:
+                said = self.log.read_text(errors="replace")
+                failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+?)(?:\[| - |$)", said, re.MULTILINE)
+                return f"`tests/{failed[1] if failed else name}`" + ("" if passed is False else ", which hung")
+        return ""
+
+    def whole(self, mutants: list[Mutant]) -> Result:
+        """Run the tests of these breaks without any."""
+        c = list(dict.fromkeys(test for mutant in mutants for test in C_TESTS.get(mutant.file, [])))
+        python = list(dict.fromkeys(test for mutant in mutants for test in PYTHON_TESTS.get(mutant.file, [])))
+        by = self._c_tests(c) or self._python_tests(python)
+        return Result("killed" if by else "survived", by)
+
+    def broken(self, mutant: Mutant) -> Result:
+        """Break the copy, test it and mend it."""
+        c = mutant.file in C_TESTS
+        place = self.folder / mutant.file if c else self.package / mutant.file.removeprefix("python/")
+        before = place.read_text(encoding="utf-8")
+        place.write_text(before.replace(mutant.was, mutant.becomes), encoding="utf-8")
+        try:
+            if c and not self._build(C_TESTS[mutant.file]):
+                return Result("broken", "it does not compile")
+            by = self._c_tests(C_TESTS[mutant.file]) if c else self._python_tests(PYTHON_TESTS[mutant.file])
+            return Result("killed" if by else "survived", by)
+        finally:
+            place.write_text(before, encoding="utf-8")
+
+
+def fits(mutant: Mutant) -> bool:
+    """Whether the file has the text that is to be changed exactly once."""
+    return (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.was) == 1
+
+
+def selected(words: list[str], new: bool) -> Iterator[Mutant]:
+    """The breaks whose file or text has one of the words; with `new`, those of them without a good result."""
+    there = known()
+    for mutant in MUTANTS:
+        if new and there.get(row_of(mutant), Result("", "")).word in ("killed", "equivalent"):
+            continue
+        if not words or any(word in f"{mutant.file} {mutant.was}" for word in words):
+            yield mutant
+
+
+def run_all(mutants: list[Mutant], jobs: int, report: Callable[[Mutant, Result], None]) -> None:
+    """Try breaks in several copies at once."""
+    c = any(mutant.file in C_TESTS for mutant in mutants)
+    python = any(mutant.file in PYTHON_TESTS for mutant in mutants)
+    with tempfile.TemporaryDirectory(prefix="cmm-mutations-") as folder, ThreadPoolExecutor(jobs) as pool:
+        places = [Place(Path(folder) / str(job)) for job in range(jobs)]
+        list(pool.map(lambda place: place.prepare(c, python), places))
+        result = places[0].whole(mutants)
+        if result.word == "killed":
+            sys.exit(f"{result.by} fails before anything is broken:\n{places[0].log.read_text(errors='replace')}")
+        free: queue.Queue[Place] = queue.Queue()
+        for place in places:
+            free.put(place)
+        lock = threading.Lock()
+
+        def one(mutant: Mutant) -> None:
+            place = free.get()
+            try:
+                result = place.broken(mutant)
+            finally:
+                free.put(place)
+            with lock:
+                report(mutant, result)
+
+        list(pool.map(one, mutants))
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description="Break the code in small ways and see whether the tests notice.")
+    parser.add_argument("words", nargs="*", help="only breaks whose file or text has one of these words")
+    parser.add_argument(
+        "--new", action="store_true", help="only breaks that docs/mutations.md does not know, or knows to survive"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="copies that are tried at once (default 2)")
+    parser.add_argument("--list", action="store_true", help="say which breaks are selected, and run none")
+    arguments = parser.parse_args()
+    mutants = list(selected(arguments.words, arguments.new))
+    misfits = [mutant for mutant in mutants if not fits(mutant)]
+    for mutant in misfits:
+        print(f"does not apply: {mutant.file} should have exactly once: {mutant.was!r}")
+    if arguments.list:
+        for mutant in mutants:
+            print(f"{mutant.file}: {mutant.was!r} -> {mutant.becomes!r}")
+        print(f"{len(mutants)} breaks")
+    if misfits or arguments.list:
+        return bool(misfits)
+    if platform.machine() not in ("x86_64", "AMD64"):
+        print("breaks of AVX2 and AVX-512 code will survive here: this CPU runs none of it")
+
+    results: dict[str, Result] = {}
+    began, done, survived = time.monotonic(), 0, 0
+
+    def report(mutant: Mutant, result: Result) -> None:
+        nonlocal done, survived
+        done += 1
+        if result.word == "survived" and mutant.equivalent:
+            result = Result("equivalent", mutant.equivalent)
+        elif result.word == "killed" and mutant.equivalent:
+            result = Result("killed", f"{result.by}, though it was said to be equivalent")
+        survived += result.word in ("survived", "broken") or "though" in result.by
+        results[row_of(mutant)] = result
+        seconds = time.monotonic() - began
+        where = f"{mutant.file}: {mutant.was!r} -> {mutant.becomes!r}"
+        print(f"{done} of {len(mutants)} at {seconds:.0f} s: {result.word}, {where}: {result.by}", flush=True)
+        write(results)
+
+    if mutants:
+        run_all(mutants, arguments.jobs, report)
+    write(results)
+    print(f"{survived} of {done} need a test, or a reason")
+    return int(survived > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
