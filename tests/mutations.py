@@ -333,7 +333,7 @@ MUTANTS = [
     M(CONFIG, "if hidden % 2:", "if False:"),
     M(CONFIG, "if embedding_dim != hidden:", "if False:"),
     M(CONFIG, 'fff and nonlin != "GELU"', "False"),
-    M(CONFIG, "or isinstance(eps, bool)", ""),
+    M(CONFIG, "or isinstance(eps, bool)", "", "True and False are 1 and 0, which are refused as numbers"),
     M(CONFIG, "0 < eps < 1", "0 <= eps < 1"),
     M(CONFIG, 'not flags.boolean("skip_head_transform", default=True)',
       'flags.boolean("skip_head_transform", default=True)'),
@@ -398,7 +398,7 @@ MUTANTS = [
     # the Python functions
     M(ARRAY, "if isinstance(value, np.ma.MaskedArray):", "if False:"),
     M(ARRAY, "if not flags & _WRITABLE:", "if False:"),
-    M(ARRAY, "and not np.may_share_memory(result, out)", ""),
+    M(ARRAY, "and not np.may_share_memory(result, out)", "", "memory that is copied onto itself stays the same"),
     M(FFF, "if n != nodes or k != trees:", "if n != nodes:"),
     M(FFF, "if status != lib.CMM_ERROR_Y_OVERLAP:", "if True:"),
     M(LEVELS, "isinstance(threads, bool)", "False"),

@@ -94,6 +94,9 @@ def test_both_configurations(tmp_path, block, state):
     (tmp_path / "config.json").write_text(json.dumps(other))
     with pytest.raises(CheckpointError, match=r"heads: model_config\.json and config\.json contradict each other"):
         cmm.bert.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(hub(BLOCKS["dense"])))
+    with pytest.raises(CheckpointError, match=r"trees: model_config\.json and config\.json contradict each other"):
+        cmm.bert.load(tmp_path)
     (tmp_path / "model_config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "of another tool"}))
     with pytest.raises(CheckpointError, match=r"config\.json: model_type"):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from cmm.bert import CheckpointError
 from cmm.bert._safetensors import HEADER_LIMIT, SafeTensors
+from cmm.bert.config import JSON_LIMIT
 
 BLOCK = reference.architecture()
 STATE = reference.state_dict(BLOCK)
@@ -106,6 +107,7 @@ FILES = {
     "no tensor": (framed({}), "word_embedding.weight: is missing"),
     "a key of 100 000 characters": (framed({"k" * 100_000: entry("F31")}, EIGHT), "k+'?... .*: unknown dtype"),
     "a key of control characters": (framed({"\x1b[2J\n\u202e": entry("F31")}, EIGHT), r"\\x1b\[2J\\n\\u202e"),
+    "a key of other letters": (framed({"\u0434\u0430": entry("F31")}, EIGHT), r"'\\u0434\\u0430'"),
     "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "claims a header of"),
 }
 
@@ -193,6 +195,18 @@ def test_broken_configurations(tmp_path, name, file):
         cmm.bert.load(folder)
     assert str(folder / file) in str(caught.value)
     assert len(str(caught.value)) < 600 + len(str(folder))
+
+
+def test_the_largest_json(tmp_path):
+    """A byte more than the limit is refused, even where it is a blank."""
+    reference.save_final(tmp_path / "model", BLOCK, STATE)
+    file = tmp_path / "model" / "model_config.json"
+    text = file.read_bytes()
+    file.write_bytes(text + b" " * (JSON_LIMIT - len(text)))
+    cmm.bert.load(tmp_path / "model")
+    file.write_bytes(text + b" " * (JSON_LIMIT - len(text) + 1))
+    with pytest.raises(CheckpointError, match=f"is {JSON_LIMIT + 1} bytes; json of more than {JSON_LIMIT} bytes"):
+        cmm.bert.load(tmp_path / "model")
 
 
 def test_deep_json_in_what_is_ignored(tmp_path):

@@ -119,6 +119,22 @@ def test_parts_that_nothing_names(tmp_path):
         Tokenizer(tmp_path)
 
 
+def test_special_tokens_map_overrules_tokenizer_config(tmp_path):
+    ids = tiny.save(tmp_path, special={**tiny.SPECIAL, "other": "[other]"})
+    (tmp_path / "tokenizer_config.json").write_text('{"mask_token": "[other]"}')
+    assert Tokenizer(tmp_path).id_of("mask") == ids["<mask>"]
+
+
+def test_a_token_that_is_not_special_plays_no_part(tmp_path):
+    tiny.save(tmp_path, map_file=False)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    (mask,) = (token for token in content["added_tokens"] if token["content"] == "<mask>")
+    mask["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="no special token for 'mask'"):
+        Tokenizer(tmp_path).id_of("mask")
+
+
 def test_parts_that_several_tokens_could_play(tmp_path):
     tiny.save(tmp_path, special={**tiny.SPECIAL, "other": "[MASK]"}, map_file=False)
     with pytest.raises(CheckpointError, match="several special tokens for 'mask'"):

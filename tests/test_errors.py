@@ -413,6 +413,15 @@ def test_a_layer_that_was_refused_left_no_trace() -> None:
             assert (cmm.fff_forward(**arguments) == expected).all()
 
 
+def test_what_equals_a_number_of_threads_is_none() -> None:
+    """Not even after a call with that number."""
+    arguments = right_fff()
+    for threads in (True, 1.0):
+        cmm.fff_forward(**arguments, threads=1)
+        with pytest.raises(cmm.ArgumentError, match=f"threads is {threads}"):
+            cmm.fff_forward(**arguments, threads=threads)  # type: ignore[call-overload]
+
+
 # ---- node_usage ----------------------------------------------------------------------------------------------------
 
 PATHS = np.array([[[0, 1, 3], [0, 2, 6]]], np.int32)
