@@ -38,7 +38,7 @@ PAGE = ROOT / "docs/mutations.md"
 SRC = "libcmm/src/"
 CHECKS, FRONT = SRC + "checks.c", SRC + "cmm.c"
 CPU, BLAS = SRC + "cpu.c", SRC + "blas.c"
-POOL, BLAS_THREADS = SRC + "process.c", SRC + "process.c"  # the pool, and the thread counts that a BLAS lends
+POOL, BLAS_THREADS = SRC + "threadpool.c", SRC + "blas_threads.c"
 ACTIVATION, FORMULAS, LOOPS = SRC + "activation.h", SRC + "act/formulas.inl", SRC + "act/loops.inl"
 FF_NAIVE, FF_BLAS1, FF_BLAS2, FF_BLAS3 = (SRC + f"ff/{name}.c" for name in ("naive", "blas1", "blas2", "blas3"))
 NAIVE, BLAS1, BLAS2, BLAS3 = (SRC + f"fff/{name}.c" for name in ("naive", "blas1", "blas2", "blas3"))
@@ -60,8 +60,8 @@ _KERNELS = ["same_bits hash", "correctness few", "blas", "guard_pages"]
 C_TESTS = {
     **dict.fromkeys([CHECKS, FRONT], _INTERFACE),
     CPU: ["cpu"],
-    POOL: ["threads", "fork", "leaks"],
-    BLAS_THREADS: ["leaks", "fork"],
+    POOL: ["threads", "fork", "leaks", "host_program"],
+    BLAS_THREADS: ["leaks", "threads", "fork", "host_program"],
     BLAS: ["blas", "blas_names"],
     **dict.fromkeys([ACTIVATION, FORMULAS, LOOPS], _ACTIVATIONS),
     **dict.fromkeys([FF_NAIVE, FF_BLAS1, FF_BLAS2, FF_BLAS3, NAIVE, BLAS1, BLAS2, BLAS3], _KERNELS),
@@ -188,8 +188,8 @@ MUTANTS = [
     M(POOL, "--pool.running == 0", "--pool.running < 0"),
     M(POOL, "pool.workers = 0;\n    pool.wanted = 0;", "pool.wanted = 0;"),
     M(BLAS_THREADS, "blas->set_threads(1)", "blas->set_threads(2)"),
-    M(BLAS_THREADS, "blas->set_threads(blas_counts.of[slot].saved)", "blas->set_threads(1)"),
-    M(BLAS_THREADS, ".of[slot].users++ == 0", ".of[slot].users == 0"),
+    M(BLAS_THREADS, "blas->set_threads(mine->saved)", "blas->set_threads(1)"),
+    M(BLAS_THREADS, "atomic_fetch_add(&mine->users, 1);", "(void)0;"),
     M(BLAS, '"scipy_%s_"', '"scipy_%s"'),
     M(BLAS, 'blas->dgemm, find(library, "dgemm")', 'blas->dgemm, find(library, "sgemm")'),
     M(BLAS, "!blas->daxpy || ", ""),
@@ -536,7 +536,8 @@ class Place:
         return ""
 
     def _python_tests(self, names: list[str]) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(self.package), "CMM_HYPOTHESIS_PROFILE": "small"}
+        settings = {"CMM_TESTS": "full", "CMM_HYPOTHESIS_PROFILE": "small"}
+        environment = {**os.environ, "PYTHONPATH": str(self.package), **settings}
         options = [
             "-x",
             "-q",
