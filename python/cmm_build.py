@@ -10,7 +10,8 @@ from pathlib import Path
 from cffi import FFI
 
 # Functions with plain arguments that build the structs on the stack: a call from Python then costs one conversion per
-# argument and no allocation. cmm_py_fff takes a layer that was described before, cmm_py_fff_once one that was not.
+# argument and no allocation. cmm_py_fff takes a layer that was described before, cmm_py_fff_once one that was not;
+# without a w_out that is cmm alone.
 SHIMS = """
 #define RUN const cmm_run run = {.size = sizeof run, .threads = threads, .level = level, .isa = isa, .blas = blas}
 
@@ -28,17 +29,9 @@ static cmm_status cmm_py_fff_once(int32_t dtype, int32_t activation, int32_t tie
 {
     const cmm_fff layer = {.size = sizeof layer, .dtype = dtype, .activation = activation, .tie = tie, .depth = depth,
                            .trees = trees, .d_in = d_in, .d_out = d_out, .w_in = w_in, .bias = bias, .w_out = w_out};
-    return cmm_py_fff(&layer, threads, level, isa, blas, batch, x, y, nodes, logits);
-}
-
-static cmm_status cmm_py_cmm(int32_t dtype, int32_t tie, int32_t depth, int64_t trees, int64_t d_in, const void *w_in,
-                             const void *bias, int32_t threads, const char *level, const char *isa,
-                             const cmm_blas *blas, int64_t batch, const void *x, void *nodes, void *logits)
-{
-    const cmm_fff layer = {.size = sizeof layer, .dtype = dtype, .tie = tie, .depth = depth, .trees = trees,
-                           .d_in = d_in, .w_in = w_in, .bias = bias};
     RUN;
-    return cmm_cmm_forward(&layer, &run, batch, x, (int32_t *)nodes, logits);
+    return w_out ? cmm_fff_forward(&layer, &run, batch, x, y, (int32_t *)nodes, logits)
+                 : cmm_cmm_forward(&layer, &run, batch, x, (int32_t *)nodes, logits);
 }
 
 static cmm_status cmm_py_ff(int32_t dtype, int32_t activation, int64_t neurons, int64_t d_in, int64_t d_out,

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 from cmm import blas
-from cmm._call import ACTIVATIONS, TIES, failure
-from cmm._libcmm import ffi, lib
+from cmm._native import ACTIVATIONS, TIES, failure, ffi, lib
 from numpy.typing import NDArray
 
 Array = NDArray[Any]

@@ -51,7 +51,9 @@ SAFETENSORS, CONTAINERS, CHECKPOINT = (BERT + f"{name}.py" for name in ("_safete
 CONFIG, NAMES, EXPORT, ERRORS = (BERT + f"{name}.py" for name in ("config", "names", "export", "errors"))
 TOKENIZER, TEXT, ENCODER, MODEL = (BERT + f"{name}.py" for name in ("tokenizer", "text", "encoder", "model"))
 TEAM, PATHS = BERT + "team.py", BERT + "paths.py"
-ARRAY, FFF, LEVELS, USAGE = (PY + f"{name}.py" for name in ("_array", "fff", "_levels", "usage"))
+CHECK, DISPATCH, ON_NUMPY, ROUTING = (
+    PY + f"{name}.py" for name in ("_check", "_dispatch", "_backend/numpy", "routing_stats")
+)
 
 # The C tests that are run for a file, the fastest first: a target without test_, and its arguments.
 _INTERFACE = ["status", "wrong_calls", "scratch", "leaks", "blas", "threads", "correctness few"]
@@ -85,10 +87,10 @@ PYTHON_TESTS = {
     MODEL: ["test_bert_encoder.py", "test_bert_text.py", "test_bert_team.py"],
     TEAM: ["test_bert_team.py"],
     PATHS: ["test_bert_paths.py"],
-    ARRAY: ["test_numpy_api.py", "test_errors.py"],
-    FFF: ["test_numpy_api.py", "test_errors.py"],
-    LEVELS: ["test_errors.py", "test_numpy_api.py", "test_blas.py"],
-    USAGE: ["test_errors.py", "test_numpy_api.py"],
+    CHECK: ["test_numpy_api.py", "test_errors.py"],
+    ON_NUMPY: ["test_numpy_api.py", "test_errors.py"],
+    DISPATCH: ["test_errors.py", "test_numpy_api.py", "test_blas.py", "test_threads.py"],
+    ROUTING: ["test_errors.py", "test_numpy_api.py"],
 }
 _LIMIT = 60  # seconds for a C test, and for a file of Python tests
 
@@ -396,15 +398,20 @@ MUTANTS = [
     M(PATHS, "2 ** (self.depth - depth)", "2 ** self.depth"),
 
     # the Python functions
-    M(ARRAY, "if isinstance(value, np.ma.MaskedArray):", "if False:"),
-    M(ARRAY, "if not flags & _WRITABLE:", "if False:"),
-    M(ARRAY, "and not np.may_share_memory(result, out)", "", "memory that is copied onto itself stays the same"),
-    M(FFF, "if n != nodes or k != trees:", "if n != nodes:"),
-    M(FFF, "if status != lib.CMM_ERROR_Y_OVERLAP:", "if True:"),
-    M(LEVELS, "isinstance(threads, bool)", "False"),
-    M(LEVELS, "key = level, threads, type(threads)", "key = level, threads, 0"),
-    M(USAGE, "(paths[..., 0] != 0).any()", "False"),
-    M(USAGE, "(counts == 0) & (parents > 0)", "(counts == 0)"),
+    M(CHECK, "if isinstance(value, np.ma.MaskedArray):", "if False:"),
+    M(CHECK, "if n != nodes or k != trees:", "if n != nodes:"),
+    M(CHECK, "if dtypes[name] != dtypes[\"w_in\"]:", "if False:"),
+    M(CHECK, "or out.shape != (*shape[:-1], spec.d_out)", ""),
+    M(ON_NUMPY, "if not flags & _WRITABLE:", "if False:"),
+    M(ON_NUMPY, " and x is not out", ""),
+    M(ON_NUMPY, "if not inputs or not _overlaps(start, inputs):", "if True:"),
+    M(ON_NUMPY, "first < end and start < first + len(first)", "first < end"),
+    M(DISPATCH, "isinstance(threads, bool)", "False"),
+    M(DISPATCH, "if threads is not None and type(threads) is not int:", "if False:"),
+    M(DISPATCH, "written.isascii() and ", ""),
+    M(DISPATCH, "if find_blas is None else (*run[:3], find_blas())", ""),
+    M(ROUTING, "(paths[..., 0] != 0).any()", "False"),
+    M(ROUTING, "(counts == 0) & (parents > 0)", "(counts == 0)"),
 ]
 # fmt: on
 

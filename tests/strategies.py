@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import cmm
 import direct
 import numpy as np
-from cmm._levels import isas, kernels
+from cmm._dispatch import isas, kernels
 from hypothesis import note
 from hypothesis import strategies as st
 from numpy.typing import NDArray

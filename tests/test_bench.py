@@ -425,7 +425,7 @@ def test_the_gpu_columns_show_ours_beside_the_papers(report):
 
 
 def test_without_a_gpu_one_line_says_so(report, monkeypatch):
-    monkeypatch.setattr(cmm._cuda, "why_not", lambda level: "no GPU here")
+    monkeypatch.setattr(cmm.bench.gpu, "why_not", lambda level: "no GPU here")
     found = measure_gpu(DATA, [TREE], 4095, lambda: None)
     assert found.lines == []
     assert table_text(replace(report, gpu=found)).splitlines().count("No GPU columns: no GPU here.") == 1

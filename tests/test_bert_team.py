@@ -9,7 +9,6 @@ import cmm
 import cmm.bert
 import numpy as np
 import pytest
-from cmm._libcmm import lib
 from cmm.bert import encoder, team
 
 threadpoolctl = pytest.importorskip("threadpoolctl", reason="the package threadpoolctl is not installed (cmm[bert])")
@@ -58,7 +57,6 @@ def test_the_blas_has_what_is_too_little_to_share():
         (1, 1, 1, 1),
     ):
         assert len(team.shares(batch, length, threads)) == count
-    assert len(team.shares(1000, 128, 0)) == lib.cmm_threads_default()
 
 
 @pytest.mark.parametrize("kind", ["none", "2-d", "3-d"])

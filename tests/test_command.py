@@ -80,7 +80,7 @@ def test_info_names_everything(capsys):
 @pytest.mark.parametrize("cuda", [True, False])
 @pytest.mark.parametrize("command", ["info", "demo"])
 def test_info_says_what_was_built(monkeypatch, capsys, command, cuda):
-    monkeypatch.setattr(cmm._cuda, "built", lambda: cuda)
+    monkeypatch.setattr(cmm._native.cuda, "built", lambda: cuda)
     monkeypatch.setattr(demo, "_layer", lambda: None)
     monkeypatch.setattr(demo, "_encoder", lambda: None)
     monkeypatch.setenv("CMM_CUDA_LIBRARY", "another.so")
@@ -92,7 +92,7 @@ def test_info_says_what_was_built(monkeypatch, capsys, command, cuda):
 
 
 def test_info_says_what_the_environment_chose():
-    isa, blas = cmm._levels.isas()[1][-1], cmm.blas._from_scipy().file
+    isa, blas = cmm._dispatch.isas()[1][-1], cmm.blas._from_scipy().file
     done = run("info", env=os.environ | {"CMM_LEVEL": "naive", "CMM_ISA": isa, "CMM_BLAS": blas})
     assert done.returncode == 0, done.stderr
     assert "naive, for CMM_LEVEL says so" in done.stdout

@@ -9,8 +9,7 @@ from pathlib import Path
 import cmm
 import pytest
 from building import ROOT, tool
-from cmm import _cuda
-from cmm._call import lib
+from cmm._native import cuda, lib
 
 
 def configure(folder: Path, nvcc: str, *options: str) -> tuple[int, str, str]:
@@ -83,6 +82,6 @@ def test_the_package_has_the_library_that_was_asked_for() -> None:
     """Held by .ci/run, which sets the variable for the package that it builds with CMM_CUDA=ON."""
     if not os.environ.get("CMM_EXPECT_CUDA"):
         pytest.skip("CMM_EXPECT_CUDA is not set")
-    assert _cuda.built()
-    status, why = _cuda._load()
+    assert cuda.built()
+    status, why = cuda.load()
     assert status != lib.CMM_ERROR_CUDA_ABSENT, why

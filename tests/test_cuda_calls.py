@@ -9,11 +9,11 @@ import cmm
 import pytest
 from building import ROOT, run, tool
 from cffi import FFI
-from cmm import _cuda
-from cmm._call import NULL, ffi, lib, text
+from cmm._dispatch import choose_cuda
+from cmm._native import NULL, cuda, ffi, lib, text
 
 pytestmark = pytest.mark.skipif(
-    _cuda._load()[0] == lib.CMM_ERROR_CUDA_ABSENT,
+    cuda.load()[0] == lib.CMM_ERROR_CUDA_ABSENT,
     reason="libcmm_cuda was not built (-C cmake.define.CMM_CUDA=ON builds it)",
 )
 
@@ -203,7 +203,7 @@ def test_a_level_says_why_it_cannot_be_used() -> None:
     for level in cmm.levels():
         if level.name.startswith("cuda") and not level.usable:
             with pytest.raises(cmm.UnusableError, match="cannot be used here"):
-                _cuda.choose(level.name)
+                choose_cuda(level.name)
 
 
 def test_the_library_exports_its_functions_and_links_no_other() -> None:

@@ -227,12 +227,12 @@ def shown(name: str, function: Callable[..., Any]) -> str:
 def test_python_api() -> None:
     page = text("docs/python-api.md")
     documented = set(re.findall(r"\bcmm\.(\w+)", page)) - {"h", "pc"}  # but for files
-    submodules = {"bert", "blas"}
+    submodules = {"bert", "blas", "typing"}
     assert documented - submodules == set(cmm.__all__) - submodules
     signatures = re.findall(r"^cmm\.(\w+)(\(.*\))$", page, re.MULTILINE)
     assert {
         "fff_forward",
-        "cmm",
+        "cmm_forward",
         "ff_forward",
         "FFF",
         "node_usage",
@@ -246,6 +246,9 @@ def test_python_api() -> None:
     assert call is not None
     assert " ".join(call[1].split()) == shown("layer", cmm.FFF.__call__)
     assert set(re.findall(r"cmm\.blas\.(\w+)", page)) == set(cmm.blas.__all__)
+    of_typing = re.search(r"`cmm\.typing` has the names for annotations: (.*?),\s+an array of", page, re.DOTALL)
+    assert of_typing is not None
+    assert set(quoted(of_typing[1])) == set(cmm.typing.__all__)
 
 
 def test_python_errors() -> None:
@@ -257,7 +260,7 @@ def test_python_errors() -> None:
 
 
 def test_choices() -> None:
-    from cmm._call import ACTIVATIONS, TIES
+    from cmm._native import ACTIVATIONS, TIES
 
     rows = {quoted(row[0])[0]: quoted(row[1]) for row in table("docs/python-api.md", "| argument |")}
     assert rows["activation"] == [repr(name) for name in ACTIVATIONS]
@@ -266,7 +269,7 @@ def test_choices() -> None:
 
 def test_environment_variables() -> None:
     sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "python").rglob("*.py"))
-    read = set(re.findall(r"""(?:variable|is_set)\(b"(CMM_\w+)"\)|environ(?:\.get\(|\[)"(CMM_\w+)""", sources))
+    read = set(re.findall(r"""(?:variable|raw)\(b"((?:CMM|OMP)_\w+)"\)|environ(?:\.get\(|\[)"(CMM_\w+)""", sources))
     assert {a or b for a, b in read} == {row[0].strip("`") for row in table("docs/python-api.md", "| variable |")}
     sources = "".join(
         file.read_text(encoding="utf-8") for folder in ("tests", "bench") for file in (ROOT / folder).rglob("*.py")

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import cmm
 import numpy as np
 import pytest
-from cmm import _call, errors
-from cmm._array import empty, large
-from cmm._libcmm import lib
+from cmm import _native, errors
+from cmm._backend.numpy import empty, large
+from cmm._dispatch import isas
+from cmm._native import lib
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
@@ -62,7 +63,7 @@ SWAPPED = ones(BATCH, D_IN).astype(np.dtype(np.float32).newbyteorder())
 LEVELS = "'auto', 'naive', 'blas1', 'blas2', 'blas3', 'native'"
 ACTIVATIONS = "'gelu', 'gelu_tanh', 'relu', 'silu', 'identity'"
 FLOATS = "should be float32 or float64"
-OTHER_ISA = next(isa for isa in cmm._levels.isas()[0] if isa not in cmm._levels.isas()[1])
+OTHER_ISA = next(isa for isa in isas()[0] if isa not in isas()[1])
 
 # What is wrong for a fast feedforward layer.
 FFF: dict[str, Wrong] = {
@@ -111,7 +112,7 @@ FFF: dict[str, Wrong] = {
         "x.astype(numpy.float32)",
         x=ones(3, 5, dtype=float),
     ),
-    "x has no copy": wrong(cmm.ArrayMemoryError, "no memory", "x", "shape", x=huge(D_IN)),
+    "x has no copy": wrong(cmm.ArrayMemoryError, "no memory", "x", "shape", x=huge(D_IN), out=None),
     # w_in
     "w_in has 1 dimension": wrong(cmm.ShapeError, "w_in has shape (7,)", "(K, N, width)", w_in=ones(7)),
     "w_in has 4 dimensions": wrong(
@@ -482,10 +483,10 @@ def test_every_status_has_its_exception() -> None:
 @pytest.mark.parametrize("name", statuses())
 def test_a_status_becomes_its_exception(name: str) -> None:
     status = getattr(lib, name)
-    error = _call.failure(status, "this call")
+    error = _native.failure(status, "this call")
     assert type(error) is errors.BY_STATUS[name]
-    assert str(error) == f"this call: {_call.text(lib.cmm_status_message(status))}"
+    assert str(error) == f"this call: {_native.text(lib.cmm_status_message(status))}"
 
 
 def test_an_unknown_status_is_an_error_too() -> None:
-    assert type(_call.failure(12345)) is cmm.CmmError
+    assert type(_native.failure(12345)) is cmm.CmmError

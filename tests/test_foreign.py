@@ -10,8 +10,10 @@ from typing import Any
 import cmm
 import numpy as np
 import pytest
-from cmm import _cuda, _elsewhere, _foreign
-from cmm._call import lib
+from cmm import _cupy, _dispatch, _interop
+from cmm._backend import Place, cuda, dlpack_cpu
+from cmm._native import cuda as native_cuda
+from cmm._native import lib
 
 RNG = np.random.default_rng(0)
 SHAPES = {"x": (5, 8), "w_in": (3, 7, 8), "w_out": (3, 7, 6), "bias": (3, 7)}
@@ -85,26 +87,27 @@ def test_out_on_a_gpu_shares_no_memory_with_an_input() -> None:
     """At any level, also one that would not notice. The library here says where arrays are, no more."""
     library = SimpleNamespace(
         pointer=lambda array: array.ctypes.data,
-        dtype=lambda array: str(array.dtype),
         contiguous=lambda name, array: array,
     )
     memory = np.zeros(100)
-    inputs = {"x": memory[:40].reshape(5, 8), "bias": None, "w_in": memory[60:]}
-    place = _foreign.Place("cupy", 2, 0)
+    inputs = (memory[:40].reshape(5, 8), memory[60:], None, None)
+    target = cuda.Backend(Place("cupy", 2, 0)).target
     for start, name in ((0, "x"), (39, "x"), (40, "w_in"), (70, "w_in")):
         with pytest.raises(cmm.ArgumentError, match=f"out overlaps {name}; on a GPU it should be memory of its own"):
-            _elsewhere._result(library, place, memory[start : start + 30].reshape(5, 6), (5, 6), "float64", inputs)
+            target(library, memory[start : start + 30].reshape(5, 6), (5, 6), "float64", inputs)
     for out in (memory[40:60].reshape(5, 4), np.empty((5, 4))):
-        assert _elsewhere._result(library, place, out, (5, 4), "float64", inputs) is out
+        assert target(library, out, (5, 4), "float64", inputs) is out
 
 
 def test_inputs_are_seen_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = cmm._elsewhere.fff.fff_forward
-    monkeypatch.setattr(cmm._elsewhere.fff, "fff_forward", lambda *a, **how: (seen.append(a), real(*a, **how))[1])
+    for name in ("bind", "forward"):
+        real = getattr(dlpack_cpu.numpy, name)
+        monkeypatch.setattr(dlpack_cpu.numpy, name, lambda *a, real=real: (seen.extend(a), real(*a))[1])
     arrays = others()
-    cmm._elsewhere.fff_forward(*arrays.values(), "gelu", "left", "auto", None, None, False)
-    assert [a.ctypes.data for a in seen[0]] == [a.array.ctypes.data for a in arrays.values()]
+    cmm.fff_forward(**arrays)
+    addresses = {a.ctypes.data for a in seen if isinstance(a, np.ndarray)}
+    assert addresses == {a.array.ctypes.data for a in arrays.values()}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,7 @@ def test_tensors_that_require_grad_are_refused(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_gpu_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     on_gpu = {name: Other(array, (2, 0)) for name, array in PLAIN.items()}
-    monkeypatch.setattr(_cuda, "why_not", lambda level: "of a reason")
+    monkeypatch.setattr(_dispatch, "why_not", lambda level: "of a reason")
     with pytest.raises(cmm.UnusableError, match=r"^level is 'cuda', which cannot be used here: of a reason$"):
         cmm.fff_forward(**on_gpu)
     with pytest.raises(
@@ -149,13 +152,13 @@ def test_without_cupy_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> Any:
         raise ImportError(f"No module named '{name}'")
 
-    monkeypatch.setattr(cmm._foreign, "import_module", absent)
-    assert _cuda.why_not("cuda-bmm") == "the level needs CuPy, which cannot be imported: No module named 'cupy'"
+    monkeypatch.setattr(_cupy, "import_module", absent)
+    assert _dispatch.why_not("cuda-bmm") == "the level needs CuPy, which cannot be imported: No module named 'cupy'"
 
 
 def test_a_library_that_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CMM_CUDA_LIBRARY", "no/such/libcmm_cuda.so")
-    status, why = _cuda._load.__wrapped__()
+    status, why = native_cuda.load.__wrapped__()
     assert status == lib.CMM_ERROR_CUDA_ABSENT
     assert "no/such/libcmm_cuda.so" in why
 
@@ -163,8 +166,8 @@ def test_a_library_that_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatc
 def test_a_class_derived_from_an_arrays_is_of_its_library() -> None:
     base = type("Tensor", (Other,), {"__module__": "torch"})
     mine = type("Mine", (base,), {"__module__": "mine"})
-    assert _foreign._library_of(mine(PLAIN["x"])) == "torch"
-    assert _foreign._library_of(Other(PLAIN["x"])) == "test_foreign"
+    assert _interop.library_of(mine(PLAIN["x"])) == "torch"
+    assert _interop.library_of(Other(PLAIN["x"])) == "test_foreign"
 
 
 def test_an_error_names_the_array_that_is_wrong() -> None:

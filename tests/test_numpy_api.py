@@ -18,7 +18,9 @@ from typing import Any
 import cmm
 import numpy as np
 import pytest
-from cmm import _libcmm
+from cmm import _libcmm, _native
+from cmm._backend import numpy as backend
+from cmm._dispatch import CUDA_LEVELS, isas
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -445,6 +447,47 @@ def test_out_between_the_rows_of_a_weight(dtype: Any) -> None:
         same(wide[..., :width].copy(), arrays[name])
 
 
+def test_an_empty_out_that_lies_in_an_input(dtype: Any) -> None:
+    arrays = layer(dtype, batch=0)
+    out = arrays["w_in"].reshape(-1)[3:3].reshape(0, D_OUT)
+    assert cmm.fff_forward(**arrays, out=out) is out
+    assert cmm.ff_forward(arrays["x"], arrays["w_in"][0], arrays["w_out"][0], out=out) is out
+
+
+@pytest.mark.parametrize("of", ["nothing", "x", "w_in", "w_out", "bias", "a view", "another view"])
+def test_whether_out_overlaps_is_decided_once(monkeypatch: pytest.MonkeyPatch, dtype: Any, of: str) -> None:
+    """Before the call: libcmm is called once, with out itself where that shares no byte with an input."""
+    arrays = layer(dtype, batch=2, d_out=D_IN)
+    size = arrays["x"].size
+    out = np.empty_like(arrays["x"])
+    if of in arrays:
+        out = arrays[of].reshape(-1)[:size].reshape(-1, D_IN)
+    elif of != "nothing":  # x and out in one memory, apart or not
+        memory = np.empty(2 * size, dtype)
+        start = size if of == "a view" else size - 1
+        out = memory[start : start + size].reshape(arrays["x"].shape)
+        x, arrays["x"] = arrays["x"], memory[:size].reshape(arrays["x"].shape)
+        arrays["x"][...] = x
+    apart = of in ("nothing", "a view")
+    called: list[bool] = []
+
+    class Library:
+        def __getattr__(self, name: str) -> Any:
+            found = getattr(_native.lib, name)
+            if not name.startswith("cmm_py_f"):
+                return found
+            y = -1 if name == "cmm_py_ff" else -3  # its place among the arguments
+            return lambda *a: (called.append(a[y] == _native.address(out)), found(*a))[1]
+
+    monkeypatch.setattr(backend, "lib", Library())
+    prepared = cmm.FFF(*(arrays[name] for name in ("w_in", "w_out", "bias")))
+    cmm.ff_forward(arrays["x"], *(arrays[name][0] for name in ("w_in", "w_out", "bias")), out=out)
+    cmm.fff_forward(**arrays, out=out)
+    assert called == [apart, apart]
+    prepared(arrays["x"], out=out)
+    assert called[2:] == [of not in ("x", "another view")]
+
+
 # ---- the prepared layer --------------------------------------------------------------------------------------------
 
 
@@ -506,13 +549,13 @@ def test_levels_lists_what_a_call_can_use(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("CMM_LEVEL")
     arrays = layer(np.float32)
     listed = cmm.levels()
-    assert [name for name, _, _ in listed] == ["naive", "blas1", "blas2", "blas3", "native", *cmm._cuda.LEVELS]
+    assert [name for name, _, _ in listed] == ["naive", "blas1", "blas2", "blas3", "native", *CUDA_LEVELS]
     for level in listed:
         assert isinstance(level, cmm.Level)
         name, usable, why = level
         assert type(usable) is bool
         assert bool(why) != usable
-        if usable and name not in cmm._cuda.LEVELS:  # those are for arrays on a GPU
+        if usable and name not in CUDA_LEVELS:  # those are for arrays on a GPU
             cmm.fff_forward(**arrays, level=name)
         else:
             with pytest.raises(cmm.UnusableError, match=name):
@@ -543,7 +586,7 @@ def test_cmm_level_overrides_auto_alone(monkeypatch: pytest.MonkeyPatch) -> None
 def test_cmm_isa_is_read_in_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = layer(np.float32)
     prepared = cmm.FFF(arrays["w_in"], arrays["w_out"], arrays["bias"])
-    known, usable = cmm._levels.isas()
+    known, usable = isas()
     for isa in usable:
         monkeypatch.setenv("CMM_ISA", isa)
         for level in ("naive", "native"):

@@ -47,7 +47,7 @@ def main() -> None:
     pretrained = cmm.bert.load(options.model)
     model = classifier(pretrained, max(1, len(task.labels))).to(options.device)
     files = {
-        file: (encode(pretrained, texts, truncate=True), labels)
+        file: (encode(pretrained.tokenizer, pretrained.config.max_seq_length, texts, truncate=True), labels)
         for file in ("train.tsv", *task.dev)
         for texts, labels in [glue.read(options.data / file, task)]
     }

@@ -7,12 +7,11 @@
 """
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmm import _libcmm, blas
-from cmm._call import lib, text
-from cmm._levels import Level, levels
+from cmm import blas, typing
+from cmm._dispatch import Level, levels
+from cmm._native import FOLDER, VERSION
 from cmm.errors import (
     ArgumentError,
     ArrayMemoryError,
@@ -22,8 +21,8 @@ from cmm.errors import (
     ShapeError,
     UnusableError,
 )
-from cmm.fff import FFF, cmm, ff_forward, fff_forward
-from cmm.usage import dead_subtrees, node_usage
+from cmm.layers import FFF, cmm_forward, ff_forward, fff_forward
+from cmm.routing_stats import dead_subtrees, node_usage
 
 if TYPE_CHECKING:
     from cmm import bert
@@ -42,20 +41,24 @@ __all__ = [
     "bert",
     "blas",
     "cmm",
+    "cmm_forward",
     "dead_subtrees",
     "ff_forward",
     "fff_forward",
     "get_include",
     "levels",
     "node_usage",
+    "typing",
 ]
 
-__version__ = text(lib.cmm_version())
+__version__ = VERSION
+
+cmm = cmm_forward  # its name in 0.1.0
 
 
 def get_include() -> str:
     """Return the folder of ``cmm.h``; ``libcmm.so`` is in ``lib`` beside it."""
-    return str(Path(_libcmm.__file__).parent / "include")
+    return str(FOLDER / "include")
 
 
 def __getattr__(name: str) -> Any:

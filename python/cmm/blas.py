@@ -15,11 +15,12 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
-from cmm._call import failure, ffi, lib, text, variable
+from cmm._environment import variable
+from cmm._native import failure, ffi, lib, text
 from cmm.errors import ArgumentError, UnusableError
 
 __all__ = ["Blas", "current", "load", "use"]
@@ -160,6 +161,15 @@ def _find(path: str | None) -> Blas:
         raise UnusableError(
             f"there is no BLAS ({'; '.join(_nowhere)}); install scipy or mkl, or set CMM_BLAS to the path of a BLAS"
         )
+
+
+def installed() -> list[Blas]:
+    """Return the BLAS of each installed package that has one, MKL first. For `cmm bench`; not in __all__."""
+    found = []
+    for search in (_from_mkl, _from_scipy):
+        with suppress(ImportError, UnusableError):
+            found.append(search())
+    return found
 
 
 def _from_mkl() -> Blas:

@@ -3,6 +3,13 @@
 Every exception is a :class:`CmmError` and also the builtin exception that a caller would expect.
 """
 
+from collections.abc import Iterable
+
+
+def listed(names: Iterable[object]) -> str:
+    """Return names as a list for an error message."""
+    return ", ".join(repr(name) for name in names)
+
 
 class CmmError(Exception):
     """Base of all errors that this package raises."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import cmm
 import torch
-from cmm import _cuda
-from cmm._call import ACTIVATIONS, NULL, TIES, failure, ffi, lib
+from cmm._dispatch import choose_cuda
+from cmm._native import ACTIVATIONS, NULL, TIES, failure, ffi, lib
 from numpy.typing import NDArray
 
 DTYPES = {
@@ -39,7 +39,7 @@ def fff(
     """Return y, nodes, logits; None where the level or the method cannot do this layer."""
     if level == "cuda-bmm":
         return None if x.dtype == torch.bfloat16 else _bmm(x, w_in, w_out, bias, activation, tie)
-    _cuda.choose("cuda")
+    choose_cuda("cuda")
     trees, size, d_in = w_in.shape
     depth = size.bit_length() - 1
     sums = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -10,8 +10,8 @@ import cmm
 import numpy as np
 import pytest
 import torch
-from cmm import _elsewhere  # noqa: F401 (loaded when first needed)
-from cmm._call import NULL, ffi, lib
+from cmm._backend import cuda
+from cmm._native import NULL, ffi, lib
 from device import DTYPES, METHODS, fff, plan_of, to_numpy
 from reference import ACTIVATIONS, Reference, dense, worst
 
@@ -336,15 +336,13 @@ def test_in_and_out_without_a_copy(monkeypatch: pytest.MonkeyPatch, name: str) -
         "jax": lambda a: a.unsafe_buffer_pointer(),
     }[name]
     seen: list[list[int]] = []
-    real = cmm._elsewhere.run_fff
+    real = cuda.run_fff
 
-    def run(
-        library: Any, place: Any, level: Any, activation: Any, tie: Any, shape: Any, batch: Any, *arrays: Any
-    ) -> None:
+    def run(library: Any, place: Any, level: Any, spec: Any, batch: Any, *arrays: Any) -> None:
         seen.append([library.pointer(a) for a in arrays])
-        real(library, place, level, activation, tie, shape, batch, *arrays)
+        real(library, place, level, spec, batch, *arrays)
 
-    monkeypatch.setattr(cmm._elsewhere, "run_fff", run)
+    monkeypatch.setattr(cuda, "run_fff", run)
     x, w_in, w_out, bias = tensors
     result = cmm.fff_forward(x, w_in, w_out, bias, return_path=True)
     assert all(type(a) is type(x) for a in result)

@@ -30,6 +30,7 @@ from cmm.bench.harness import (
 from cmm.bench.machine import cores, this_machine
 from cmm.bench.table import Report, curve_text, line, table_text
 from cmm.blas import Blas
+from cmm.typing import LevelName
 
 _TOKENS, _WIDTH = 16384, 768
 _FULL_PASSES = 250
@@ -190,7 +191,7 @@ def _plot_module(file: Path | None) -> ModuleType | None:
     return plot
 
 
-def _usable(wanted: list[str] | None) -> tuple[list[str], dict[str, str]]:
+def _usable(wanted: list[str] | None) -> tuple[list[LevelName], dict[str, str]]:
     """Return the CPU levels to measure, and why others cannot be."""
     known = {level.name: level for level in cmm.levels() if not level.name.startswith("cuda")}
     for name in wanted or []:
@@ -202,7 +203,7 @@ def _usable(wanted: list[str] | None) -> tuple[list[str], dict[str, str]]:
     return [level.name for level in chosen if level.usable], {lv.name: lv.why for lv in chosen if not lv.usable}
 
 
-def _dense_levels(levels: list[str], curve: bool) -> list[str]:
+def _dense_levels(levels: list[LevelName], curve: bool) -> list[LevelName]:
     """Return the levels to measure dense layers at: always blas3, the yardstick; never native, which has none."""
     usable, _ = _usable(None)
     wanted = {"blas2", "blas3"} if curve else {*levels, "blas3"}

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 import cmm
-from cmm._libcmm import lib
+from cmm._dispatch import default_threads
 from cmm.bench.harness import Contestant, Data, Layer, dense, every_blas, measure, prepare
 from cmm.bench.info import built
 from cmm.bench.machine import this_machine
@@ -108,7 +108,7 @@ def _encoder() -> None:
     one_dense, _ = _time(lambda: cmm.ff_forward(x, ffn.w_in[0], ffn.w_out[0], ffn.bias[0]))
     assert trace.path_nodes is not None  # as it is for dense layers
     leaves = [np.unique(nodes[..., -1]).size for nodes in trace.path_nodes]
-    threads = threads_text(lib.cmm_threads_default())
+    threads = threads_text(default_threads()[0])
     print(f"""\
 2. An encoder of the shape of UltraFastBERT-1x11-long: numpy and cmm, {threads}
 

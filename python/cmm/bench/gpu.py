@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 import cmm
-from cmm import _cuda
-from cmm._foreign import import_cupy
+from cmm._cupy import import_cupy
+from cmm._dispatch import why_not
 from cmm.bench import check
 from cmm.bench.harness import Data, Layer, sample
+from cmm.typing import LevelName
 
 # The paper's columns, and which of our levels is of the kind.
-COLUMNS = {"cuda": "native fused", "cuda-bmm": "PyTorch BMM", "cuda-naive": "naive CUDA"}
+COLUMNS: dict[LevelName, str] = {"cuda": "native fused", "cuda-bmm": "PyTorch BMM", "cuda-naive": "naive CUDA"}
 # The paper's Table 2, GPU columns: speedup over BERT-base-4095 in the same column.
 PAPER: dict[tuple[str, str], float | None] = {
     ("dense 4095", "cuda"): 1.0,
@@ -84,10 +85,10 @@ def measure_gpu(data: Data, layers: Iterable[Layer], base: int, step: Callable[[
     cmm.bench.check.WrongResultError
         Where outputs or paths are wrong.
     """
-    if why := _cuda.why_not("cuda-bmm"):  # the arrays are CuPy's
+    if why := why_not("cuda-bmm"):  # the arrays are CuPy's
         return GpuReport(absent={"": why})
     cupy = import_cupy("cmm bench")
-    reasons = {level: _cuda.why_not(level) for level in COLUMNS}
+    reasons = {level: why_not(level) for level in COLUMNS}
     x = cupy.asarray(data.x[: data.tokens])
     out = cupy.empty_like(x)
     lines = []
@@ -109,7 +110,9 @@ def measure_gpu(data: Data, layers: Iterable[Layer], base: int, step: Callable[[
     return GpuReport(name, base, {level: why for level, why in reasons.items() if why}, lines)
 
 
-def _check(data: Data, layer: Layer, level: str, x: Any, weights: Any, out: Any, call: Callable[[], None]) -> int:
+def _check(
+    data: Data, layer: Layer, level: LevelName, x: Any, weights: Any, out: Any, call: Callable[[], None]
+) -> int:
     """Hold a sample of tokens against float64; return how many were too close to call."""
     what, nodes, tokens = f"{layer.name} {level}", None, sample(layer, len(x))
     if not layer.dense:

@@ -13,7 +13,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 import cmm
-from cmm._array import large
+from cmm._backend.numpy import large
 from cmm.bench import check
 from cmm.bench.machine import memory_available
-from cmm.blas import Blas
+from cmm.blas import Blas, installed
+from cmm.typing import LevelName
 
 Step = Callable[[], object]
 ROUTINGS = ("random", "same")
@@ -173,7 +174,7 @@ class Contestant:
 
     data: Data
     layer: Layer
-    level: str
+    level: LevelName
     blas: tuple[str, Blas] | None  # its short name, and itself
     batch: int
     threads: int
@@ -305,12 +306,8 @@ def every_blas() -> dict[str, Blas]:
     cmm.UnusableError
         Where there is none, or CMM_BLAS names what is none.
     """
-    blases = [cmm.blas.current()]
-    for search in (cmm.blas._from_mkl, cmm.blas._from_scipy):
-        with suppress(ImportError, cmm.UnusableError):
-            blases.append(search())
     found: dict[str, Blas] = {}
-    for blas in blases:
+    for blas in [cmm.blas.current(), *installed()]:
         if blas.name not in {other.name for other in found.values()}:
             maker = "MKL" if "Math Kernel Library" in blas.name else blas.name.split()[0]
             version = re.search(r"\d+(\.\d+)+", blas.name)

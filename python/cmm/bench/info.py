@@ -11,9 +11,8 @@ import numpy
 import scipy
 
 import cmm
-from cmm import _cuda
-from cmm._levels import isas
-from cmm._libcmm import lib
+from cmm._dispatch import default_threads, isas
+from cmm._native import cuda
 from cmm.bench.harness import every_blas
 from cmm.bench.machine import this_machine
 from cmm.bench.table import grid
@@ -45,7 +44,8 @@ def facts() -> list[tuple[str, str]]:
         ("python", f"{platform.python_version()}, numpy {numpy.__version__}, scipy {scipy.__version__}"),
         ("cpu", machine.cpu),
         ("caches", machine.cache_text()),
-        ("cores", f"{machine.cores} may be used; a call without threads= takes {lib.cmm_threads_default()} threads"),
+        ("cores", f"{machine.cores} may be used"),
+        ("threads", "{}, from {}".format(*default_threads())),
         ("isa", _isa()),
     ]
     found = cmm.levels()
@@ -60,7 +60,7 @@ def facts() -> list[tuple[str, str]]:
 
 def built() -> str:
     """Return which libraries this installation was built with, and how to have the other."""
-    if _cuda.built():
+    if cuda.built():
         said = "libcmm and libcmm_cuda"
     else:
         said = "libcmm; without libcmm_cuda (pip install . -C cmake.define.CMM_CUDA=ON builds it, with nvcc)"

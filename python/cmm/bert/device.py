@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cmm._foreign import import_cupy
+from cmm._cupy import import_cupy
 from cmm.errors import ArgumentError, UnusableError
 
 Array = Any  # an ndarray, or CuPy's

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmm.bert.device import Device
-from cmm.fff import ff_forward, fff_forward
+from cmm.layers import ff_forward, fff_forward
+from cmm.typing import LevelName
 
 Array = Any  # an ndarray of float32, or the like of another array module
 
@@ -90,7 +91,7 @@ class Call(NamedTuple):
     device: Device
     heads: int
     eps: float
-    level: str
+    level: LevelName
     threads: int | None
     tap: Tap | None
 

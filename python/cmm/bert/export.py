@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmm._native import VERSION
 from cmm.bert import _safetensors
 from cmm.bert.checkpoint import FORMAT, FORMAT_KEY, ConfigSource, build, load, open_checkpoint, open_state_dict
 from cmm.bert.config import open_regular
@@ -115,11 +116,9 @@ def _stored(model: Model, dtype: str) -> dict[str, NDArray[Any]]:
 
 
 def _write(model: Model, tensors: dict[str, NDArray[Any]], folder: Path, provenance: Mapping[str, str]) -> None:
-    from cmm import __version__
-
     metadata = {
         FORMAT_KEY: FORMAT,
-        "cmm_version": __version__,
+        "cmm_version": VERSION,
         "decoder": "yes" if model.has_decoder else "no",
         **provenance,
     }

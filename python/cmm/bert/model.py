@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cmm._levels import choose
+from cmm._dispatch import choose, thread_count
 from cmm.bert import encoder, team
 from cmm.bert.config import Config, Pooler
 from cmm.bert.device import CPU, Device, find
@@ -17,6 +17,7 @@ from cmm.bert.errors import CheckpointError
 from cmm.bert.text import Prediction, fill_mask, in_batches
 from cmm.bert.tokenizer import FILE, Text, Tokenizer
 from cmm.errors import ArgumentError, DtypeError, ShapeError, UnusableError
+from cmm.typing import LevelName
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -67,7 +68,7 @@ class Model:
     level : str, optional
         The level of ``cmm.fff_forward`` and ``cmm.ff_forward``.
     threads : int, optional
-        At most this many; None is every core that the process may use. Sequences are shared out among them, where
+        At most this many; None is what it is for ``cmm.fff_forward``. Sequences are shared out among them, where
         there are enough and the package ``threadpoolctl`` is installed; else they are those of ``cmm.fff_forward``,
         and numpy's matrix products use as many as its BLAS is set to. Means nothing on a GPU.
 
@@ -192,7 +193,7 @@ class Model:
         return file if file is not None and file.is_file() else None
 
     def fill_mask(
-        self, text: Text, k: int = 5, *, level: str = "auto", threads: int | None = None
+        self, text: Text, k: int = 5, *, level: LevelName = "auto", threads: int | None = None
     ) -> list[list[Prediction]]:
         """Say which tokens may stand in place of the masks of a text.
 
@@ -221,7 +222,12 @@ class Model:
             The model came without a masked-language-model head or without a tokenizer.
         """
         self._need_decoder()
-        return fill_mask(self, text, k, {"level": level, "threads": threads})
+
+        def compute(ids: list[int], places: list[int]) -> Floats:
+            logits: Floats = self.device.host(self.decode(self([ids], level=level, threads=threads)[0, places]))
+            return logits
+
+        return fill_mask(self.tokenizer, self.config.max_seq_length, compute, text, k)
 
     def embed(
         self,
@@ -230,7 +236,7 @@ class Model:
         pooler: Pooler = "avg",
         truncate: bool = False,
         progress: bool | None = None,
-        level: str = "auto",
+        level: LevelName = "auto",
         threads: int | None = None,
     ) -> Floats:
         """Make one vector of each text, from the hidden states after the final norm.
@@ -272,7 +278,15 @@ class Model:
                 result: Floats = self.device.host(pooled)
             return result
 
-        return in_batches(self, texts, compute, self.config.hidden, truncate=truncate, progress=progress)
+        return in_batches(
+            self.tokenizer,
+            self.config.max_seq_length,
+            compute,
+            texts,
+            self.config.hidden,
+            truncate=truncate,
+            progress=progress,
+        )
 
     def classify(
         self,
@@ -280,7 +294,7 @@ class Model:
         *,
         truncate: bool = False,
         progress: bool | None = None,
-        level: str = "auto",
+        level: LevelName = "auto",
         threads: int | None = None,
     ) -> Floats:
         """Return the logits of the sequence classifier for each text, float32, (texts, labels).
@@ -293,16 +307,24 @@ class Model:
             result: Floats = self.device.host(self.classify_ids(ids, level=level, threads=threads))
             return result
 
-        return in_batches(self, texts, compute, labels, truncate=truncate, progress=progress)
+        return in_batches(
+            self.tokenizer,
+            self.config.max_seq_length,
+            compute,
+            texts,
+            labels,
+            truncate=truncate,
+            progress=progress,
+        )
 
     def __call__(
-        self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: str = "auto", threads: int | None = None
+        self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: LevelName = "auto", threads: int | None = None
     ) -> Floats:
         """Return the hidden states after the final norm, float32, (B, S, H)."""
         return self._encode(ids, mask, self._call(level, threads))
 
     def logits(
-        self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: str = "auto", threads: int | None = None
+        self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: LevelName = "auto", threads: int | None = None
     ) -> Floats:
         """Return the logits of the masked-language-model head, float32, (B, S, V).
 
@@ -337,7 +359,7 @@ class Model:
         return result
 
     def classify_ids(
-        self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: str = "auto", threads: int | None = None
+        self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: LevelName = "auto", threads: int | None = None
     ) -> Floats:
         """Return the logits of the sequence classifier, float32, (B, labels).
 
@@ -354,7 +376,7 @@ class Model:
         return result
 
     def trace(
-        self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: str = "auto", threads: int | None = None
+        self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: LevelName = "auto", threads: int | None = None
     ) -> Trace:
         """Run the encoder and return a :class:`Trace`: every layer's hidden state and the nodes that were visited."""
         taps: dict[int, dict[str, list[NDArray[Any]]]] = {}  # by the first of the sequences that ran together
@@ -393,7 +415,7 @@ class Model:
             raise UnusableError(f"{self.source} has no classifier (head.weight, pooler.dense.weight)")
         return self.weights.classifier
 
-    def _call(self, level: str = "auto", threads: int | None = None) -> Call:
+    def _call(self, level: LevelName = "auto", threads: int | None = None) -> Call:
         return Call(self.device, self.config.heads, self.config.eps, level, threads, None)
 
     def _encode(
@@ -410,8 +432,8 @@ class Model:
             allowed = checked_mask(device.host(mask), *tokens.shape)
             batch, length = tokens.shape
             if device is CPU:
-                threads, *_ = choose(call.level, call.threads, self.config.trees is None)  # raises what is wrong
-                parts = team.shares(batch, length, threads)
+                choose(call.level, call.threads, self.config.trees is None)  # raises what is wrong
+                parts = team.shares(batch, length, thread_count(call.threads))
             each = call if parts is None else call._replace(threads=1)
             positions = self._positions
             if len(positions) < length:  # made on first use: the limit comes from a file and may be anything

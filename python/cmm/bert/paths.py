@@ -12,7 +12,7 @@ from cmm.bert.model import Model
 from cmm.bert.text import encode, progress_bar
 from cmm.bert.tokenizer import Text
 from cmm.errors import UnusableError
-from cmm.usage import dead_subtrees, node_usage
+from cmm.routing_stats import dead_subtrees, node_usage
 
 # Dead subtrees that the report names in one layer.
 _NAMED = 4
@@ -112,7 +112,7 @@ def of_texts(model: Model, texts: Sequence[Text], *, truncate: bool = False, **r
     UnusableError
         The model has dense layers, or no tokenizer.
     """
-    return of_ids(model, encode(model, texts, truncate=truncate), **run)
+    return of_ids(model, encode(model.tokenizer, model.config.max_seq_length, texts, truncate=truncate), **run)
 
 
 def of_ids(model: Model, sequences: Sequence[ArrayLike], **run: Any) -> Paths:

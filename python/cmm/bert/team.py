@@ -14,8 +14,6 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from cmm._call import lib
-
 # With fewer tokens to a thread, reading the weights is most of the work, and the BLAS's threads share that better.
 _LEAST_TOKENS = 64
 
@@ -42,9 +40,8 @@ def shares(batch: int, length: int, threads: int) -> list[slice] | None:
     batch, length : int
         Sequences, and tokens in each.
     threads : int
-        At most this many; 0 is what libcmm takes by default.
+        At most this many.
     """
-    threads = threads or lib.cmm_threads_default()
     count = max(1, min(threads, batch, batch * length // _LEAST_TOKENS))
     # The BLAS's threads leave a quarter of the work to one of them: 4 * threads / (threads + 3) times as fast as one.
     if count * (threads + 3) < 4 * threads or _blas() is None:

@@ -7,16 +7,13 @@ does not depend on its neighbours.
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmm.bert.tokenizer import Text
+from cmm.bert.tokenizer import Text, Tokenizer
 from cmm.errors import ArgumentError, DtypeError
-
-if TYPE_CHECKING:
-    from cmm.bert.model import Model
 
 Floats = NDArray[np.float32]
 
@@ -39,20 +36,31 @@ class TruncationWarning(UserWarning):
     """Texts were cut because they are longer than the model reads, as ``truncate=True`` asked for."""
 
 
-def fill_mask(model: "Model", text: Text, k: int, run: dict[str, Any]) -> list[list[Prediction]]:
-    """Return the k likeliest tokens for each mask of a text, likeliest first."""
+def fill_mask(
+    tokenizer: Tokenizer, limit: int, compute: Callable[[list[int], list[int]], Floats], text: Text, k: int
+) -> list[list[Prediction]]:
+    """Return the k likeliest tokens for each mask of a text, likeliest first.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+    limit : int
+        Tokens that the model reads at most.
+    compute : callable
+        Gets the ids of one text and the places of its masks, returns their logits (masks, V).
+    text : str or (str, str)
+    k : int
+    """
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ArgumentError(f"k is {k!r}; it should be a whole number, at least 1")
-    tokenizer = model.tokenizer
     mask = tokenizer.id_of("mask")
-    (ids,) = encode(model, [text])
+    (ids,) = encode(tokenizer, limit, [text])
     places = [place for place, id in enumerate(ids) if id == mask]
     if not places:
         raise ArgumentError(f"text {_shown(text)} has no mask; the one of this tokenizer is {tokenizer.token(mask)}")
-    logits = model.device.host(model.decode(model([ids], **run)[0, places]))  # (masks, V)
     known = tokenizer.ids  # the decoder may have rows for which there is no token
     result = []
-    for row in logits.astype(np.float64):
+    for row in compute(ids, places).astype(np.float64):
         best = known[np.argsort(-row[known], kind="stable")[:k]]
         weights = np.exp(row - row.max())
         weights /= weights.sum()
@@ -63,9 +71,10 @@ def fill_mask(model: "Model", text: Text, k: int, run: dict[str, Any]) -> list[l
 
 
 def in_batches(
-    model: "Model",
-    texts: Sequence[Text],
+    tokenizer: Tokenizer,
+    limit: int,
     compute: Callable[[NDArray[np.intp]], Floats],
+    texts: Sequence[Text],
     width: int,
     *,
     truncate: bool,
@@ -75,10 +84,12 @@ def in_batches(
 
     Parameters
     ----------
-    model : Model
-    texts : sequence of str or (str, str)
+    tokenizer : Tokenizer
+    limit : int
+        Tokens that the model reads at most.
     compute : callable
         Gets the ids (B, S) of texts of equal length, returns (B, width).
+    texts : sequence of str or (str, str)
     width : int
     truncate, progress
         As for ``Model.embed``.
@@ -87,7 +98,7 @@ def in_batches(
     -------
     ndarray of float32, (texts, width)
     """
-    ids = encode(model, texts, truncate=truncate)
+    ids = encode(tokenizer, limit, texts, truncate=truncate)
     result = np.empty((len(ids), width), np.float32)
     with progress_bar(len(ids), progress) as step:
         for some in batches([len(one) for one in ids]):
@@ -105,12 +116,16 @@ def batches(lengths: Sequence[int]) -> Iterator[NDArray[np.intp]]:
             yield from np.split(same, range(at_a_time, same.size, at_a_time))
 
 
-def encode(model: "Model", texts: Sequence[Text], *, truncate: bool | None = None) -> list[list[int]]:
+def encode(
+    tokenizer: Tokenizer, limit: int, texts: Sequence[Text], *, truncate: bool | None = None
+) -> list[list[int]]:
     """Return the ids of texts, every text within the model's limit.
 
     Parameters
     ----------
-    model : Model
+    tokenizer : Tokenizer
+    limit : int
+        Tokens that the model reads at most.
     texts : sequence of str or (str, str)
     truncate : bool or None
         As for ``Model.embed``; None where there is one text and the caller does not offer to cut it.
@@ -122,7 +137,6 @@ def encode(model: "Model", texts: Sequence[Text], *, truncate: bool | None = Non
     DtypeError
         texts are not a sequence of strings and pairs of strings.
     """
-    tokenizer, limit = model.tokenizer, model.config.max_seq_length
     name = "text" if truncate is None else "texts[{}]"
     texts = checked_texts(texts, name)
     result: list[list[int]] = []

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from cmm._call import ACTIVATIONS, TIES, code, lib
-from cmm._levels import levels
+from cmm._check import check_choice, check_tokens
+from cmm._dispatch import why_not
+from cmm._native import ACTIVATIONS, TIES, lib
 from cmm.errors import ArgumentError
-from cmm.fff import fff_forward, wrong_x
+from cmm.layers import fff_forward
+from cmm.typing import Activation, Tie
 
 # Each is 0 at 0, which is what nodes that were not visited get.
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -92,8 +94,8 @@ class FFF(nn.Module):
         d_out: int | None = None,
         *,
         bias: bool = True,
-        activation: str = "gelu",
-        tie: str = "left",
+        activation: Activation = "gelu",
+        tie: Tie = "left",
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -103,8 +105,8 @@ class FFF(nn.Module):
         for (name, (low, high)), value in zip(limits.items(), (d_in, trees, depth, d_out), strict=True):
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ArgumentError(f"{name} is {value!r}; it should be a whole number from {low} to {high}")
-        code("activation", activation, ACTIVATIONS)
-        code("tie", tie, TIES)
+        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("tie", tie, TIES)
         self.d_in, self.trees, self.depth, self.d_out = d_in, trees, depth, d_out
         self.nodes = 2 ** (depth + 1) - 1
         self.activation, self.tie = activation, tie
@@ -141,8 +143,7 @@ class FFF(nn.Module):
         ShapeError
             x has another width.
         """
-        if not x.ndim or x.shape[-1] != self.d_in:
-            raise wrong_x(x, self.d_in)
+        check_tokens(x, self.d_in)
         if not self.training and not self._wants_gradient(x) and _computable(x):
             return self._by_libcmm(x)
         return self._by_torch(x)
@@ -265,4 +266,4 @@ def _computable(x: Tensor) -> bool:
 
 @cache
 def _cuda_is_usable() -> bool:
-    return any(level.usable for level in levels() if level.name == "cuda")
+    return not why_not("cuda")

@@ -1,0 +1,81 @@
+"""Arrays of other libraries in the CPU's memory: seen as NumPy's, and results given back as theirs.
+
+Nothing is copied: a view and its array have the same memory.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from cmm._backend import DenseSpec, Place, Spec, numpy
+from cmm.errors import ArgumentError, DtypeError
+
+
+class Backend:
+    """A library's arrays on the CPU."""
+
+    DTYPES: tuple[str, ...] = numpy.DTYPES
+
+    def __init__(self, place: Place) -> None:
+        self._library = place.library
+
+    def bind(self, spec: Spec, w_in: Any, w_out: Any, bias: Any) -> Any:
+        """Return the weights of a layer where they are."""
+        return numpy.bind(spec, *self._weights(w_in, w_out, bias))
+
+    def prepare(self, spec: Spec, w_in: Any, w_out: Any, bias: Any) -> Any:
+        """Return packed copies of the weights, which are NumPy's, and views of them."""
+        return numpy.prepare(spec, *self._weights(w_in, w_out, bias))
+
+    def forward(
+        self, spec: Spec, weights: Any, x: Any, out: Any, level: str, threads: int | None, return_path: bool
+    ) -> Any:
+        """Apply a layer to tokens."""
+        y = self._out(out)
+        result = numpy.forward(spec, weights, self._view("x", x), y, level, threads, return_path)
+        return self._given(result, x, y, out)
+
+    def dense(
+        self,
+        spec: DenseSpec,
+        x: Any,
+        w_in: Any,
+        w_out: Any,
+        bias: Any,
+        out: Any,
+        level: str,
+        threads: int | None,
+    ) -> Any:
+        """Apply a dense layer to tokens."""
+        y = self._out(out)
+        weights = self._weights(w_in, w_out, bias)
+        return self._given(numpy.dense(spec, self._view("x", x), *weights, y, level, threads), x, y, out)
+
+    def _weights(self, w_in: Any, w_out: Any, bias: Any) -> tuple[Any, Any, Any]:
+        return self._view("w_in", w_in), self._view("w_out", w_out), self._view("bias", bias)
+
+    def _view(self, name: str, array: Any) -> Any:
+        if array is None:
+            return None
+        try:
+            return array.numpy() if self._library == "torch" else np.from_dlpack(array)
+        except Exception as error:
+            raise DtypeError(f"{name}, {array.dtype}, cannot become a NumPy array without a copy: {error}") from error
+
+    def _out(self, out: Any) -> Any:
+        if out is not None and self._library == "jax":
+            raise ArgumentError("out is a JAX array, which cannot be written to; leave it out")
+        return self._view("out", out)
+
+    def _given(self, result: Any, like: Any, y: Any, out: Any) -> Any:
+        """Return a result, or a tuple of them, as arrays of the library, but out for its own view y."""
+        if isinstance(result, tuple):
+            return tuple(self._given(one, like, y, out) for one in result)
+        if out is not None and result is y:
+            return out
+        if self._library == "torch":
+            return import_module("torch").from_numpy(result)
+        if self._library == "jax":
+            return import_module("jax").numpy.from_dlpack(result)
+        return like.__array_namespace__().from_dlpack(result)

@@ -1,0 +1,320 @@
+"""What a call must be: shapes, dtypes and choices, of arrays of any library. What passes goes to a backend.
+
+The usual call, with NumPy's own arrays of one dtype, takes the short way through each function here.
+"""
+
+import re
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from cmm._backend import Backend, DenseSpec, Spec
+from cmm._interop import NUMPY, backend_for, backend_of, keeper_of, library_of
+from cmm._native import ACTIVATIONS, DTYPES, TIES, lib
+from cmm.errors import ArgumentError, ArrayMemoryError, DtypeError, ShapeError, listed
+
+_ndarray = np.ndarray
+_F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
+_DEPTHS = {2 ** (depth + 1) - 1: depth for depth in range(lib.CMM_MAX_DEPTH + 1)}
+
+# A layer that was prepared: the backend that has its weights, what it is, the weights as that backend wants them, and
+# NumPy's dtype where its arrays are to be had without a question.
+Prepared: TypeAlias = tuple[Backend, Spec, Any, np.dtype[Any] | None]
+
+
+# ---- calls ---------------------------------------------------------------------------------------------------------
+
+
+def fff_forward(
+    x: Any,
+    w_in: Any,
+    w_out: Any,
+    bias: Any,
+    activation: str,
+    tie: str,
+    level: str,
+    threads: int | None,
+    out: Any,
+    return_path: bool,
+) -> Any:
+    """Check a fast feedforward layer and its tokens, and apply it."""
+    backend, dtype = NUMPY, _plain(x, w_in, w_out, bias, out)
+    if dtype is None:
+        backend, dtype, (x, w_in, w_out, bias) = _taken(out, x=x, w_in=w_in, w_out=w_out, bias=bias)
+    try:
+        spec = _fff_spec(w_in.shape, w_out.shape, None if bias is None else bias.shape, dtype, activation, tie)
+    except TypeError as error:
+        raise _no_choice(error, activation, tie) from None
+    check_tokens(x, spec.d_in)
+    if out is not None:
+        _check_out(out, x, spec.d_out, backend)
+    weights = backend.bind(spec, w_in, w_out, bias)
+    return backend.forward(spec, weights, x, out, level, threads, return_path)
+
+
+def cmm_forward(x: Any, w_in: Any, bias: Any, tie: str, level: str, threads: int | None) -> Any:
+    """Check input weights and tokens, and follow the path."""
+    backend, dtype = NUMPY, _plain(x, w_in, w_in, bias, None)
+    if dtype is None:
+        backend, dtype, (x, w_in, bias) = _taken(None, x=x, w_in=w_in, bias=bias)
+    try:
+        spec = _fff_spec(w_in.shape, None, None if bias is None else bias.shape, dtype, "identity", tie)
+    except TypeError as error:
+        raise _no_choice(error, "identity", tie) from None
+    check_tokens(x, spec.d_in)
+    return backend.forward(spec, backend.bind(spec, w_in, None, bias), x, None, level, threads, True)
+
+
+def prepare(w_in: Any, w_out: Any, bias: Any, activation: str, tie: str) -> tuple[Prepared, tuple[Any, Any, Any]]:
+    """Check the weights of a layer, and prepare them for many calls; return them for people to look at, too."""
+    backend, dtype, (w_in, w_out, bias) = _taken(None, w_in=w_in, w_out=w_out, bias=bias)
+    try:
+        spec = _fff_spec(w_in.shape, w_out.shape, None if bias is None else bias.shape, dtype, activation, tie)
+    except TypeError as error:
+        raise _no_choice(error, activation, tie) from None
+    weights, shown = backend.prepare(spec, w_in, w_out, bias)
+    keeper = keeper_of(backend)
+    return (keeper, spec, weights, np.dtype(dtype) if keeper is NUMPY else None), shown
+
+
+def apply(prepared: Prepared, x: Any, level: str, threads: int | None, out: Any, return_path: bool) -> Any:
+    """Check tokens for a layer that was prepared, and apply it."""
+    backend, spec, weights, dtype = prepared
+    if type(x) is not _ndarray or x.dtype is not dtype or (out is not None and type(out) is not _ndarray):
+        backend = backend_for(backend, x, out)
+        x = _array("x", x, backend)
+        if _dtype_of("x", x, backend) != spec.dtype:
+            raise _mixed("x", x, spec.dtype)
+    # check_tokens() and _check_out() without their calls, which would take a tenth of a microsecond each.
+    shape = x.shape
+    if not shape or shape[-1] != spec.d_in:
+        raise _wrong_width(shape, spec.d_in)
+    if out is not None and (
+        type(out) is not _ndarray or out.dtype is not dtype or out.shape != (*shape[:-1], spec.d_out)
+    ):
+        _check_out(out, x, spec.d_out, backend)
+    return backend.forward(spec, weights, x, out, level, threads, return_path)
+
+
+def ff_forward(
+    x: Any,
+    w_in: Any,
+    w_out: Any,
+    bias: Any,
+    activation: str,
+    level: str,
+    threads: int | None,
+    out: Any,
+) -> Any:
+    """Check a dense layer and its tokens, and apply it."""
+    backend, dtype = NUMPY, _plain(x, w_in, w_out, bias, out)
+    if dtype is None:
+        backend, dtype, (x, w_in, w_out, bias) = _taken(out, x=x, w_in=w_in, w_out=w_out, bias=bias)
+    try:
+        spec = _dense_spec(w_in.shape, w_out.shape, None if bias is None else bias.shape, dtype, activation)
+    except TypeError as error:
+        raise _no_choice(error, activation, "left") from None
+    check_tokens(x, spec.d_in)
+    if out is not None:
+        _check_out(out, x, spec.d_out, backend)
+    return backend.dense(spec, x, w_in, w_out, bias, out, level, threads)
+
+
+# ---- arrays and their dtypes ---------------------------------------------------------------------------------------
+
+
+def _plain(x: Any, w_in: Any, w_out: Any, bias: Any, out: Any) -> str | None:
+    """Return the dtype of NumPy's own arrays where they have one, that libcmm has; None where more is to be asked."""
+    if (
+        type(x) is type(w_in) is type(w_out) is _ndarray
+        and (bias is None or type(bias) is _ndarray)
+        and (out is None or type(out) is _ndarray)
+    ):
+        dtype = x.dtype
+        if w_in.dtype is dtype and w_out.dtype is dtype and (bias is None or bias.dtype is dtype):
+            return "float32" if dtype is _F32 else "float64" if dtype is _F64 else None
+    return None
+
+
+def _taken(out: Any, **inputs: Any) -> tuple[Backend, str, list[Any]]:
+    """Return the backend for any inputs, of which bias may be None; their dtype; and themselves as arrays."""
+    backend = backend_of(**inputs, out=out)
+    arrays = {
+        name: None if name == "bias" and value is None else _array(name, value, backend)
+        for name, value in inputs.items()
+    }
+    dtypes = {name: _dtype_of(name, array, backend) for name, array in arrays.items() if array is not None}
+    for name in sorted(dtypes, key="x".__eq__):  # weights among themselves first
+        if dtypes[name] != dtypes["w_in"]:
+            raise _mixed(name, arrays[name], dtypes["w_in"])
+    return backend, dtypes["w_in"], list(arrays.values())
+
+
+def _array(name: str, value: Any, backend: Backend) -> Any:
+    """Return an array of another library as it is, and anything else as NumPy's own kind of array."""
+    if type(value) is _ndarray:
+        return value
+    if backend is not NUMPY:
+        if not isinstance(getattr(value, "shape", None), tuple) or not hasattr(value, "dtype"):
+            raise DtypeError(f"{name} is a {type(value).__name__}; it should be an array with a shape and a dtype")
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise DtypeError(f"{name} is a masked array; it should be a plain one: pass {name}.filled(...)")
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ShapeError(f"{name} is a {type(value).__name__} that is no array: {error}") from error
+    except MemoryError as error:
+        raise ArrayMemoryError(f"there is no memory for {name} as an array") from error
+    except Exception as error:
+        raise DtypeError(f"{name} is a {type(value).__name__}; it should be a numpy.ndarray: {error}") from error
+
+
+def _dtype_of(name: str, array: Any, backend: Backend) -> str:
+    """Return the name of an array's dtype, such as "float32", which is one that the backend computes with."""
+    dtype = _name(array.dtype)
+    if dtype in backend.DTYPES:
+        return dtype
+    should = " or ".join(backend.DTYPES) if len(backend.DTYPES) == 2 else f"one of {', '.join(backend.DTYPES)}"
+    raise DtypeError(f"{name} has dtype {array.dtype}; it should be {should}: {_remedy(name, array)}")
+
+
+def _name(dtype: Any) -> str:
+    if isinstance(dtype, np.dtype):
+        return dtype.name if dtype.isnative else ""
+    word = re.search(r"(\w+)\W*$", str(dtype))  # torch.float32, <dtype: 'float32'>, ...
+    return "" if word is None else word[1]
+
+
+def _remedy(name: str, array: Any) -> str:
+    dtype = array.dtype
+    if isinstance(dtype, np.dtype):
+        if not dtype.isnative:
+            return f"swap its bytes with {name}.astype({name}.dtype.newbyteorder('='))"
+        if dtype.kind == "c":
+            return f"take {name}.real or {name}.imag"
+        if dtype.kind not in "fiub" and dtype.name not in DTYPES:
+            return "make it of real numbers"
+        if dtype.kind == "f" and dtype.itemsize > _F64.itemsize:
+            return f"convert it with {_conversion(name, array, 'float64')}"
+    return f"convert it with {_conversion(name, array, 'float32')}"
+
+
+def _conversion(name: str, array: Any, dtype: str) -> str:
+    library = library_of(array)
+    if library == "torch":
+        return f"{name}.to(torch.{dtype})"
+    return f"{name}.astype({f'numpy.{dtype}' if library == 'numpy' else repr(dtype)})"
+
+
+def _mixed(name: str, array: Any, dtype: str) -> DtypeError:
+    return DtypeError(
+        f"{name} has dtype {array.dtype} and w_in has dtype {dtype}; they should be the same: "
+        f"convert one, say with {_conversion(name, array, dtype)}"
+    )
+
+
+# ---- tokens and outputs --------------------------------------------------------------------------------------------
+
+
+def check_tokens(x: Any, d_in: int) -> None:
+    """Check the width of tokens."""
+    shape = x.shape
+    if not shape or shape[-1] != d_in:
+        raise _wrong_width(shape, d_in)
+
+
+def _wrong_width(shape: Any, d_in: int) -> ShapeError:
+    was = f"shape {tuple(shape)}" if shape else "no dimensions"
+    return ShapeError(f"x has {was}; it should have shape (..., {d_in}), the width of w_in")
+
+
+def _check_out(out: Any, x: Any, d_out: int, backend: Backend) -> None:
+    """Check an output, whose library is that of the tokens."""
+    shape = (*x.shape[:-1], d_out)
+    if type(out) is _ndarray and out.dtype is x.dtype and out.shape == shape:
+        return
+    dtype = _name(x.dtype)
+    if backend is NUMPY and (not isinstance(out, _ndarray) or isinstance(out, np.ma.MaskedArray)):
+        raise DtypeError(f"out is a {type(out).__name__}; it should be a numpy.ndarray of dtype {dtype}")
+    if _name(out.dtype) != dtype:
+        raise DtypeError(f"out has dtype {out.dtype}; it should be {dtype}, the dtype of x")
+    if tuple(out.shape) != shape:
+        raise ShapeError(f"out has shape {tuple(out.shape)}; it should be {shape}")
+
+
+# ---- the shapes of a layer -----------------------------------------------------------------------------------------
+
+_Shape: TypeAlias = tuple[int, ...]
+
+
+@lru_cache(1024)
+def _fff_spec(w_in: _Shape, w_out: _Shape | None, bias: _Shape | None, dtype: str, activation: str, tie: str) -> Spec:
+    """Return what a layer of these shapes is, or say what is wrong with them; without w_out for the path alone."""
+    trees, nodes, d_in = _trees("w_in", w_in)
+    depth = _DEPTHS.get(nodes)
+    if depth is None:
+        fewer = max((n for n in _DEPTHS if n < nodes), default=1)
+        raise ShapeError(
+            f"w_in has N = {nodes} nodes in a tree; N should be 2^(D+1) - 1 for a depth D of 0 to "
+            f"{lib.CMM_MAX_DEPTH}, such as {fewer} (D = {_DEPTHS[fewer]}) or {2 * fewer + 1}"
+        )
+    d_out = 0
+    if w_out is not None:
+        k, n, d_out = _trees("w_out", w_out)
+        if n != nodes or k != trees:
+            raise ShapeError(
+                f"w_out has shape {tuple(w_out)}; it should be ({trees}, {nodes}, d_out), with K and N of w_in"
+            )
+    if bias is not None and bias != (trees, nodes) and (trees != 1 or bias != (nodes,)):
+        expected = f"({trees}, {nodes})" if trees > 1 else f"({nodes},) or (1, {nodes})"
+        raise ShapeError(f"bias has shape {tuple(bias)}; it should be {expected}, with K and N of w_in")
+    choices = check_choice("activation", activation, ACTIVATIONS), check_choice("tie", tie, TIES)
+    codes = (DTYPES[dtype], *choices, depth, trees, d_in, d_out)
+    return Spec(trees, depth, d_in, d_out, dtype, activation, tie, codes)
+
+
+def _trees(name: str, shape: _Shape) -> tuple[int, int, int]:
+    """Return K, N and the width of weights with one row per node."""
+    trees, nodes, width = shape if len(shape) == 3 else (1, *shape) if len(shape) == 2 else (0, 0, 0)
+    if trees < 1 or width < 1:
+        raise ShapeError(
+            f"{name} has shape {tuple(shape)}; it should be (K, N, width) or (N, width), K and width at least 1"
+        )
+    return trees, nodes, width
+
+
+@lru_cache(1024)
+def _dense_spec(w_in: _Shape, w_out: _Shape, bias: _Shape | None, dtype: str, activation: str) -> DenseSpec:
+    """Return what a dense layer of these shapes is, or say what is wrong with them."""
+    if len(w_in) != 2 or w_in[1] < 1:
+        raise ShapeError(f"w_in has shape {tuple(w_in)}; it should be (N, d_in), d_in at least 1")
+    neurons, d_in = w_in
+    if len(w_out) != 2 or w_out[0] != neurons or w_out[1] < 1:
+        raise ShapeError(f"w_out has shape {tuple(w_out)}; it should be ({neurons}, d_out), with N of w_in")
+    if bias is not None and bias != (neurons,):
+        raise ShapeError(f"bias has shape {tuple(bias)}; it should be ({neurons},), with N of w_in")
+    d_out = w_out[1]
+    codes = (DTYPES[dtype], check_choice("activation", activation, ACTIVATIONS), neurons, d_in, d_out)
+    return DenseSpec(neurons, d_in, d_out, dtype, activation, codes)
+
+
+def check_choice(argument: str, value: str, codes: dict[str, int]) -> int:
+    """Return libcmm's number for a named choice: an activation or a tie rule."""
+    try:
+        return codes[value]
+    except (KeyError, TypeError):  # TypeError: value is not hashable
+        raise _wrong_choice(argument, value, codes) from None
+
+
+def _wrong_choice(argument: str, value: object, codes: dict[str, int]) -> ArgumentError:
+    return ArgumentError(f"{argument} is {value!r}; it should be one of {listed(codes)}")
+
+
+def _no_choice(error: TypeError, activation: Any, tie: Any) -> Exception:
+    """Return the error for a choice that is not even hashable, as the caches of this file want it."""
+    if not isinstance(activation, Hashable):
+        return _wrong_choice("activation", activation, ACTIVATIONS)
+    return error if isinstance(tie, Hashable) else _wrong_choice("tie", tie, TIES)

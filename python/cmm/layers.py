@@ -1,0 +1,381 @@
+"""The operations: fff_forward, cmm_forward, the prepared layer FFF, and the dense ff_forward.
+
+In the shapes below K is the number of trees, D their depth in edges, and N = 2^(D+1) - 1 the nodes of one tree.
+Weights without the dimension K are those of one tree. ``...`` stands for any dimensions, also none.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, Unpack, overload
+
+from numpy.typing import NDArray
+
+from cmm import _check
+from cmm.typing import Activation, Choices, Float, LevelName, Loose, Nodes, Run, Tie
+
+__all__ = ["FFF", "cmm_forward", "ff_forward", "fff_forward"]
+
+
+@overload
+def fff_forward(  # type: ignore[overload-overlap]
+    x: NDArray[Float],
+    w_in: NDArray[Float],
+    w_out: NDArray[Float],
+    bias: NDArray[Float] | None = None,
+    *,
+    out: NDArray[Float] | None = None,
+    return_path: Literal[False] = False,
+    **how: Unpack[Choices],
+) -> NDArray[Float]: ...
+@overload
+def fff_forward(  # type: ignore[overload-overlap]
+    x: NDArray[Float],
+    w_in: NDArray[Float],
+    w_out: NDArray[Float],
+    bias: NDArray[Float] | None = None,
+    *,
+    out: NDArray[Float] | None = None,
+    return_path: Literal[True],
+    **how: Unpack[Choices],
+) -> tuple[NDArray[Float], Nodes, NDArray[Float]]: ...
+@overload
+def fff_forward(
+    x: NDArray[Float],
+    w_in: NDArray[Float],
+    w_out: NDArray[Float],
+    bias: NDArray[Float] | None = None,
+    *,
+    out: NDArray[Float] | None = None,
+    return_path: bool,
+    **how: Unpack[Choices],
+) -> NDArray[Float] | tuple[NDArray[Float], Nodes, NDArray[Float]]: ...
+@overload
+def fff_forward(
+    x: Loose,
+    w_in: Loose,
+    w_out: Loose,
+    bias: Loose | None = None,
+    *,
+    out: Any = None,
+    return_path: bool = False,
+    **how: Unpack[Choices],
+) -> Any: ...
+def fff_forward(
+    x: Any,
+    w_in: Any,
+    w_out: Any,
+    bias: Any = None,
+    *,
+    activation: Activation = "gelu",
+    tie: Tie = "left",
+    level: LevelName = "auto",
+    threads: int | None = None,
+    out: Any = None,
+    return_path: bool = False,
+) -> Any:
+    """Apply a fast feedforward layer to tokens.
+
+    A token visits D + 1 nodes of each tree, root to leaf. A node's logit is ``dot(w_in[k, n], x) + bias[k, n]``; its
+    activation weighs ``w_out[k, n]`` in the output; its sign decides whether the child 2n+1 (left) or 2n+2 (right)
+    comes next. All arrays have one dtype, float32 or float64, in any layout; what is not contiguous is copied.
+
+    The arrays may be CuPy's, or of any library with ``__dlpack__``, such as PyTorch and JAX, all of one library and
+    on one device. Results are of the same library. On a GPU the call runs on that library's current stream, ``level``
+    is one of the cuda levels, the dtype may also be float16 or bfloat16, with logits of float32, and ``threads``
+    means nothing.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., d_in)
+        The tokens.
+    w_in : array_like, shape (K, N, d_in) or (N, d_in)
+        Input weights, nodes in heap order.
+    w_out : array_like, shape (K, N, d_out) or (N, d_out)
+        Output weights.
+    bias : array_like, shape (K, N) or (N,), optional
+    activation : {"gelu", "gelu_tanh", "relu", "silu", "identity"}
+        "gelu" is the exact one, "gelu_tanh" its tanh approximation.
+    tie : {"left", "right"}
+        Where a logit of exactly 0 goes. NaN goes left.
+    level : str
+        How to compute it, one of :func:`cmm.levels`. "auto" takes what the environment variable ``CMM_LEVEL`` says,
+        and where that is not set the best level.
+    threads : int, optional
+        At most this many threads, the BLAS's included. None means what the environment variable ``CMM_NUM_THREADS``
+        says, else ``OMP_NUM_THREADS``, else one for each core that the process may use.
+    out : ndarray, shape (..., d_out), optional
+        Where to put the output. It may share memory with an input.
+    return_path : bool
+        Whether to return nodes and logits too.
+
+    Returns
+    -------
+    y : ndarray, shape (..., d_out), dtype of x
+        ``out`` if that was given.
+    nodes : ndarray, shape (..., K, D+1), int32
+        With return_path: the visited nodes, each numbered within its tree, root first.
+    logits : ndarray, shape (..., K, D+1), dtype of x
+        With return_path: their logits.
+
+    Raises
+    ------
+    ShapeError
+        Shapes do not fit each other, or N is not 2^(D+1) - 1.
+    DtypeError
+        An array is not float32 or float64, or they are mixed.
+    ArgumentError
+        Another argument is not one of its values, or out is read-only.
+    LevelError
+        There is no such level.
+    UnusableError
+        The level, the instruction set or the BLAS cannot be used here.
+    ArrayMemoryError
+        There is no memory for the result or a copy. After any error out is as it was.
+    """
+    return _check.fff_forward(x, w_in, w_out, bias, activation, tie, level, threads, out, return_path)
+
+
+@overload
+def cmm_forward(
+    x: NDArray[Float],
+    w_in: NDArray[Float],
+    bias: NDArray[Float] | None = None,
+    *,
+    tie: Tie = "left",
+    **how: Unpack[Run],
+) -> tuple[Nodes, NDArray[Float]]: ...
+@overload
+def cmm_forward(
+    x: Loose, w_in: Loose, bias: Loose | None = None, *, tie: Tie = "left", **how: Unpack[Run]
+) -> Any: ...
+def cmm_forward(
+    x: Any,
+    w_in: Any,
+    bias: Any = None,
+    *,
+    tie: Tie = "left",
+    level: LevelName = "auto",
+    threads: int | None = None,
+) -> Any:
+    """Multiply conditionally: the path of each token through each tree, without an output.
+
+    Parameters are those of :func:`fff_forward`.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., d_in)
+    w_in : array_like, shape (K, N, d_in) or (N, d_in)
+    bias : array_like, shape (K, N) or (N,), optional
+    tie : {"left", "right"}
+    level : str
+    threads : int, optional
+
+    Returns
+    -------
+    nodes : ndarray, shape (..., K, D+1), int32
+        The visited nodes, each numbered within its tree, root first.
+    logits : ndarray, shape (..., K, D+1), dtype of x
+        Their logits, bias included.
+
+    Raises
+    ------
+    ShapeError, DtypeError, ArgumentError, LevelError, UnusableError, ArrayMemoryError
+        As :func:`fff_forward`.
+    """
+    return _check.cmm_forward(x, w_in, bias, tie, level, threads)
+
+
+class FFF:
+    """A fast feedforward layer whose weights are checked and packed once, for many calls.
+
+    Calling it is :func:`fff_forward` without the checks of the weights; a call with few tokens gains most. Later
+    changes of the arrays that it was made of do not reach it; on a GPU it keeps the arrays themselves, and they do.
+    On a CPU the tokens may be of any library, whatever the weights were, and the results are of the tokens' library.
+
+    Parameters
+    ----------
+    w_in : array_like, shape (K, N, d_in) or (N, d_in)
+    w_out : array_like, shape (K, N, d_out) or (N, d_out)
+    bias : array_like, shape (K, N) or (N,), optional
+    activation : {"gelu", "gelu_tanh", "relu", "silu", "identity"}
+    tie : {"left", "right"}
+
+    Attributes
+    ----------
+    trees, depth, nodes : int
+        K, D and N.
+    d_in, d_out : int
+        The widths of a token and of an output.
+    dtype : numpy.dtype
+        float32 or float64.
+    activation, tie : str
+        As given.
+    w_in, w_out, bias : ndarray
+        The layer's own packed copies, read-only, in the shapes given; bias is None if there is none.
+
+    Raises
+    ------
+    ShapeError, DtypeError, ArgumentError, ArrayMemoryError
+        As :func:`fff_forward`.
+    """
+
+    __slots__ = (
+        "_prepared",
+        "activation",
+        "bias",
+        "d_in",
+        "d_out",
+        "depth",
+        "dtype",
+        "nodes",
+        "tie",
+        "trees",
+        "w_in",
+        "w_out",
+    )
+
+    @overload
+    def __init__(
+        self,
+        w_in: NDArray[Float],
+        w_out: NDArray[Float],
+        bias: NDArray[Float] | None = None,
+        *,
+        activation: Activation = "gelu",
+        tie: Tie = "left",
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        w_in: Loose,
+        w_out: Loose,
+        bias: Loose | None = None,
+        *,
+        activation: Activation = "gelu",
+        tie: Tie = "left",
+    ) -> None: ...
+    def __init__(
+        self, w_in: Any, w_out: Any, bias: Any = None, *, activation: Activation = "gelu", tie: Tie = "left"
+    ) -> None:
+        self._prepared, (self.w_in, self.w_out, self.bias) = _check.prepare(w_in, w_out, bias, activation, tie)
+        _, spec, _, dtype = self._prepared
+        self.trees, self.depth, self.d_in, self.d_out = spec.trees, spec.depth, spec.d_in, spec.d_out
+        self.nodes = 2 ** (spec.depth + 1) - 1
+        self.dtype, self.activation, self.tie = dtype or spec.dtype, activation, tie
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self,
+        x: NDArray[Float],
+        *,
+        out: NDArray[Float] | None = None,
+        return_path: Literal[False] = False,
+        **how: Unpack[Run],
+    ) -> NDArray[Float]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self,
+        x: NDArray[Float],
+        *,
+        out: NDArray[Float] | None = None,
+        return_path: Literal[True],
+        **how: Unpack[Run],
+    ) -> tuple[NDArray[Float], Nodes, NDArray[Float]]: ...
+    @overload
+    def __call__(
+        self,
+        x: NDArray[Float],
+        *,
+        out: NDArray[Float] | None = None,
+        return_path: bool,
+        **how: Unpack[Run],
+    ) -> NDArray[Float] | tuple[NDArray[Float], Nodes, NDArray[Float]]: ...
+    @overload
+    def __call__(
+        self,
+        x: Loose,
+        *,
+        out: Any = None,
+        return_path: bool = False,
+        **how: Unpack[Run],
+    ) -> Any: ...
+    def __call__(
+        self,
+        x: Any,
+        *,
+        level: LevelName = "auto",
+        threads: int | None = None,
+        out: Any = None,
+        return_path: bool = False,
+    ) -> Any:
+        """Apply the layer to tokens: parameters, results and errors of :func:`fff_forward`."""
+        return _check.apply(self._prepared, x, level, threads, out, return_path)
+
+    def __repr__(self) -> str:
+        return (
+            f"FFF({self.trees}x{self.depth}, d_in={self.d_in}, d_out={self.d_out}, {self.dtype}, "
+            f"bias={'no' if self.bias is None else 'yes'}, activation={self.activation!r}, tie={self.tie!r})"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = partial(FFF, activation=self.activation, tie=self.tie)
+        return make, (self.w_in, self.w_out, self.bias)
+
+
+@overload
+def ff_forward(
+    x: NDArray[Float],
+    w_in: NDArray[Float],
+    w_out: NDArray[Float],
+    bias: NDArray[Float] | None = None,
+    *,
+    activation: Activation = "gelu",
+    out: NDArray[Float] | None = None,
+    **how: Unpack[Run],
+) -> NDArray[Float]: ...
+@overload
+def ff_forward(
+    x: Loose,
+    w_in: Loose,
+    w_out: Loose,
+    bias: Loose | None = None,
+    *,
+    activation: Activation = "gelu",
+    out: Any = None,
+    **how: Unpack[Run],
+) -> Any: ...
+def ff_forward(
+    x: Any,
+    w_in: Any,
+    w_out: Any,
+    bias: Any = None,
+    *,
+    activation: Activation = "gelu",
+    level: LevelName = "auto",
+    threads: int | None = None,
+    out: Any = None,
+) -> Any:
+    """Apply a dense feedforward layer, ``activation(x @ w_in.T + bias) @ w_out``.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., d_in)
+    w_in : array_like, shape (N, d_in)
+        Any N, also 0.
+    w_out : array_like, shape (N, d_out)
+    bias : array_like, shape (N,), optional
+    activation, level, threads, out
+        As :func:`fff_forward`.
+
+    Returns
+    -------
+    ndarray, shape (..., d_out), dtype of x
+        ``out`` if that was given.
+
+    Raises
+    ------
+    ShapeError, DtypeError, ArgumentError, LevelError, UnusableError, ArrayMemoryError
+        As :func:`fff_forward`.
+    """
+    return _check.ff_forward(x, w_in, w_out, bias, activation, level, threads, out)

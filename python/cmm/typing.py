@@ -1,0 +1,54 @@
+"""Types for annotations of code that calls this package.
+
+>>> from cmm.typing import Activation
+>>> def layer(activation: Activation = "gelu") -> None: ...
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Activation", "LevelName", "OtherArray", "Tie"]
+
+Activation: TypeAlias = Literal["gelu", "gelu_tanh", "relu", "silu", "identity"]
+Tie: TypeAlias = Literal["left", "right"]
+LevelName: TypeAlias = Literal["auto", "naive", "blas1", "blas2", "blas3", "native", "cuda-naive", "cuda-bmm", "cuda"]
+
+
+class OtherArray(Protocol):
+    """An array of another library that has DLPack: of CuPy, PyTorch, JAX, ...
+
+    NumPy's has DLPack too, but cannot be hashed: so a type checker does not take it for one of these.
+    """
+
+    def __dlpack__(self) -> Any:
+        """Hand over the memory."""
+
+    def __dlpack_device__(self) -> tuple[Any, int]:
+        """Say where it is."""
+
+    def __hash__(self) -> int:
+        """Return anything."""
+
+
+Float = TypeVar("Float", np.float32, np.float64)
+Nested: TypeAlias = "float | Sequence[Nested]"
+# What a call takes besides NumPy's arrays of one dtype; NumPy makes float64 of nested lists.
+Loose: TypeAlias = "OtherArray | NDArray[np.float64] | Nested"
+Nodes: TypeAlias = NDArray[np.int32]
+
+
+class Run(TypedDict, total=False):
+    """How to run a call."""
+
+    level: LevelName
+    threads: int | None
+
+
+class Choices(Run, total=False):
+    """What to compute, and how."""
+
+    activation: Activation
+    tie: Tie
