@@ -113,12 +113,6 @@ static cmm_status cmm_py_cuda_ff(int32_t dtype, int32_t activation, int64_t neur
 }
 """
 
-# Two functions in Python that a cmm_blas may point to, see cmm/blas.py.
-PYTHON_DECLARATIONS = """
-extern "Python" void cmm_py_set_threads(int32_t);
-extern "Python" int32_t cmm_py_get_threads(void);
-"""
-
 
 def declarations(header: str) -> str:
     """Return the part of cmm.h that cffi can read."""
@@ -134,7 +128,6 @@ def builder(header: Path) -> FFI:
     shims = SHIMS + CUDA_SHIMS
     ffi.cdef(declarations(header.read_text(encoding="utf-8")))
     ffi.cdef("".join(match + ";\n" for match in re.findall(r"^static (cmm_status [^{]*)\n\{", shims, re.MULTILINE)))
-    ffi.cdef(PYTHON_DECLARATIONS)
     ffi.set_source("cmm._libcmm", '#include "cmm.h"\n' + shims, py_limited_api=True)
     return ffi
 

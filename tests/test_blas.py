@@ -3,6 +3,7 @@
 Weights and tokens are small integers, so every sum is exact in every order: all BLAS libraries give the same bits.
 """
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -327,31 +328,47 @@ def test_capsules_compute_what_naive_computes(capsules: blas.Blas, level: str) -
 
 
 class Library:
-    """Stands in for a library as threadpoolctl sees it."""
+    """Stands in for a library as ctypes opens it."""
 
     def __init__(self) -> None:
         self.threads = 5
         self.calls: list[int] = []
+        self.openblas_get_num_threads = ctypes.CFUNCTYPE(ctypes.c_int32)(lambda: self.threads)
+        self.openblas_set_num_threads = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self.set)
 
-    def get_num_threads(self) -> int:
-        return self.threads
-
-    def set_num_threads(self, threads: int) -> None:
+    def set(self, threads: int) -> None:
         self.calls.append(threads)
         self.threads = threads
 
 
-def test_capsules_get_one_thread_through_threadpoolctl(capsules: blas.Blas, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_capsules_set_the_threads_of_scipys_library(capsules: blas.Blas) -> None:
+    """By its own functions, for after fork() there is no Python that could be called."""
+    library = blas._library_of_scipy()
+    assert "/numpy" not in library._name
+    functions = blas._thread_functions(library, ctypes.cast, ctypes.c_void_p)
+    assert int(ffi.cast("uintptr_t", capsules.table.set_threads)) == functions["set_threads"]
+    before = capsules.table.get_threads()
+    capsules.table.set_threads(before + 1)
+    assert scipys_threads() == [before + 1]
+    capsules.table.set_threads(before)
+    assert blas._thread_functions(object(), ctypes.cast, ctypes.c_void_p) == {}
+
+
+def test_capsules_get_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """During the call alone, also when calls overlap."""
-    found = blas._ThreadCount.library
-    assert "/numpy" not in found.filepath
-    assert capsules.table.set_threads
-    monkeypatch.setattr(blas._ThreadCount, "library", library := Library())
-    outputs(np.float32, "blas3")
+    library = Library()
+    monkeypatch.setattr(blas, "_library_of_scipy", lambda: library)
+    found = blas._from_capsules(cython_blas)
+
+    def call(level: str) -> None:
+        with blas.use(found):
+            outputs(np.float32, level)
+
+    call("blas3")
     assert library.threads == 5
     assert library.calls == [1, 5] * (len(library.calls) // 2)
     assert library.calls
-    threads = [threading.Thread(target=outputs, args=(np.float32, "blas1")) for _ in range(8)]
+    threads = [threading.Thread(target=call, args=("blas1",)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -223,38 +223,43 @@ def _from_capsules(module: Any) -> Blas:
     for name in _FUNCTIONS:
         capsule = module.__pyx_capi__[name]
         setattr(table, name, ffi.cast(types[name], pointer_of(capsule, name_of(capsule))))
-    if _ThreadCount.find():
-        table.set_threads = lib.cmm_py_set_threads
-        table.get_threads = lib.cmm_py_get_threads
+    for name, pointer in _thread_functions(_library_of_scipy(), ctypes.cast, ctypes.c_void_p).items():
+        setattr(table, name, ffi.cast(types[name], pointer))
     status = lib.cmm_blas_check(table)
     if status:
         raise failure(status, "SciPy's BLAS")
     return Blas(module.__file__, table)
 
 
-class _ThreadCount:
-    """The thread count of SciPy's BLAS through threadpoolctl, where that is installed."""
-
-    library: Any = None
-
-    @classmethod
-    def find(cls) -> bool:
-        try:
-            from threadpoolctl import ThreadpoolController
-        except ImportError:
-            return False
-        libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-        # NumPy's wheel brings a BLAS too; one that SciPy and NumPy share lies in neither's folder.
-        of_scipy = [one for one in libraries if {"scipy", "scipy.libs"} & set(one.filepath.split(os.sep))]
-        cls.library = next(iter(of_scipy or libraries), None)
-        return cls.library is not None
+# Of C, not threadpoolctl's of Python: in the child of a fork libcmm calls them where no Python code can run yet.
+_THREAD_FUNCTIONS = [
+    (f"{prefix}openblas_set_num_threads{suffix}", f"{prefix}openblas_get_num_threads{suffix}")
+    for prefix in ("", "scipy_")
+    for suffix in ("", "64_", "_64")
+] + [
+    ("MKL_Set_Num_Threads", "MKL_Get_Max_Threads"),
+    ("bli_thread_set_num_threads", "bli_thread_get_num_threads"),
+    ("flexiblas_set_num_threads", "flexiblas_get_num_threads"),
+]
 
 
-@ffi.def_extern()  # type: ignore[untyped-decorator]
-def cmm_py_set_threads(threads: int) -> None:
-    _ThreadCount.library.set_num_threads(threads)
+def _thread_functions(library: Any, cast: Any, pointer: Any) -> dict[str, int]:
+    """Return the addresses of a library's functions that set and get its number of threads; {} where it has none."""
+    for set_name, get_name in _THREAD_FUNCTIONS:
+        setter, getter = getattr(library, set_name, None), getattr(library, get_name, None)
+        if setter is not None and getter is not None:
+            return {"set_threads": cast(setter, pointer).value, "get_threads": cast(getter, pointer).value}
+    return {}
 
 
-@ffi.def_extern(error=1)  # type: ignore[untyped-decorator]
-def cmm_py_get_threads() -> int:
-    return int(_ThreadCount.library.get_num_threads())
+def _library_of_scipy() -> Any:
+    """Return SciPy's BLAS as ctypes opens it, found by threadpoolctl; None without that."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return None
+    libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+    # NumPy's wheel brings a BLAS too; one that SciPy and NumPy share lies in neither's folder.
+    of_scipy = [one for one in libraries if {"scipy", "scipy.libs"} & set(one.filepath.split(os.sep))]
+    found = next(iter(of_scipy or libraries), None)
+    return None if found is None else found.dynlib
