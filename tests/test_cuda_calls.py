@@ -110,8 +110,8 @@ def test_wrong_in_two_ways() -> None:
     assert pairs >= 250
 
 
-def test_every_function_refuses_wrong_structs() -> None:
-    """Through the C interface itself, as a program that was built with another header would call it."""
+def interface() -> tuple[FFI, Any]:
+    """Return the C interface itself, as a program would use it: the declarations of both headers, and the library."""
     include = Path(cmm.get_include())
     c = FFI()
     c.cdef((include / "cmm.h").read_text().split("/* cffi: ")[1].partition("*/")[2].replace("CMM_API ", ""))
@@ -122,7 +122,12 @@ def test_every_function_refuses_wrong_structs() -> None:
         .split("#ifdef")[0]
         .replace("CMM_API ", "")
     )
-    library = c.dlopen(str(include.parent / "lib/libcmm_cuda.so"))
+    return c, c.dlopen(str(include.parent / "lib/libcmm_cuda.so"))
+
+
+def test_every_function_refuses_wrong_structs() -> None:
+    """As a program that was built with another header would call it."""
+    c, library = interface()
     bytes_ = c.new("int64_t *", 77)
 
     def calls(kind: str, layer: Any, run: Any) -> set[str]:
@@ -151,7 +156,7 @@ def test_every_function_refuses_wrong_structs() -> None:
             return calls(kind, c.new(f"{kind} *", {**good, **changes}), how)
 
         assert calls(kind, c.NULL, c.NULL) == {"LAYER_NULL"}
-        assert said(size=c.sizeof(kind) - 8) == {"LAYER_SIZE"}
+        assert said(size=72) == {"LAYER_SIZE"}
         assert said(reserved=1) == {"RESERVED"}
         assert said(ld_in=7) == {"LD_IN"}
         assert said(run={"size": 8}) == {"RUN_SIZE"}
@@ -197,6 +202,45 @@ def test_every_function_refuses_wrong_structs() -> None:
     count = library.cmm_cuda_kernel_count()
     assert [library.cmm_cuda_kernel_get(i, info) for i in (-1, count)] == [lib.CMM_ERROR_INDEX] * 2
     assert library.cmm_cuda_kernel_get(count - 1, info) == lib.CMM_OK
+
+
+@pytest.mark.parametrize(
+    ("kind", "oldest"), [("cmm_fff", 88), ("cmm_ff", 80), ("cmm_cuda_run", 48), ("cmm_kernel_info", 56)]
+)
+def test_structs_of_other_versions(kind: str, oldest: int) -> None:
+    """A size that is accepted shows in the check that comes after it. No call gets as far as the GPU."""
+    c, library = interface()
+    memory = c.new("char[]", 512)
+    struct = c.cast(f"{kind} *", memory)
+    bytes_, today = c.new("int64_t *"), c.sizeof(kind)
+    level = c.new("char[]", b"cuda-bmm")
+
+    def call(size: int, tail: int = 0) -> str:
+        c.memmove(memory, bytes(512), 512)
+        layer = {"trees": 1, "neurons": 1, "d_in": 8, "d_out": 8, "ld_in": 7}
+        for name in {name for name, _ in c.typeof(kind).fields} & layer.keys():
+            setattr(struct, name, layer[name])
+        struct.size = size
+        if tail:
+            memory[size - 1] = bytes([tail])
+        if kind == "cmm_fff":
+            code = library.cmm_cuda_fff_workspace(struct, c.NULL, 4, bytes_)
+        elif kind == "cmm_ff":
+            code = library.cmm_cuda_ff_workspace(struct, c.NULL, 4, bytes_)
+        elif kind == "cmm_cuda_run":
+            struct.level = level
+            good = {"size": c.sizeof("cmm_fff"), "trees": 1, "d_in": 8, "d_out": 8}
+            code = library.cmm_cuda_fff_workspace(c.new("cmm_fff *", good), struct, 4, bytes_)
+        else:
+            code = library.cmm_cuda_kernel_get(0, struct)
+        return text(lib.cmm_status_name(code)).removeprefix("CMM_ERROR_")
+
+    accepted = {"cmm_fff": "LD_IN", "cmm_ff": "LD_IN", "cmm_cuda_run": "LEVEL", "cmm_kernel_info": "CMM_OK"}[kind]
+    refused = {"cmm_cuda_run": "RUN_SIZE", "cmm_kernel_info": "INFO_SIZE"}.get(kind, "LAYER_SIZE")
+    sizes = range(oldest, today + 65, 8)
+    assert {call(size) for size in sizes} == {accepted}
+    assert {call(size, tail=1) for size in sizes if size > today} == {refused}
+    assert {call(size) for size in (0, oldest - 8, oldest + 1, 1 << 13, 2**32 - 1)} == {refused}
 
 
 def test_a_level_says_why_it_cannot_be_used() -> None:

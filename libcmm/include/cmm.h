@@ -28,8 +28,10 @@
  *   - Rows that no token visits have no influence: an inf or NaN in them does not reach y.
  *   - Functions may be called from many threads at once, and in a child after fork().
  *   - Nothing is printed, and no environment variable is read.
- *   - Every struct starts with its own size; set it to sizeof the struct, so that a struct may grow in later versions.
- *     Zero is the default of every other field, so designated initializers (or memset) are enough.
+ *   - Every struct starts with its own size; set it to sizeof the struct. Zero is the default of every other field, so
+ *     designated initializers (or memset) are enough. Structs grow at their end in later versions, and a program and a
+ *     library of different versions understand each other: fields that an older struct lacks are 0, and a newer one is
+ *     accepted where all of it that this version does not know is 0.
  */
 #ifndef CMM_H
 #define CMM_H
@@ -65,7 +67,7 @@ enum {
 
     /* the layer: cmm_fff or cmm_ff */
     CMM_ERROR_LAYER_NULL = 10,      /* layer is NULL */
-    CMM_ERROR_LAYER_SIZE = 11,      /* layer->size is not the size of the struct */
+    CMM_ERROR_LAYER_SIZE = 11,      /* layer->size is none that the struct has or could have */
     CMM_ERROR_DTYPE = 12,           /* dtype is not a CMM_F.. value */
     CMM_ERROR_ACTIVATION = 13,      /* activation is not one of the CMM_.. activations */
     CMM_ERROR_TIE = 14,             /* tie is not CMM_TIE_LEFT or CMM_TIE_RIGHT */
@@ -80,7 +82,7 @@ enum {
     CMM_ERROR_RESERVED = 23,        /* a reserved field is not 0 */
 
     /* how to run: cmm_run, cmm_blas */
-    CMM_ERROR_RUN_SIZE = 30,        /* run->size is not the size of the struct */
+    CMM_ERROR_RUN_SIZE = 30,        /* run->size is none that the struct has or could have */
     CMM_ERROR_THREADS = 31,         /* threads is negative */
     CMM_ERROR_LEVEL = 32,           /* there is no level of that name */
     CMM_ERROR_LEVEL_UNUSABLE = 33,  /* the level exists, but not in this build or not on this machine */
@@ -88,7 +90,7 @@ enum {
     CMM_ERROR_ISA_UNUSABLE = 35,    /* the instruction set exists, but not in this build or not on this CPU */
     CMM_ERROR_METHOD = 36,          /* the level has no method of that name, or it cannot do this layer */
     CMM_ERROR_BLAS_MISSING = 37,    /* the level needs a BLAS: run->blas is NULL and none is linked */
-    CMM_ERROR_BLAS_SIZE = 38,       /* blas->size is not the size of the struct */
+    CMM_ERROR_BLAS_SIZE = 38,       /* blas->size is none that the struct has or could have */
     CMM_ERROR_BLAS_INCOMPLETE = 39, /* blas lacks one of dot, axpy, gemv, gemm for this dtype */
 
     /* the arrays of a call */
@@ -122,7 +124,7 @@ enum {
     /* cmm_level_get(), cmm_kernel_get(), cmm_fff_pack() */
     CMM_ERROR_INDEX = 100,          /* index is not in 0 .. count - 1 */
     CMM_ERROR_INFO_NULL = 101,      /* info is NULL */
-    CMM_ERROR_INFO_SIZE = 102,      /* info->size is not the size of the struct */
+    CMM_ERROR_INFO_SIZE = 102,      /* info->size is none that the struct has or could have */
     CMM_ERROR_MEMORY_NULL = 103,    /* memory is NULL */
     CMM_ERROR_MEMORY_ALIGN = 104,   /* memory does not start at a multiple of CMM_ALIGNMENT */
     CMM_ERROR_MEMORY_SIZE = 105,    /* memory is smaller than cmm_fff_pack_size() */

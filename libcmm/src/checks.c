@@ -1,6 +1,31 @@
 /* The checks that every call goes through, see checks.h. */
 #include "checks.h"
 
+#include <string.h>
+
+enum { LARGEST_STRUCT = 4096 }; /* a larger size is none: it was not set, and memory behind the struct is not read */
+
+int cmm_read_struct(void *to, size_t size, size_t oldest, const void *from)
+{
+    uint32_t given;
+    memcpy(&given, from, sizeof given);
+    if (given < oldest || given > LARGEST_STRUCT || given % sizeof(void *) != 0)
+        return 0;
+    for (size_t i = size; i < given; i++)
+        if (((const char *)from)[i] != 0)
+            return 0;
+    memset(to, 0, size);
+    memcpy(to, from, given < size ? given : size);
+    return 1;
+}
+
+void cmm_write_struct(void *to, size_t size, const void *from)
+{
+    uint32_t given;
+    memcpy(&given, to, sizeof given);
+    memcpy((char *)to + sizeof given, (const char *)from + sizeof given, (given < size ? given : size) - sizeof given);
+}
+
 int64_t cmm_element_size(int32_t dtype)
 {
     static const int64_t sizes[] = {[CMM_F32] = 4, [CMM_F64] = 8, [CMM_BF16] = 2, [CMM_F16] = 2};
@@ -37,11 +62,13 @@ int cmm_misaligned(const void *pointer, int64_t size)
     return ((uintptr_t)pointer & ((uintptr_t)size - 1)) != 0;
 }
 
-cmm_status cmm_read_fff(const cmm_fff *layer, int wants_y, cmm_task *task)
+cmm_status cmm_read_fff(const cmm_fff *given, int wants_y, cmm_task *task)
 {
-    if (!layer)
+    cmm_fff read;
+    const cmm_fff *const layer = &read;
+    if (!given)
         return CMM_ERROR_LAYER_NULL;
-    if (layer->size != sizeof *layer)
+    if (!cmm_read_struct(&read, sizeof read, sizeof read, given))
         return CMM_ERROR_LAYER_SIZE;
     if (layer->reserved != 0)
         return CMM_ERROR_RESERVED;
@@ -67,11 +94,13 @@ cmm_status cmm_read_fff(const cmm_fff *layer, int wants_y, cmm_task *task)
     return CMM_OK;
 }
 
-cmm_status cmm_read_ff(const cmm_ff *layer, cmm_task *task)
+cmm_status cmm_read_ff(const cmm_ff *given, cmm_task *task)
 {
-    if (!layer)
+    cmm_ff read;
+    const cmm_ff *const layer = &read;
+    if (!given)
         return CMM_ERROR_LAYER_NULL;
-    if (layer->size != sizeof *layer)
+    if (!cmm_read_struct(&read, sizeof read, sizeof read, given))
         return CMM_ERROR_LAYER_SIZE;
     if (layer->reserved != 0)
         return CMM_ERROR_RESERVED;

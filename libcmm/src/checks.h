@@ -6,9 +6,17 @@
 
 #include "kernel.h"
 
+#include <stddef.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* A struct of the caller's starts with its size. cmm_read_struct() copies it, and a shorter one than this version's, down
+ * to `oldest`, goes on with zeros; a longer one is accepted where it does, for then it asks for nothing unknown here.
+ * Returns 0 for any other size. cmm_write_struct() fills a struct whose size has been read, as far as it goes. */
+int cmm_read_struct(void *to, size_t size, size_t oldest, const void *from);
+void cmm_write_struct(void *to, size_t size, const void *from);
 
 /* Bytes of an element, and of a logit: the types of 16 bits have logits of float. */
 int64_t cmm_element_size(int32_t dtype);

@@ -73,14 +73,16 @@ typedef struct choice {
     const char *level, *isa, *method; /* NULL: any */
     int32_t threads;
     const cmm_blas *blas; /* NULL: none */
-    cmm_blas linked;
+    cmm_blas table;       /* what blas points to */
 } choice;
 
-static cmm_status choose(const cmm_run *run, choice *chosen)
+static cmm_status choose(const cmm_run *given, choice *chosen)
 {
-    memset(chosen, 0, offsetof(choice, linked));
-    if (run) {
-        if (run->size != sizeof *run)
+    memset(chosen, 0, offsetof(choice, table));
+    if (given) {
+        cmm_run read;
+        const cmm_run *const run = &read;
+        if (!cmm_read_struct(&read, sizeof read, sizeof read, given))
             return CMM_ERROR_RUN_SIZE;
         if (run->threads < 0)
             return CMM_ERROR_THREADS;
@@ -88,16 +90,17 @@ static cmm_status choose(const cmm_run *run, choice *chosen)
         chosen->isa = run->isa;
         chosen->method = run->method;
         chosen->threads = run->threads;
-        chosen->blas = run->blas;
         if (chosen->level && !is_level(chosen->level))
             return CMM_ERROR_LEVEL;
         if (chosen->isa && !is_isa(chosen->isa))
             return CMM_ERROR_ISA;
-        if (chosen->blas && chosen->blas->size != sizeof *chosen->blas)
+        if (run->blas && !cmm_read_struct(&chosen->table, sizeof chosen->table, sizeof chosen->table, run->blas))
             return CMM_ERROR_BLAS_SIZE;
+        if (run->blas)
+            chosen->blas = &chosen->table;
     }
-    if (!chosen->blas && cmm_blas_linked(&chosen->linked) == CMM_OK)
-        chosen->blas = &chosen->linked;
+    if (!chosen->blas && cmm_blas_linked(&chosen->table) == CMM_OK)
+        chosen->blas = &chosen->table;
     return CMM_OK;
 }
 
@@ -375,7 +378,7 @@ cmm_status cmm_fff_pack(const cmm_fff *layer, void *memory, int64_t bytes, cmm_f
     }
     if (task.bias)
         memcpy(to, task.bias, (size_t)(rows * size));
-    *packed = *layer;
+    memcpy(packed, layer, layer->size); /* both are of the caller's version, which may be older or newer than this */
     packed->w_in = memory;
     packed->w_out = (const char *)memory + row_in;
     packed->bias = task.bias ? to : NULL;
@@ -415,19 +418,21 @@ static const char *why_not(const char *level, const choice *chosen, const char *
 cmm_status cmm_level_get(int32_t index, const cmm_run *how, cmm_level *info)
 {
     choice chosen;
+    cmm_level found;
     if (!info)
         return CMM_ERROR_INFO_NULL;
-    if (info->size != sizeof *info)
+    if (!cmm_read_struct(&found, sizeof found, sizeof found, info))
         return CMM_ERROR_INFO_SIZE;
     if (index < 0 || index >= LEVELS)
         return CMM_ERROR_INDEX;
     const cmm_status status = choose(how, &chosen);
     if (status != CMM_OK)
         return status;
-    info->name = level_names[index];
-    info->isa = "any";
-    info->why = why_not(info->name, &chosen, &info->isa);
-    info->usable = info->why[0] == '\0';
+    found.name = level_names[index];
+    found.isa = "any";
+    found.why = why_not(found.name, &chosen, &found.isa);
+    found.usable = found.why[0] == '\0';
+    cmm_write_struct(info, sizeof found, &found);
     return CMM_OK;
 }
 
@@ -439,20 +444,22 @@ int32_t cmm_kernel_count(void)
 cmm_status cmm_kernel_get(int32_t index, cmm_kernel_info *info)
 {
     static const char *const operations[CMM_OPS] = {"fff", "ff", "act"};
+    cmm_kernel_info found;
     if (!info)
         return CMM_ERROR_INFO_NULL;
-    if (info->size != sizeof *info)
+    if (!cmm_read_struct(&found, sizeof found, sizeof found, info))
         return CMM_ERROR_INFO_SIZE;
     if (index < 0 || index >= KERNELS)
         return CMM_ERROR_INDEX;
     const cmm_kernel *const kernel = kernels[index];
-    info->operation = operations[kernel->op];
-    info->name = kernel->name;
-    info->level = kernel->op == CMM_OP_ACT ? "" : kernel->level;
-    info->method = kernel->method;
-    info->isa = kernel->isa;
-    info->why = why_absent(kernel);
-    info->usable = info->why[0] == '\0';
+    found.operation = operations[kernel->op];
+    found.name = kernel->name;
+    found.level = kernel->op == CMM_OP_ACT ? "" : kernel->level;
+    found.method = kernel->method;
+    found.isa = kernel->isa;
+    found.why = why_absent(kernel);
+    found.usable = found.why[0] == '\0';
+    cmm_write_struct(info, sizeof found, &found);
     return CMM_OK;
 }
 

@@ -115,7 +115,7 @@ static void *off_by(const void *pointer, int bytes)
     WRONG(FF, CMM_ERROR_LAYER_TOO_LARGE, c->ff.neurons = INT64_MAX)                                                  \
     WRONG(FFF | CMM | FF, CMM_ERROR_RESERVED, c->fff.reserved = c->ff.reserved = 1)                                  \
     WRONG(FFF | CMM | FF, CMM_ERROR_RUN_SIZE, c->run.size = 0)                                                       \
-    WRONG(FFF | CMM | FF, CMM_ERROR_RUN_SIZE, c->run.size += 8)                                                      \
+    WRONG(FFF | CMM | FF, CMM_ERROR_RUN_SIZE, c->run.size += 16) /* which reaches into blas */                       \
     WRONG(FFF | CMM | FF, CMM_ERROR_THREADS, c->run.threads = -1)                                                    \
     WRONG(FFF | CMM | FF, CMM_ERROR_THREADS, c->run.threads = INT32_MIN)                                             \
     WRONG(FFF | CMM | FF, CMM_ERROR_LEVEL, c->run.level = "")                                                        \

@@ -30,13 +30,15 @@ static int is_level(const char *name)
 
 /* ---- checks ---------------------------------------------------------------------------------------------------- */
 
-static cmm_status check_run(const cmm_cuda_run *run)
+/* Read how to run, of which NULL is the default, and check what of it this library looks at. */
+static cmm_status read_run(const cmm_cuda_run *given, cmm_cuda_run *run)
 {
-    if (run && run->size != sizeof *run)
+    memset(run, 0, sizeof *run);
+    if (given && !cmm_read_struct(run, sizeof *run, sizeof *run, given))
         return CMM_ERROR_RUN_SIZE;
-    if (run && run->reserved != 0)
+    if (run->reserved != 0)
         return CMM_ERROR_RESERVED;
-    if (run && run->level && strcmp(run->level, "auto") != 0 && !is_level(run->level))
+    if (run->level && strcmp(run->level, "auto") != 0 && !is_level(run->level))
         return CMM_ERROR_LEVEL;
     return CMM_OK;
 }
@@ -46,7 +48,7 @@ static cmm_status check_workspace(const cmm_cuda_task *task, const cmm_cuda_run 
 {
     if (needed == 0)
         return CMM_OK;
-    if (!run || !run->workspace)
+    if (!run->workspace)
         return CMM_ERROR_WORKSPACE_NULL;
     if (cmm_misaligned(run->workspace, CMM_CUDA_ALIGNMENT))
         return CMM_ERROR_WORKSPACE_ALIGN;
@@ -112,11 +114,12 @@ static cmm_status find_kernel(const char *op, const char *level, const char *met
 }
 
 /* Do a call; or, where bytes is not NULL, only say how much workspace it needs. */
-static cmm_status forward(const char *op, cmm_cuda_task *task, const cmm_cuda_run *run, int64_t *bytes)
+static cmm_status forward(const char *op, cmm_cuda_task *task, const cmm_cuda_run *given, int64_t *bytes)
 {
+    cmm_cuda_run run;
     cmm_status status = cmm_check_layer(task, DTYPES);
     if (status == CMM_OK)
-        status = check_run(run);
+        status = read_run(given, &run);
     if (status == CMM_OK)
         status = cmm_check_batch(task, task->wants_y);
     if (status == CMM_OK && !bytes)
@@ -126,7 +129,7 @@ static cmm_status forward(const char *op, cmm_cuda_task *task, const cmm_cuda_ru
     if (status != CMM_OK)
         return status;
 
-    const char *const level = run && run->level && strcmp(run->level, "auto") != 0 ? run->level : "cuda";
+    const char *const level = run.level && strcmp(run.level, "auto") != 0 ? run.level : "cuda";
     if (strcmp(op, "ff") == 0 && strcmp(level, "cuda") == 0) { /* a forest: as many trees of one node as neurons */
         op = "fff";
         task->trees = task->nodes;
@@ -136,7 +139,7 @@ static cmm_status forward(const char *op, cmm_cuda_task *task, const cmm_cuda_ru
     if (bytes) /* the arrays may come to lie anywhere, so ask for enough for either case */
         task->aligned = 1;
     const cmm_cuda_kernel *kernel;
-    status = find_kernel(op, level, run ? run->method : nullptr, task, &kernel);
+    status = find_kernel(op, level, run.method, task, &kernel);
     if (status != CMM_OK)
         return status;
     const int64_t needed = kernel->workspace && task->batch > 0 ? kernel->workspace(task) : 0;
@@ -144,11 +147,10 @@ static cmm_status forward(const char *op, cmm_cuda_task *task, const cmm_cuda_ru
         *bytes = needed;
         return CMM_OK;
     }
-    status = check_workspace(task, run, needed);
+    status = check_workspace(task, &run, needed);
     if (status != CMM_OK || task->batch == 0)
         return status;
-    const cudaError_t error =
-        kernel->run(task, run ? (cudaStream_t)run->stream : nullptr, run ? run->workspace : nullptr);
+    const cudaError_t error = kernel->run(task, (cudaStream_t)run.stream, run.workspace);
     if (error == cudaSuccess)
         return CMM_OK;
     (void)cudaGetLastError(); /* it has been reported */
@@ -237,17 +239,19 @@ cmm_status cmm_cuda_kernel_get(int32_t index, cmm_kernel_info *info)
 {
     if (!info)
         return CMM_ERROR_INFO_NULL;
-    if (info->size != sizeof *info)
+    cmm_kernel_info found;
+    if (!cmm_read_struct(&found, sizeof found, sizeof found, info))
         return CMM_ERROR_INFO_SIZE;
     if (index < 0 || index >= KERNELS)
         return CMM_ERROR_INDEX;
     const cmm_cuda_kernel *const kernel = kernels[index];
-    info->usable = cmm_cuda_usable() == CMM_OK;
-    info->operation = kernel->op;
-    info->name = kernel->name;
-    info->level = kernel->level;
-    info->method = kernel->method;
-    info->isa = "cuda";
-    info->why = info->usable ? "" : "there is no NVIDIA GPU with a driver that can run it";
+    found.usable = cmm_cuda_usable() == CMM_OK;
+    found.operation = kernel->op;
+    found.name = kernel->name;
+    found.level = kernel->level;
+    found.method = kernel->method;
+    found.isa = "cuda";
+    found.why = found.usable ? "" : "there is no NVIDIA GPU with a driver that can run it";
+    cmm_write_struct(info, sizeof found, &found);
     return CMM_OK;
 }
