@@ -40,6 +40,10 @@ function(cmm_add_kernels target list directory)
 
         if(absent)
             string(TOUPPER ${op} OP)
+            set(list CMM_TYPES)
+            if(op STREQUAL "act")
+                set(list ONE) # kernel for all types
+            endif()
             string(REGEX REPLACE "^.*_" "" isa ${name})
             string(REGEX REPLACE "^.*_.*$" "native" level ${name})
             set(source "${CMAKE_CURRENT_BINARY_DIR}/stubs/${op}_${name}.c")

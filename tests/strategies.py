@@ -123,7 +123,11 @@ class Target(NamedTuple):
 
 
 TARGETS = [Target(level.name, ISAS[0]) for level in cmm.levels() if level.usable and "cuda" not in level.name]
-TARGETS += [Target(k.level, k.isa, k.method) for k in kernels() if k.operation == "fff" and k.method and k.usable]
+TARGETS += [
+    Target(k.level, k.isa, k.method)
+    for k in kernels()
+    if k.operation == "fff" and k.method and k.usable and k.x_type == k.w_type == "float32"
+]
 """Every usable level as a user calls it, and every method of it with every instruction set."""
 
 FIXED = [target for target in TARGETS if target.fixed_bits]

@@ -261,6 +261,8 @@ typedef struct cmm_kernel_info {
     const char *method;    /* "walk", ...; "" where the level has only one */
     const char *isa;       /* "avx2", ...; "any" where the compiler chose */
     const char *why;       /* why it is not usable; "" when it is */
+    const char *x_type;    /* of tokens, sums and outputs: "float32", ...; "" where one kernel is for every type */
+    const char *w_type;    /* of the rows of weights: "float32", ...; "" likewise */
 } cmm_kernel_info;
 
 /* y[batch][d_out] = the layer applied to x[batch][d_in].
@@ -289,9 +291,9 @@ CMM_API cmm_status cmm_fff_pack(const cmm_fff *layer, void *memory, int64_t byte
 CMM_API int32_t cmm_level_count(void);
 CMM_API cmm_status cmm_level_get(int32_t index, const cmm_run *run, cmm_level *info);
 
-/* The list of kernels that the levels are made of: 0 .. cmm_kernel_count() - 1. A kernel's name is its file's name.
- * Every instruction set has one kernel of operation "act", and within an operation better ones come later. Set
- * info->size first. */
+/* The list of kernels that the levels are made of: 0 .. cmm_kernel_count() - 1. A kernel's name is its file's name, and
+ * a file has one kernel for each pair of types that it is for. Every instruction set has one kernel of operation "act",
+ * and within an operation better ones come later. Set info->size first. */
 CMM_API int32_t cmm_kernel_count(void);
 CMM_API cmm_status cmm_kernel_get(int32_t index, cmm_kernel_info *info);
 

@@ -26,10 +26,24 @@ void cmm_write_struct(void *to, size_t size, const void *from)
     memcpy((char *)to + sizeof given, (const char *)from + sizeof given, (given < size ? given : size) - sizeof given);
 }
 
+static const struct {
+    const char *name;
+    int64_t size;
+} dtypes[] = {
+    [CMM_F32] = {"float32", 4},
+    [CMM_F64] = {"float64", 8},
+    [CMM_BF16] = {"bfloat16", 2},
+    [CMM_F16] = {"float16", 2},
+};
+
+const char *cmm_dtype_name(int32_t dtype)
+{
+    return dtypes[dtype].name;
+}
+
 int64_t cmm_element_size(int32_t dtype)
 {
-    static const int64_t sizes[] = {[CMM_F32] = 4, [CMM_F64] = 8, [CMM_BF16] = 2, [CMM_F16] = 2};
-    return sizes[dtype];
+    return dtypes[dtype].size;
 }
 
 int64_t cmm_logit_size(int32_t dtype)
@@ -78,7 +92,7 @@ cmm_status cmm_read_fff(const cmm_fff *given, int wants_y, cmm_task *task)
         return CMM_ERROR_DEPTH;
     if (layer->trees < 1)
         return CMM_ERROR_TREES;
-    task->dtype = layer->dtype;
+    task->dtype = task->weight_dtype = layer->dtype;
     task->activation = layer->activation;
     task->tie = layer->tie;
     task->depth = layer->depth;
@@ -106,7 +120,7 @@ cmm_status cmm_read_ff(const cmm_ff *given, cmm_task *task)
         return CMM_ERROR_RESERVED;
     if (layer->neurons < 0)
         return CMM_ERROR_NEURONS;
-    task->dtype = layer->dtype;
+    task->dtype = task->weight_dtype = layer->dtype;
     task->activation = layer->activation;
     task->tie = CMM_TIE_LEFT;
     task->depth = 0;

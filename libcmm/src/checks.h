@@ -18,7 +18,8 @@ extern "C" {
 int cmm_read_struct(void *to, size_t size, size_t oldest, const void *from);
 void cmm_write_struct(void *to, size_t size, const void *from);
 
-/* Bytes of an element, and of a logit: the types of 16 bits have logits of float. */
+/* A dtype's name, bytes of an element, and of a logit: the types of 16 bits have logits of float. */
+const char *cmm_dtype_name(int32_t dtype);
 int64_t cmm_element_size(int32_t dtype);
 int64_t cmm_logit_size(int32_t dtype);
 

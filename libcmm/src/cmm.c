@@ -13,17 +13,18 @@
 
 /* ---- the table of kernels -------------------------------------------------------------------------------------- */
 
-#define CMM_KERNEL(op, name, architecture, flags) extern const cmm_kernel cmm_##op##_##name;
+/* What each kernel file exports: its kernels, one for each pair of types and alike in all else, and a NULL. */
+#define CMM_KERNEL(op, name, architecture, flags) extern const cmm_kernel *const cmm_##op##_##name[];
 #include "kernels.inc"
 #undef CMM_KERNEL
 
-static const cmm_kernel *const kernels[] = {
-#define CMM_KERNEL(op, name, architecture, flags) &cmm_##op##_##name,
+static const cmm_kernel *const *const files[] = {
+#define CMM_KERNEL(op, name, architecture, flags) cmm_##op##_##name,
 #include "kernels.inc"
 #undef CMM_KERNEL
 };
 
-enum { KERNELS = (int)(sizeof kernels / sizeof kernels[0]) };
+enum { FILES = (int)(sizeof files / sizeof files[0]) };
 
 enum { DTYPES = 2 }; /* CMM_F32 and CMM_F64 */
 
@@ -42,8 +43,8 @@ static int is_level(const char *name)
 /* The instruction sets are those that have activations. */
 static int is_isa(const char *name)
 {
-    for (int i = 0; i < KERNELS; i++)
-        if (kernels[i]->op == CMM_OP_ACT && strcmp(name, kernels[i]->isa) == 0)
+    for (int i = 0; i < FILES; i++)
+        if (files[i][0]->op == CMM_OP_ACT && strcmp(name, files[i][0]->isa) == 0)
             return 1;
     return 0;
 }
@@ -120,33 +121,47 @@ static cmm_status check_blas(const cmm_blas *blas, int32_t number, int32_t dtype
 static cmm_status find_activation(const choice *chosen, cmm_task *task)
 {
     cmm_status status = CMM_ERROR_ISA_UNUSABLE;
-    for (int i = 0; i < KERNELS; i++) {
-        if (kernels[i]->op == CMM_OP_ACT && same(chosen->isa, kernels[i]->isa) && runs_here(kernels[i])) {
-            task->activate_f32 = kernels[i]->activate_f32;
-            task->activate_f64 = kernels[i]->activate_f64;
+    for (int i = 0; i < FILES; i++) {
+        const cmm_kernel *const kernel = files[i][0];
+        if (kernel->op == CMM_OP_ACT && same(chosen->isa, kernel->isa) && runs_here(kernel)) {
+            task->activate_f32 = kernel->activate_f32;
+            task->activate_f64 = kernel->activate_f64;
             status = CMM_OK;
         }
     }
     return status;
 }
 
-/* The kernel for a task: the last one of the list that can run, is what was asked for and suits. */
+/* Of a file's kernels the one for these types, or NULL. */
+static const cmm_kernel *of_types(const cmm_kernel *const *file, int32_t x_type, int32_t w_type)
+{
+    while (*file && ((*file)->x_type != x_type || (*file)->w_type != w_type))
+        file++;
+    return *file;
+}
+
+/* The kernel for a task: the last one of the list that can run, is what was asked for, can do it and is preferred. */
 static cmm_status find_kernel(cmm_op op, const choice *chosen, const cmm_task *task, const cmm_kernel **found)
 {
     cmm_status blame = CMM_ERROR_LEVEL_UNUSABLE;
-    for (int i = KERNELS - 1; i >= 0; i--) {
-        const cmm_kernel *const kernel = kernels[i];
-        if (kernel->op != op || !same(chosen->level, kernel->level) || !runs_here(kernel))
+    for (int i = FILES - 1; i >= 0; i--) {
+        const cmm_kernel *kernel = files[i][0];
+        if (kernel->op != op || !same(chosen->level, kernel->level))
             continue;
         if (strcmp(kernel->isa, "any") != 0 && !same(chosen->isa, kernel->isa))
+            continue;
+        kernel = of_types(files[i], task->dtype, task->weight_dtype);
+        if (!kernel || !runs_here(kernel))
             continue;
         if (!same(chosen->method, kernel->method)) {
             blame = CMM_ERROR_METHOD;
             continue;
         }
-        if (!chosen->method && kernel->suits && !kernel->suits(task))
+        if (!chosen->method && kernel->is_preferred && !kernel->is_preferred(task))
             continue;
-        const cmm_status status = check_blas(chosen->blas, kernel->blas, task->dtype);
+        cmm_status status = check_blas(chosen->blas, kernel->blas, task->dtype);
+        if (status == CMM_OK && kernel->can_implement && !kernel->can_implement(task))
+            status = CMM_ERROR_LAYER_TOO_LARGE;
         if (status == CMM_OK) {
             *found = kernel;
             return CMM_OK;
@@ -154,13 +169,6 @@ static cmm_status find_kernel(cmm_op op, const choice *chosen, const cmm_task *t
         blame = status;
     }
     return blame;
-}
-
-/* BLAS counts in 32 bits. */
-static int fits_blas(const cmm_task *task)
-{
-    return task->d_in <= INT32_MAX && task->d_out <= INT32_MAX && task->ld_in <= INT32_MAX &&
-           task->ld_out <= INT32_MAX && task->nodes <= INT32_MAX;
 }
 
 /* ---- running --------------------------------------------------------------------------------------------------- */
@@ -182,7 +190,7 @@ static void run_piece(void *context, int32_t index)
     const int64_t batch = s->task->batch;
     const int64_t first = batch / s->pieces * index + (index < batch % s->pieces ? index : batch % s->pieces);
     const int64_t count = batch / s->pieces + (index < batch % s->pieces);
-    s->kernel->run[s->task->dtype](s->task, first, count, s->scratch ? s->scratch + index * s->scratch_stride : NULL);
+    s->kernel->run(s->task, first, count, s->scratch ? s->scratch + index * s->scratch_stride : NULL);
 }
 
 /* How many threads a call is worth: at most `threads`, of which each gets a token and enough work. */
@@ -243,7 +251,7 @@ static cmm_op choose_dense(choice *chosen, cmm_task *task)
         chosen->method = NULL; /* naive has no methods */
         return CMM_OP_FF;
     }
-    if (!chosen->method && fits_blas(task) && check_blas(chosen->blas, 3, task->dtype) == CMM_OK) {
+    if (!chosen->method && cmm_fits_blas(task) && check_blas(chosen->blas, 3, task->dtype) == CMM_OK) {
         chosen->level = "blas3";
         return CMM_OP_FF;
     }
@@ -275,8 +283,6 @@ static cmm_status forward(cmm_op op, cmm_task *task, const cmm_run *how, int wan
         status = find_kernel(op, &chosen, task, &kernel);
     if (status != CMM_OK)
         return status;
-    if (kernel->blas && !fits_blas(task))
-        return CMM_ERROR_LAYER_TOO_LARGE;
     return task->batch > 0 ? run(kernel, task, chosen.threads) : CMM_OK;
 }
 
@@ -397,8 +403,8 @@ int32_t cmm_level_count(void)
 static const char *why_not(const char *level, const choice *chosen, const char **isa)
 {
     const char *why = "this build has no kernel for it";
-    for (int i = KERNELS - 1; i >= 0; i--) {
-        const cmm_kernel *const kernel = kernels[i];
+    for (int i = FILES - 1; i >= 0; i--) {
+        const cmm_kernel *const kernel = files[i][0];
         if (kernel->op != CMM_OP_FFF || strcmp(kernel->level, level) != 0)
             continue;
         if (chosen->isa && strcmp(kernel->isa, "any") != 0 && strcmp(kernel->isa, chosen->isa) != 0)
@@ -436,22 +442,36 @@ cmm_status cmm_level_get(int32_t index, const cmm_run *how, cmm_level *info)
     return CMM_OK;
 }
 
+/* Kernel number `index` of all files, or NULL with the number of all kernels. */
+static const cmm_kernel *kernel_at(int32_t index, int32_t *count)
+{
+    *count = 0;
+    for (int i = 0; i < FILES; i++)
+        for (const cmm_kernel *const *kernel = files[i]; *kernel; kernel++)
+            if ((*count)++ == index)
+                return *kernel;
+    return NULL;
+}
+
 int32_t cmm_kernel_count(void)
 {
-    return KERNELS;
+    int32_t count;
+    (void)kernel_at(-1, &count);
+    return count;
 }
 
 cmm_status cmm_kernel_get(int32_t index, cmm_kernel_info *info)
 {
     static const char *const operations[CMM_OPS] = {"fff", "ff", "act"};
     cmm_kernel_info found;
+    int32_t count;
     if (!info)
         return CMM_ERROR_INFO_NULL;
-    if (!cmm_read_struct(&found, sizeof found, sizeof found, info))
+    if (!cmm_read_struct(&found, sizeof found, offsetof(cmm_kernel_info, x_type), info))
         return CMM_ERROR_INFO_SIZE;
-    if (index < 0 || index >= KERNELS)
+    const cmm_kernel *const kernel = kernel_at(index, &count);
+    if (!kernel)
         return CMM_ERROR_INDEX;
-    const cmm_kernel *const kernel = kernels[index];
     found.operation = operations[kernel->op];
     found.name = kernel->name;
     found.level = kernel->op == CMM_OP_ACT ? "" : kernel->level;
@@ -459,6 +479,8 @@ cmm_status cmm_kernel_get(int32_t index, cmm_kernel_info *info)
     found.isa = kernel->isa;
     found.why = why_absent(kernel);
     found.usable = found.why[0] == '\0';
+    found.x_type = kernel->op == CMM_OP_ACT ? "" : cmm_dtype_name(kernel->x_type);
+    found.w_type = kernel->op == CMM_OP_ACT ? "" : cmm_dtype_name(kernel->w_type);
     cmm_write_struct(info, sizeof found, &found);
     return CMM_OK;
 }

@@ -25,7 +25,8 @@ typedef void cmm_activate_f64(int32_t activation, int64_t n, double *z);
 
 /* A checked call. A cmm_ff layer is a task with nodes = neurons, trees = 1 and no path. */
 typedef struct cmm_task {
-    int32_t dtype, activation, tie, depth;
+    int32_t dtype, weight_dtype; /* of tokens, sums and bias; of the rows of w_in and w_out */
+    int32_t activation, tie, depth;
     int64_t trees, nodes, d_in, d_out, ld_in, ld_out;
     const void *w_in, *bias, *w_out;
     int64_t batch;
@@ -42,27 +43,40 @@ typedef struct cmm_task {
 /* What a kernel computes. */
 typedef enum cmm_op { CMM_OP_FFF, CMM_OP_FF, CMM_OP_ACT, CMM_OPS } cmm_op;
 
+/* One kernel is for one type of tokens and one of rows: a kernel file holds one for each pair of its list of types
+ * (for_each_type.h), and they are alike in everything above x_type. */
 typedef struct cmm_kernel {
     cmm_op op;
     const char *name;   /* its file's name */
     const char *level;  /* "naive", "blas1", ..., "native" */
     const char *method; /* of several kernels of one level and isa: "walk", "group"; else "" */
     const char *isa;    /* "any": whatever the compiler chose; else "scalar", "avx2", ... */
-    uint32_t cpu;       /* CMM_CPU_ bits that must be there */
     int32_t blas;       /* 0: none; 1: needs dot and axpy; 2: gemv too; 3: gemm too */
     const char *absent; /* NULL, or why this build left the kernel out */
 
-    /* Whether this kernel is the one to take for a task, where the kernel further up the list could do it too.
-     * NULL: always. */
-    int (*suits)(const cmm_task *task);
+    int32_t x_type; /* of tokens, bias, sums, logits and outputs: CMM_F32, CMM_F64 */
+    int32_t w_type; /* of rows of w_in and w_out: CMM_F32, ... */
+    uint32_t cpu;   /* CMM_CPU_ bits that must be there */
+
+    /* Whether this kernel can do a task of its types at all, and whether it is the one to take where the kernel further
+     * up the list could do it too. NULL: always. */
+    int (*can_implement)(const cmm_task *task);
+    int (*is_preferred)(const cmm_task *task);
     /* Bytes of scratch memory that run() needs for count tokens, aligned to CMM_ALIGNMENT. NULL means none. */
     int64_t (*scratch)(const cmm_task *task, int64_t count);
-    /* For CMM_F32 and CMM_F64: do tokens first .. first + count - 1. count is at least 1. */
-    void (*run[2])(const cmm_task *task, int64_t first, int64_t count, void *scratch);
+    /* Do tokens first .. first + count - 1. count is at least 1. */
+    void (*run)(const cmm_task *task, int64_t first, int64_t count, void *scratch);
 
-    cmm_activate_f32 *activate_f32; /* of CMM_OP_ACT */
+    cmm_activate_f32 *activate_f32; /* of CMM_OP_ACT, whose kernels are for both types of tokens at once */
     cmm_activate_f64 *activate_f64;
 } cmm_kernel;
+
+/* A kernel of a BLAS level can do what fits the 32 bits that BLAS counts in. */
+static inline int cmm_fits_blas(const cmm_task *task)
+{
+    return task->d_in <= INT32_MAX && task->d_out <= INT32_MAX && task->ld_in <= INT32_MAX &&
+           task->ld_out <= INT32_MAX && task->nodes <= INT32_MAX;
+}
 
 /* For kernel files whose name and value are made of macros. */
 #define CMM_JOIN(a, b) CMM_JOIN_(a, b)

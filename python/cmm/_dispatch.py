@@ -72,7 +72,7 @@ def isas() -> tuple[list[str], list[str]]:
 
 
 class Kernel(NamedTuple):
-    """One entry of libcmm's list of kernels."""
+    """One entry of libcmm's list of kernels, for one type of tokens and one of rows ("" where it is for all)."""
 
     operation: str
     name: str
@@ -81,6 +81,8 @@ class Kernel(NamedTuple):
     isa: str
     usable: bool
     why: str
+    x_type: str
+    w_type: str
 
 
 def kernels() -> list[Kernel]:
@@ -93,7 +95,8 @@ def kernels() -> list[Kernel]:
             raise failure(status)
         operation, name, level = text(info.operation), text(info.name), text(info.level)
         method, isa, why = text(info.method), text(info.isa), text(info.why)
-        found.append(Kernel(operation, name, level, method, isa, bool(info.usable), why))
+        types = text(info.x_type), text(info.w_type)
+        found.append(Kernel(operation, name, level, method, isa, bool(info.usable), why, *types))
     return found
 
 

@@ -18,21 +18,21 @@
 #include <stdlib.h>
 
 /* The kernels of the list whose operation is act (a stub stands in for those of other architectures). */
-#define DECLARE_act(name) extern const cmm_kernel cmm_act_##name;
+#define DECLARE_act(name) extern const cmm_kernel *const cmm_act_##name[];
 #define DECLARE_fff(name)
 #define DECLARE_ff(name)
 #define CMM_KERNEL(op, name, architecture, flags) DECLARE_##op(name)
 #include "kernels.inc"
 #undef CMM_KERNEL
-#define LIST_act(name) &cmm_act_##name,
+#define LIST_act(name) cmm_act_##name,
 #define LIST_fff(name)
 #define LIST_ff(name)
 #define CMM_KERNEL(op, name, architecture, flags) LIST_##op(name)
-static const cmm_kernel *const all_kernels[] = {
+static const cmm_kernel *const *const files[] = { /* of one kernel each */
 #include "kernels.inc"
 };
 
-enum { KERNELS = sizeof all_kernels / sizeof *all_kernels, ACTIVATIONS = 5, BLOCK = 4096, LANES = 16 };
+enum { KERNELS = sizeof files / sizeof *files, ACTIVATIONS = 5, BLOCK = 4096, LANES = 16 };
 
 static const char *const names[ACTIVATIONS] = {"gelu", "gelu_tanh", "relu", "silu", "identity"};
 static const double bounds_f32[ACTIVATIONS] = {CMM_GELU_ULP_F32, CMM_GELU_TANH_ULP_F32, 0, CMM_SILU_ULP_F32, 0};
@@ -326,9 +326,9 @@ int main(int argc, char **argv)
     }
     printf("kernels:");
     for (int k = 0; k < KERNELS; k++)
-        if (!all_kernels[k]->absent && (all_kernels[k]->cpu & ~cmm_cpu_machine()->cpu) == 0) {
-            kernels[kernel_count++] = all_kernels[k];
-            printf(" %s", all_kernels[k]->name);
+        if (!files[k][0]->absent && (files[k][0]->cpu & ~cmm_cpu_machine()->cpu) == 0) {
+            kernels[kernel_count++] = files[k][0];
+            printf(" %s", files[k][0]->name);
         }
     printf("\n");
     for (int activation = 0; activation < ACTIVATIONS; activation++) {

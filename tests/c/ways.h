@@ -46,6 +46,8 @@ static void ways_find(void)
             CHECK(cmm_kernel_get(k, &kernel) == CMM_OK, "kernel %d", k);
             if (!kernel.usable || strcmp(kernel.operation, "fff") != 0)
                 continue;
+            if (strcmp(kernel.x_type, "float32") != 0 || strcmp(kernel.w_type, "float32") != 0)
+                continue; /* a way is for all types */
             if (strcmp(kernel.isa, "any") != 0 && strcmp(kernel.isa, act.isa) != 0)
                 continue;
             const int needs_blas = strncmp(kernel.level, "blas", 4) == 0;

@@ -1,13 +1,16 @@
 /* The loops over the activations, for the compiler to vectorise with the flags of the file that includes this one.
  * Blocks have a fixed length, a multiple of every vector's, so that they need no scalar remainder; the last, shorter
  * block goes through a buffer. */
-#ifndef REAL
-#include "../activation.h"
+#ifndef CMM_TYPE
 #include "../kernel.h"
-#define CMM_BODY "act/loops.inl"
-#include "../each_real.h"
+#include "../activation.h"
 
-const cmm_kernel CMM_JOIN(cmm_act_, ISA) = {
+#define CMM_BODY "act/loops.inl"
+#define CMM_LIST CMM_SAME_TYPES
+#include "../for_each_type.h"
+
+/* One kernel for both types. */
+static const cmm_kernel kernel = {
     .op = CMM_OP_ACT,
     .name = CMM_TEXT(ISA),
     .level = "",
@@ -17,6 +20,8 @@ const cmm_kernel CMM_JOIN(cmm_act_, ISA) = {
     .activate_f32 = activate_f32,
     .activate_f64 = activate_f64,
 };
+const cmm_kernel *const CMM_JOIN(cmm_act_, ISA)[] = {&kernel, NULL};
+
 #else
 
 #define LOOP(FUNCTION)                                     \
@@ -25,7 +30,7 @@ const cmm_kernel CMM_JOIN(cmm_act_, ISA) = {
             for (int i = 0; i < 64; i++)                   \
                 z[i] = FUNCTION(z[i]);                     \
         for (; n > 0; n -= 16, z += 16) {                  \
-            REAL block[16] = {0};                          \
+            X block[16] = {0};                          \
             const int count = n < 16 ? (int)n : 16;        \
             for (int i = 0; i < count; i++)                \
                 block[i] = z[i];                           \
@@ -37,13 +42,13 @@ const cmm_kernel CMM_JOIN(cmm_act_, ISA) = {
         break;                                             \
     }
 
-static void NAME(activate)(int32_t activation, int64_t n, REAL *z)
+static void XNAME(activate)(int32_t activation, int64_t n, X *z)
 {
     switch (activation) {
-    case CMM_GELU: LOOP(NAME(cmm_act_gelu))
-    case CMM_GELU_TANH: LOOP(NAME(cmm_act_gelu_tanh))
-    case CMM_RELU: LOOP(NAME(cmm_act_relu))
-    case CMM_SILU: LOOP(NAME(cmm_act_silu))
+    case CMM_GELU: LOOP(XNAME(cmm_act_gelu))
+    case CMM_GELU_TANH: LOOP(XNAME(cmm_act_gelu_tanh))
+    case CMM_RELU: LOOP(XNAME(cmm_act_relu))
+    case CMM_SILU: LOOP(XNAME(cmm_act_silu))
     default: break; /* CMM_IDENTITY */
     }
 }

@@ -93,7 +93,8 @@ static cmm_status find_device(cmm_cuda_task *task)
     return CMM_OK;
 }
 
-/* The last kernel of the list that is what was asked for, can do the task, and suits or was asked for by its method. */
+/* The last kernel of the list that is what was asked for, can do the task, and is preferred or was asked for by its
+ * method. */
 static cmm_status find_kernel(const char *op, const char *level, const char *method, const cmm_cuda_task *task,
                               const cmm_cuda_kernel **found)
 {
@@ -103,9 +104,9 @@ static cmm_status find_kernel(const char *op, const char *level, const char *met
             continue;
         if (method && strcmp(kernel->method, method) != 0)
             continue;
-        if (kernel->can && !kernel->can(task))
+        if (kernel->can_implement && !kernel->can_implement(task))
             continue;
-        if (!method && kernel->suits && !kernel->suits(task))
+        if (!method && kernel->is_preferred && !kernel->is_preferred(task))
             continue;
         *found = kernel;
         return CMM_OK;
@@ -240,7 +241,7 @@ cmm_status cmm_cuda_kernel_get(int32_t index, cmm_kernel_info *info)
     if (!info)
         return CMM_ERROR_INFO_NULL;
     cmm_kernel_info found;
-    if (!cmm_read_struct(&found, sizeof found, sizeof found, info))
+    if (!cmm_read_struct(&found, sizeof found, offsetof(cmm_kernel_info, x_type), info))
         return CMM_ERROR_INFO_SIZE;
     if (index < 0 || index >= KERNELS)
         return CMM_ERROR_INDEX;
@@ -252,6 +253,7 @@ cmm_status cmm_cuda_kernel_get(int32_t index, cmm_kernel_info *info)
     found.method = kernel->method;
     found.isa = "cuda";
     found.why = found.usable ? "" : "there is no NVIDIA GPU with a driver that can run it";
+    found.x_type = found.w_type = ""; /* each is for every type */
     cmm_write_struct(info, sizeof found, &found);
     return CMM_OK;
 }

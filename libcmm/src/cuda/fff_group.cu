@@ -115,7 +115,7 @@ static int split_of(const cmm_cuda_task *task)
     return task->depth + 1 - below;
 }
 
-static int can(const cmm_cuda_task *task)
+static int can_implement(const cmm_cuda_task *task)
 {
     const int split = rows_fit(task) && task->trees == 1 ? split_of(task) : 0;
     return split >= 1 && split <= MOST_SPLIT;
@@ -123,7 +123,7 @@ static int can(const cmm_cuda_task *task)
 
 /* Measured on an H200: worth its second launch from some thousand tokens on, where most of the walk is not in L1
  * anyway; but with 16-bit weights that fit in L2, walk is bound by instructions, and faster. */
-static int suits(const cmm_cuda_task *task)
+static int is_preferred(const cmm_cuda_task *task)
 {
     const int64_t weights = task->nodes * (task->d_in + task->d_out) * cmm_element_size(task->dtype);
     return task->batch >= FROM && split_of(task) >= 4 && (task->dtype == CMM_F32 || weights > L2_BYTES);
@@ -180,4 +180,4 @@ static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *mem
     return for_rows<group>(task, stream, memory);
 }
 
-extern const cmm_cuda_kernel cmm_cuda_fff_group = {"fff", "group", "cuda", "group", can, suits, workspace, run};
+extern const cmm_cuda_kernel cmm_cuda_fff_group = {"fff", "group", "cuda", "group", can_implement, is_preferred, workspace, run};

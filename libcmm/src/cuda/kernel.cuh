@@ -25,8 +25,8 @@ struct cmm_cuda_task : cmm_task {
 struct cmm_cuda_kernel {
     const char *op, *name, *level, *method;
     /* Whether this kernel can do a task at all, and whether it is the one to take. NULL: always. */
-    int (*can)(const cmm_cuda_task *task);
-    int (*suits)(const cmm_cuda_task *task);
+    int (*can_implement)(const cmm_cuda_task *task);
+    int (*is_preferred)(const cmm_cuda_task *task);
     /* Bytes of workspace; NULL: none. */
     int64_t (*workspace)(const cmm_cuda_task *task);
     cudaError_t (*run)(const cmm_cuda_task *task, cudaStream_t stream, void *workspace);

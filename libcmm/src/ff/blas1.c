@@ -4,58 +4,63 @@
  * Memory: all weights once per chunk.
  * Sums:   the dot of the BLAS, then the bias; y sums the neurons in order.
  * Limit:  two loads for each fused multiply-add, and the calls. */
-#ifndef REAL
+#ifndef CMM_TYPE
 #include "../kernel.h"
 
 #define CMM_BODY "ff/blas1.c"
+#define CMM_LIST CMM_SAME_TYPES
+#include "../for_each_type.h"
 
-static int64_t chunk_tokens(const cmm_task *task, int64_t count)
+CMM_EXPORT(cmm_ff_blas1)
+
+#else
+
+static int64_t NAME(chunk_tokens)(const cmm_task *task, int64_t count)
 {
-    const int64_t size = task->dtype == CMM_F32 ? 4 : 8;
+    const int64_t size = sizeof(X);
     int64_t tokens = task->machine->l2 / 2 / ((task->d_in + task->d_out) * size);
     tokens = tokens < 16 ? 16 : tokens > 1024 ? 1024 : tokens;
     return tokens < count ? tokens : count;
 }
 
-#include "../each_real.h"
-
-static int64_t scratch(const cmm_task *task, int64_t count)
-{
-    return chunk_tokens(task, count) * (int64_t)sizeof(double);
-}
-
-const cmm_kernel cmm_ff_blas1 = {.op = CMM_OP_FF,
-                                 .name = "blas1",
-                                 .level = "blas1",
-                                 .method = "",
-                                 .isa = "any",
-                                 .blas = 1,
-                                 .scratch = scratch,
-                                 .run = {run_f32, run_f64}};
-
-#else
-
 static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
 {
-    REAL *const h = memory;
+    X *const h = memory;
     const int32_t one = 1, d_in = (int32_t)task->d_in, d_out = (int32_t)task->d_out;
-    const int64_t chunk = chunk_tokens(task, count);
-    const REAL *const w_in = task->w_in, *const bias = task->bias, *const w_out = task->w_out;
+    const int64_t chunk = NAME(chunk_tokens)(task, count);
+    const X *const w_in = task->w_in, *const bias = task->bias, *const w_out = task->w_out;
     for (int64_t done = 0; done < count; done += chunk) {
         const int64_t tokens = chunk < count - done ? chunk : count - done;
-        const REAL *const x = (const REAL *)task->x + (first + done) * d_in;
-        REAL *const y = (REAL *)task->y + (first + done) * d_out;
+        const X *const x = (const X *)task->x + (first + done) * d_in;
+        X *const y = (X *)task->y + (first + done) * d_out;
         for (int64_t i = 0; i < tokens * d_out; i++)
             y[i] = 0;
         for (int64_t row = 0; row < task->nodes; row++) {
             for (int64_t t = 0; t < tokens; t++)
                 h[t] = task->blas->BLAS(dot)(&d_in, w_in + row * task->ld_in, &one, x + t * d_in, &one) +
                        (bias ? bias[row] : 0);
-            task->NAME(activate)(task->activation, tokens, h);
+            task->XNAME(activate)(task->activation, tokens, h);
             for (int64_t t = 0; t < tokens; t++)
                 task->blas->BLAS(axpy)(&d_out, &h[t], w_out + row * task->ld_out, &one, y + t * d_out, &one);
         }
     }
 }
+
+static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
+{
+    return NAME(chunk_tokens)(task, count) * (int64_t)sizeof(X);
+}
+
+static const cmm_kernel NAME(kernel) = {.op = CMM_OP_FF,
+                                        .name = "blas1",
+                                        .level = "blas1",
+                                        .method = "",
+                                        .isa = "any",
+                                        .blas = 1,
+                                        .x_type = X_TYPE,
+                                        .w_type = W_TYPE,
+                                        .can_implement = cmm_fits_blas,
+                                        .scratch = NAME(scratch),
+                                        .run = NAME(run)};
 
 #endif

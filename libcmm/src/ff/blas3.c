@@ -3,19 +3,11 @@
  * Memory: all weights once per chunk; the hidden values of a chunk are written and read once.
  * Sums:   those of the BLAS, then the bias.
  * Limit:  the rate of gemm. */
-#ifndef REAL
+#ifndef CMM_TYPE
 #include "../kernel.h"
 
 #define CMM_BODY "ff/blas3.c"
-
-/* Tokens of a chunk: enough for gemm to run at its full rate, few enough for the hidden values to stay in L3. */
-static int64_t chunk_tokens(const cmm_task *task, int64_t count)
-{
-    const int64_t size = task->dtype == CMM_F32 ? 4 : 8, neurons = task->nodes > 0 ? task->nodes : 1;
-    int64_t tokens = task->machine->l3 / 4 / (neurons * size);
-    tokens = tokens < 64 ? 64 : tokens > 1024 ? 1024 : tokens;
-    return tokens < count ? tokens : count;
-}
+#define CMM_LIST CMM_SAME_TYPES
 
 /* Elements from one token's hidden values to the next: whole cache lines, for the gemms' sake. */
 static int64_t hidden_stride(const cmm_task *task)
@@ -23,50 +15,64 @@ static int64_t hidden_stride(const cmm_task *task)
     return task->nodes < INT32_MAX - 15 ? (task->nodes + 15) / 16 * 16 : task->nodes; /* BLAS counts in 32 bits */
 }
 
-#include "../each_real.h"
+#include "../for_each_type.h"
 
-static int64_t scratch(const cmm_task *task, int64_t count)
-{
-    return chunk_tokens(task, count) * hidden_stride(task) * (task->dtype == CMM_F32 ? 4 : 8);
-}
-
-const cmm_kernel cmm_ff_blas3 = {.op = CMM_OP_FF,
-                                 .name = "blas3",
-                                 .level = "blas3",
-                                 .method = "",
-                                 .isa = "any",
-                                 .blas = 3,
-                                 .scratch = scratch,
-                                 .run = {run_f32, run_f64}};
+CMM_EXPORT(cmm_ff_blas3)
 
 #else
 
+/* Tokens of a chunk: enough for gemm to run at its full rate, few enough for the hidden values to stay in L3. */
+static int64_t NAME(chunk_tokens)(const cmm_task *task, int64_t count)
+{
+    const int64_t size = sizeof(X), neurons = task->nodes > 0 ? task->nodes : 1;
+    int64_t tokens = task->machine->l3 / 4 / (neurons * size);
+    tokens = tokens < 64 ? 64 : tokens > 1024 ? 1024 : tokens;
+    return tokens < count ? tokens : count;
+}
+
 static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
 {
-    REAL *const h = memory;
+    X *const h = memory;
     const int32_t d_in = (int32_t)task->d_in, d_out = (int32_t)task->d_out, neurons = (int32_t)task->nodes;
     const int32_t ld_in = (int32_t)task->ld_in, ld_out = (int32_t)task->ld_out, ld_h = (int32_t)hidden_stride(task);
-    const int64_t chunk = chunk_tokens(task, count);
-    const REAL unit = 1, zero = 0;
-    const REAL *const bias = task->bias;
+    const int64_t chunk = NAME(chunk_tokens)(task, count);
+    const X unit = 1, zero = 0;
+    const X *const bias = task->bias;
     for (int64_t i = 0; neurons == 0 && i < count * d_out; i++)
-        ((REAL *)task->y)[first * d_out + i] = 0;
+        ((X *)task->y)[first * d_out + i] = 0;
     for (int64_t done = 0; neurons > 0 && done < count; done += chunk) {
         const int32_t tokens = (int32_t)(chunk < count - done ? chunk : count - done);
-        const REAL *const x = (const REAL *)task->x + (first + done) * d_in;
-        REAL *const y = (REAL *)task->y + (first + done) * d_out;
+        const X *const x = (const X *)task->x + (first + done) * d_in;
+        X *const y = (X *)task->y + (first + done) * d_out;
         /* BLAS is column-major: what it calls h (neurons x tokens) is our row-major h (tokens x neurons). */
         task->blas->BLAS(gemm)("T", "N", &neurons, &tokens, &d_in, &unit, task->w_in, &ld_in, x, &d_in, &zero, h,
                                &ld_h);
         for (int64_t t = 0; t < tokens; t++) {
-            REAL *const row = h + t * ld_h;
+            X *const row = h + t * ld_h;
             for (int64_t n = 0; bias && n < neurons; n++)
                 row[n] += bias[n];
-            task->NAME(activate)(task->activation, neurons, row);
+            task->XNAME(activate)(task->activation, neurons, row);
         }
         task->blas->BLAS(gemm)("N", "N", &d_out, &tokens, &neurons, &unit, task->w_out, &ld_out, h, &ld_h, &zero, y,
                                &d_out);
     }
 }
+
+static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
+{
+    return NAME(chunk_tokens)(task, count) * hidden_stride(task) * (int64_t)sizeof(X);
+}
+
+static const cmm_kernel NAME(kernel) = {.op = CMM_OP_FF,
+                                        .name = "blas3",
+                                        .level = "blas3",
+                                        .method = "",
+                                        .isa = "any",
+                                        .blas = 3,
+                                        .x_type = X_TYPE,
+                                        .w_type = W_TYPE,
+                                        .can_implement = cmm_fits_blas,
+                                        .scratch = NAME(scratch),
+                                        .run = NAME(run)};
 
 #endif

@@ -3,37 +3,37 @@
  * Memory: rows of w_in one dependent read after another; rows of w_out prefetched as soon as the path names them.
  * Sums:   the dot of the BLAS, then the bias; y sums trees, then levels, in order.
  * Limit:  the calls, and the wait for each row of w_in. Sharing rows between tokens (level 3) moves it. */
-#ifndef REAL
+#ifndef CMM_TYPE
 #include "../kernel.h"
 
 #define CMM_BODY "fff/blas1.c"
-#include "../each_real.h"
+#define CMM_LIST CMM_SAME_TYPES
+#include "../for_each_type.h"
 
-const cmm_kernel cmm_fff_blas1 = {
-    .op = CMM_OP_FFF, .name = "blas1", .level = "blas1", .method = "", .isa = "any", .blas = 1, .run = {run_f32, run_f64}};
+CMM_EXPORT(cmm_fff_blas1)
 
 #else
 
-static void NAME(prefetch)(const REAL *row, int64_t n)
+static void NAME(prefetch)(const X *row, int64_t n)
 {
-    for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(REAL))
+    for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(X))
         __builtin_prefetch(row + i);
 }
 
 /* One tree and one token: the path down, all activations at once, and the weighted sum into y. */
-static void NAME(tree)(const cmm_task *task, int64_t tree, const REAL *x, REAL *y, int32_t *nodes_out,
-                       REAL *logits_out)
+static void NAME(tree)(const cmm_task *task, int64_t tree, const X *x, X *y, int32_t *nodes_out,
+                       X *logits_out)
 {
     const int32_t one = 1, d_in = (int32_t)task->d_in, d_out = (int32_t)task->d_out, levels = task->depth + 1;
-    const REAL *const w_in = task->w_in, *const bias = task->bias, *const w_out = task->w_out;
+    const X *const w_in = task->w_in, *const bias = task->bias, *const w_out = task->w_out;
     const int64_t base = tree * task->nodes;
     int64_t node = 0, rows[CMM_MAX_DEPTH + 1];
-    REAL logits[CMM_MAX_DEPTH + 1];
+    X logits[CMM_MAX_DEPTH + 1];
     for (int32_t level = 0; level < levels; level++) {
         const int64_t row = rows[level] = base + node;
         if (y)
             NAME(prefetch)(w_out + row * task->ld_out, d_out);
-        REAL logit = task->blas->BLAS(dot)(&d_in, w_in + row * task->ld_in, &one, x, &one);
+        X logit = task->blas->BLAS(dot)(&d_in, w_in + row * task->ld_in, &one, x, &one);
         if (bias)
             logit += bias[row];
         if (nodes_out)
@@ -45,7 +45,7 @@ static void NAME(tree)(const cmm_task *task, int64_t tree, const REAL *x, REAL *
     }
     if (!y)
         return;
-    task->NAME(activate)(task->activation, levels, logits);
+    task->XNAME(activate)(task->activation, levels, logits);
     for (int32_t level = 0; level < levels; level++)
         task->blas->BLAS(axpy)(&d_out, &logits[level], w_out + rows[level] * task->ld_out, &one, y, &one);
 }
@@ -55,16 +55,27 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
     (void)scratch;
     const int64_t levels = task->depth + 1;
     for (int64_t token = first; token < first + count; token++) {
-        const REAL *const x = (const REAL *)task->x + token * task->d_in;
-        REAL *const y = task->y ? (REAL *)task->y + token * task->d_out : NULL;
+        const X *const x = (const X *)task->x + token * task->d_in;
+        X *const y = task->y ? (X *)task->y + token * task->d_out : NULL;
         for (int64_t o = 0; y && o < task->d_out; o++)
             y[o] = 0;
         for (int64_t tree = 0; tree < task->trees; tree++) {
             const int64_t path = (token * task->trees + tree) * levels;
             NAME(tree)(task, tree, x, y, task->nodes_out ? task->nodes_out + path : NULL,
-                       task->logits_out ? (REAL *)task->logits_out + path : NULL);
+                       task->logits_out ? (X *)task->logits_out + path : NULL);
         }
     }
 }
+
+static const cmm_kernel NAME(kernel) = {.op = CMM_OP_FFF,
+                                        .name = "blas1",
+                                        .level = "blas1",
+                                        .method = "",
+                                        .isa = "any",
+                                        .blas = 1,
+                                        .x_type = X_TYPE,
+                                        .w_type = W_TYPE,
+                                        .can_implement = cmm_fits_blas,
+                                        .run = NAME(run)};
 
 #endif

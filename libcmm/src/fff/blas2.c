@@ -6,43 +6,30 @@
  * Memory: a chunk's x and y stay in L2; each row visited by the chunk comes from L3 or memory once per chunk.
  * Sums:   those of the BLAS, then the bias; y sums trees, then levels, in order.
  * Limit:  the cost of one item. Real matrix products over groups of tokens (level 3) move it. */
-#ifndef REAL
+#ifndef CMM_TYPE
 #include "../kernel.h"
 
 #define CMM_BODY "fff/blas2.c"
+#define CMM_LIST CMM_SAME_TYPES
+#include "../for_each_type.h"
+
+CMM_EXPORT(cmm_fff_blas2)
+
+#else
 
 /* Tokens of a chunk: their x and y take half of L2. */
-static int64_t chunk_tokens(const cmm_task *task)
+static int64_t NAME(chunk_tokens)(const cmm_task *task)
 {
-    const int64_t size = task->dtype == CMM_F32 ? 4 : 8;
+    const int64_t size = sizeof(X);
     const int64_t tokens = task->machine->l2 / 2 / ((task->d_in + task->d_out) * size);
     return tokens < 16 ? 16 : tokens > 8192 ? 8192 : tokens;
 }
 
-#include "../each_real.h"
-
-static int64_t scratch(const cmm_task *task, int64_t count)
-{
-    const int64_t chunk = chunk_tokens(task) < count ? chunk_tokens(task) : count;
-    return chunk * (int64_t)(3 * sizeof(void *) + sizeof(double) + 3 * sizeof(int32_t));
-}
-
-const cmm_kernel cmm_fff_blas2 = {.op = CMM_OP_FFF,
-                                  .name = "blas2",
-                                  .level = "blas2",
-                                  .method = "",
-                                  .isa = "any",
-                                  .blas = 2,
-                                  .scratch = scratch,
-                                  .run = {run_f32, run_f64}};
-
-#else
-
 /* The items of one batch, all of the same shape; item i belongs to token order[i] of the chunk. */
 typedef struct {
-    const REAL **row, **x;
-    REAL **y;
-    REAL *logit;
+    const X **row, **x;
+    X **y;
+    X *logit;
     int32_t *order, *next, *node;
 } NAME(batch);
 
@@ -51,7 +38,7 @@ static void NAME(dots)(const cmm_blas *blas, const NAME(batch) *b, int32_t items
 {
     const int32_t one = 1;
     if (blas->BLAS(gemv_batch)) {
-        const REAL unit = 1, zero = 0;
+        const X unit = 1, zero = 0;
         for (int32_t i = 0; i < items; i++)
             b->y[i] = &b->logit[i];
         blas->BLAS(gemv_batch)("T", &d, &one, &unit, b->row, &ld, b->x, &one, &zero, b->y, &one, &one, &items);
@@ -66,7 +53,7 @@ static void NAME(axpys)(const cmm_blas *blas, const NAME(batch) *b, int32_t item
 {
     const int32_t one = 1;
     if (blas->BLAS(gemv_batch)) {
-        const REAL unit = 1;
+        const X unit = 1;
         for (int32_t i = 0; i < items; i++)
             b->x[i] = &b->logit[i];
         blas->BLAS(gemv_batch)("N", &d, &one, &unit, b->row, &ld, b->x, &one, &unit, b->y, &one, &one, &items);
@@ -101,13 +88,13 @@ static void NAME(descend)(const cmm_task *task, NAME(batch) *b, int32_t items)
 static void NAME(chunk)(const cmm_task *task, int64_t first, int32_t items, NAME(batch) *b)
 {
     const int32_t levels = task->depth + 1, d_in = (int32_t)task->d_in, d_out = (int32_t)task->d_out;
-    const REAL *const x = (const REAL *)task->x + first * d_in, *const bias = task->bias;
-    REAL *const y = task->y ? (REAL *)task->y + first * d_out : NULL;
+    const X *const x = (const X *)task->x + first * d_in, *const bias = task->bias;
+    X *const y = task->y ? (X *)task->y + first * d_out : NULL;
     for (int64_t i = 0; y && i < (int64_t)items * d_out; i++)
         y[i] = 0;
     for (int64_t tree = 0; tree < task->trees; tree++) {
-        const REAL *const w_in = (const REAL *)task->w_in + tree * task->nodes * task->ld_in;
-        const REAL *const w_out = y ? (const REAL *)task->w_out + tree * task->nodes * task->ld_out : NULL;
+        const X *const w_in = (const X *)task->w_in + tree * task->nodes * task->ld_in;
+        const X *const w_out = y ? (const X *)task->w_out + tree * task->nodes * task->ld_out : NULL;
         for (int32_t i = 0; i < items; i++) {
             b->order[i] = i;
             b->node[i] = 0;
@@ -126,7 +113,7 @@ static void NAME(chunk)(const cmm_task *task, int64_t first, int32_t items, NAME
                 if (task->nodes_out)
                     task->nodes_out[step] = node;
                 if (task->logits_out)
-                    ((REAL *)task->logits_out)[step] = b->logit[i];
+                    ((X *)task->logits_out)[step] = b->logit[i];
                 if (y) {
                     b->row[i] = w_out + node * task->ld_out;
                     b->y[i] = y + (int64_t)token * d_out;
@@ -134,7 +121,7 @@ static void NAME(chunk)(const cmm_task *task, int64_t first, int32_t items, NAME
             }
             NAME(descend)(task, b, items);
             if (y) {
-                task->NAME(activate)(task->activation, items, b->logit);
+                task->XNAME(activate)(task->activation, items, b->logit);
                 NAME(axpys)(task->blas, b, items, d_out, (int32_t)task->ld_out);
             }
         }
@@ -143,17 +130,35 @@ static void NAME(chunk)(const cmm_task *task, int64_t first, int32_t items, NAME
 
 static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
 {
-    const int64_t limit = chunk_tokens(task), chunk = limit < count ? limit : count;
+    const int64_t limit = NAME(chunk_tokens)(task), chunk = limit < count ? limit : count;
     NAME(batch) b;
     b.row = memory;
     b.x = b.row + chunk;
-    b.y = (REAL **)(b.x + chunk);
-    b.logit = (REAL *)(b.y + chunk);
+    b.y = (X **)(b.x + chunk);
+    b.logit = (X *)(b.y + chunk);
     b.order = (int32_t *)(b.logit + chunk);
     b.next = b.order + chunk;
     b.node = b.next + chunk;
     for (int64_t done = 0; done < count; done += chunk)
         NAME(chunk)(task, first + done, (int32_t)(chunk < count - done ? chunk : count - done), &b);
 }
+
+static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
+{
+    const int64_t chunk = NAME(chunk_tokens)(task) < count ? NAME(chunk_tokens)(task) : count;
+    return chunk * (int64_t)(3 * sizeof(void *) + sizeof(X) + 3 * sizeof(int32_t));
+}
+
+static const cmm_kernel NAME(kernel) = {.op = CMM_OP_FFF,
+                                        .name = "blas2",
+                                        .level = "blas2",
+                                        .method = "",
+                                        .isa = "any",
+                                        .blas = 2,
+                                        .x_type = X_TYPE,
+                                        .w_type = W_TYPE,
+                                        .can_implement = cmm_fits_blas,
+                                        .scratch = NAME(scratch),
+                                        .run = NAME(run)};
 
 #endif

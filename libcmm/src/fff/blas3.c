@@ -10,12 +10,13 @@
  * Sums:   those of the BLAS, then the bias.
  * Limit:  logits computed and not visited, and the gathering of x. Kernels that share rows without computing the
  *         unvisited ones (native) move it. */
-#ifndef REAL
+#ifndef CMM_TYPE
 #include "../kernel.h"
 
 #include <string.h>
 
 #define CMM_BODY "fff/blas3.c"
+#define CMM_LIST CMM_SAME_TYPES
 
 enum {
     TIER = 3,        /* levels of a tier */
@@ -51,22 +52,9 @@ static void *take(char *memory, int64_t *used, int64_t bytes)
     return piece;
 }
 
-#include "../each_real.h"
+#include "../for_each_type.h"
 
-static int64_t scratch(const cmm_task *task, int64_t count)
-{
-    return task->dtype == CMM_F32 ? lay_out_f32(task, count, NULL, &(work_f32){0})
-                                  : lay_out_f64(task, count, NULL, &(work_f64){0});
-}
-
-const cmm_kernel cmm_fff_blas3 = {.op = CMM_OP_FFF,
-                                  .name = "blas3",
-                                  .level = "blas3",
-                                  .method = "",
-                                  .isa = "any",
-                                  .blas = 3,
-                                  .scratch = scratch,
-                                  .run = {run_f32, run_f64}};
+CMM_EXPORT(cmm_fff_blas3)
 
 #else
 
@@ -75,16 +63,16 @@ typedef struct {
     int32_t *sorted;       /* [CHUNK] the order to be */
     int32_t *child;        /* [CHUNK] where each token of a group left the tier */
     int32_t *node;         /* [CHUNK][levels] the path */
-    REAL *logit;           /* [CHUNK][levels], and then the activations */
-    REAL *x;               /* [BLOCK][d_in] gathered */
-    REAL *y;               /* [BLOCK][d_out] to be scattered */
-    REAL *w_in, *w_out;    /* [2^TIER - 1][d_in] and [PANEL][d_out]: the rows of a subtree side by side */
-    REAL *product;         /* [BLOCK][max(PANEL, merged rows)] logits, and then coefficients */
+    X *logit;           /* [CHUNK][levels], and then the activations */
+    X *x;               /* [BLOCK][d_in] gathered */
+    X *y;               /* [BLOCK][d_out] to be scattered */
+    X *w_in, *w_out;    /* [2^TIER - 1][d_in] and [PANEL][d_out]: the rows of a subtree side by side */
+    X *product;         /* [BLOCK][max(PANEL, merged rows)] logits, and then coefficients */
 } NAME(work);
 
 static int64_t NAME(lay_out)(const cmm_task *task, int64_t count, char *memory, NAME(work) *w)
 {
-    const int64_t size = sizeof(REAL), tokens = least(count, CHUNK), block = least(count, BLOCK);
+    const int64_t size = sizeof(X), tokens = least(count, CHUNK), block = least(count, BLOCK);
     const int64_t merged = merged_trees(task) * task->nodes, levels = task->depth + 1;
     int64_t used = 0;
     w->product = take(memory, &used, block * (is_shallow(task) ? merged : (int64_t)PANEL) * size);
@@ -102,13 +90,13 @@ static int64_t NAME(lay_out)(const cmm_task *task, int64_t count, char *memory, 
     return used;
 }
 
-static int NAME(goes_right)(const cmm_task *task, REAL logit)
+static int NAME(goes_right)(const cmm_task *task, X logit)
 {
     return task->tie == CMM_TIE_RIGHT ? logit >= 0 : logit > 0;
 }
 
 /* A coefficient of 0 hides a row only if the row is finite. */
-static int NAME(finite)(const REAL *row, int64_t n)
+static int NAME(finite)(const X *row, int64_t n)
 {
     int bad = 0;
     for (int64_t i = 0; i < n; i++)
@@ -118,45 +106,45 @@ static int NAME(finite)(const REAL *row, int64_t n)
 
 /* product[tokens][rows] = x[tokens][d_in] times the rows of w, transposed. BLAS is column-major: what it calls
  * rows x tokens is our row-major tokens x rows. */
-static void NAME(logits_of)(const cmm_task *task, int32_t tokens, const REAL *x, int32_t rows, const REAL *w,
-                            int64_t ld, REAL *product)
+static void NAME(logits_of)(const cmm_task *task, int32_t tokens, const X *x, int32_t rows, const X *w,
+                            int64_t ld, X *product)
 {
     const int32_t d_in = (int32_t)task->d_in, ld_in = (int32_t)ld;
-    const REAL unit = 1, zero = 0;
+    const X unit = 1, zero = 0;
     task->blas->BLAS(gemm)("T", "N", &rows, &tokens, &d_in, &unit, w, &ld_in, x, &d_in, &zero, product, &rows);
 }
 
 /* y[tokens][d_out] = beta y + product[tokens][rows] times the rows of w. */
-static void NAME(outputs_of)(const cmm_task *task, int32_t tokens, REAL *y, int32_t rows, const REAL *w, int64_t ld,
-                             const REAL *product, REAL beta)
+static void NAME(outputs_of)(const cmm_task *task, int32_t tokens, X *y, int32_t rows, const X *w, int64_t ld,
+                             const X *product, X beta)
 {
     const int32_t d_out = (int32_t)task->d_out, ld_out = (int32_t)ld;
-    const REAL unit = 1;
+    const X unit = 1;
     task->blas->BLAS(gemm)("N", "N", &d_out, &tokens, &rows, &unit, w, &ld_out, product, &rows, &beta, y, &d_out);
 }
 
 /* ---- shallow trees: all their nodes, many trees at once --------------------------------------------------------- */
 
 /* Walk one token through the logits of one whole tree, and leave coefficients in their place: 0 where it was not. */
-static void NAME(walk_whole)(const cmm_task *task, int64_t token, int64_t tree, REAL *logits)
+static void NAME(walk_whole)(const cmm_task *task, int64_t token, int64_t tree, X *logits)
 {
     const int32_t levels = task->depth + 1;
-    const REAL *const bias = task->bias ? (const REAL *)task->bias + tree * task->nodes : NULL;
+    const X *const bias = task->bias ? (const X *)task->bias + tree * task->nodes : NULL;
     int64_t node = 0, step = (token * task->trees + tree) * levels;
     int32_t visited[SHALLOW];
-    REAL coefficients[SHALLOW];
+    X coefficients[SHALLOW];
     for (int32_t level = 0; level < levels; level++, step++) {
-        const REAL logit = bias ? logits[node] + bias[node] : logits[node];
+        const X logit = bias ? logits[node] + bias[node] : logits[node];
         if (task->nodes_out)
             task->nodes_out[step] = (int32_t)node;
         if (task->logits_out)
-            ((REAL *)task->logits_out)[step] = logit;
+            ((X *)task->logits_out)[step] = logit;
         visited[level] = (int32_t)node;
         coefficients[level] = logit;
         node = 2 * node + 1 + NAME(goes_right)(task, logit);
     }
     if (levels > 1)
-        memset(logits, 0, (size_t)task->nodes * sizeof(REAL));
+        memset(logits, 0, (size_t)task->nodes * sizeof(X));
     for (int32_t level = 0; level < levels; level++)
         logits[visited[level]] = coefficients[level];
 }
@@ -167,11 +155,11 @@ static void NAME(run_shallow)(const cmm_task *task, int64_t first, int64_t count
     const int32_t one = 1, width = (int32_t)d_out;
     for (int64_t done = 0; done < count; done += BLOCK) {
         const int32_t tokens = (int32_t)least(BLOCK, count - done);
-        const REAL *const x = (const REAL *)task->x + (first + done) * task->d_in;
-        REAL *const y = task->y ? (REAL *)task->y + (first + done) * d_out : NULL;
+        const X *const x = (const X *)task->x + (first + done) * task->d_in;
+        X *const y = task->y ? (X *)task->y + (first + done) * d_out : NULL;
         for (int64_t tree = 0; tree < task->trees; tree += merged) {
             const int64_t trees = least(merged, task->trees - tree), rows = trees * nodes;
-            NAME(logits_of)(task, tokens, x, (int32_t)rows, (const REAL *)task->w_in + tree * nodes * task->ld_in,
+            NAME(logits_of)(task, tokens, x, (int32_t)rows, (const X *)task->w_in + tree * nodes * task->ld_in,
                             task->ld_in, w->product);
             for (int64_t t = 0; t < tokens; t++)
                 for (int64_t k = 0; k < trees; k++)
@@ -179,8 +167,8 @@ static void NAME(run_shallow)(const cmm_task *task, int64_t first, int64_t count
             if (!y)
                 continue;
             /* Where act(0) is not what an unvisited node should give, this would be wrong; it is 0 for all of them. */
-            task->NAME(activate)(task->activation, tokens * rows, w->product);
-            const REAL *const w_out = (const REAL *)task->w_out + tree * nodes * task->ld_out;
+            task->XNAME(activate)(task->activation, tokens * rows, w->product);
+            const X *const w_out = (const X *)task->w_out + tree * nodes * task->ld_out;
             int finite = 1;
             for (int64_t r = 0; nodes > 1 && r < rows; r++)
                 finite &= NAME(finite)(w_out + r * task->ld_out, d_out);
@@ -188,7 +176,7 @@ static void NAME(run_shallow)(const cmm_task *task, int64_t first, int64_t count
                 NAME(outputs_of)(task, tokens, y, (int32_t)rows, w_out, task->ld_out, w->product, tree == 0 ? 0 : 1);
                 continue;
             }
-            memset(y, 0, tree == 0 ? (size_t)(tokens * d_out) * sizeof(REAL) : 0);
+            memset(y, 0, tree == 0 ? (size_t)(tokens * d_out) * sizeof(X) : 0);
             for (int64_t t = 0; t < tokens; t++)
                 for (int64_t r = 0; r < rows; r++)
                     if (w->product[t * rows + r] != 0)
@@ -205,16 +193,16 @@ typedef struct {
     const cmm_task *task;
     const NAME(work) *work;
     int64_t first, tree;
-    const REAL *w_in, *bias, *w_out; /* of this tree */
-    const REAL *x;
-    REAL *y;
+    const X *w_in, *bias, *w_out; /* of this tree */
+    const X *x;
+    X *y;
 } NAME(pass);
 
 /* The first tree finds no output yet. */
 static void NAME(clear)(const NAME(pass) *p, int32_t token)
 {
     if (p->tree == 0)
-        memset(p->y + token * p->task->d_out, 0, (size_t)p->task->d_out * sizeof(REAL));
+        memset(p->y + token * p->task->d_out, 0, (size_t)p->task->d_out * sizeof(X));
 }
 
 static void NAME(add_row)(const NAME(pass) *p, int32_t token, int32_t level)
@@ -225,7 +213,7 @@ static void NAME(add_row)(const NAME(pass) *p, int32_t token, int32_t level)
                               p->y + (int64_t)token * d_out, &one);
 }
 
-static void NAME(visit)(const NAME(pass) *p, int32_t token, int32_t level, int64_t node, REAL logit)
+static void NAME(visit)(const NAME(pass) *p, int32_t token, int32_t level, int64_t node, X logit)
 {
     const int32_t levels = p->task->depth + 1;
     const int64_t step = ((p->first + token) * p->task->trees + p->tree) * levels + level;
@@ -234,7 +222,7 @@ static void NAME(visit)(const NAME(pass) *p, int32_t token, int32_t level, int64
     if (p->task->nodes_out)
         p->task->nodes_out[step] = (int32_t)node;
     if (p->task->logits_out)
-        ((REAL *)p->task->logits_out)[step] = logit;
+        ((X *)p->task->logits_out)[step] = logit;
 }
 
 /* A token that is nearly alone at a node: to its leaf by dot, and out by axpy. */
@@ -242,7 +230,7 @@ static void NAME(finish_alone)(const NAME(pass) *p, int32_t token, int64_t node,
 {
     const int32_t one = 1, levels = p->task->depth + 1, d_in = (int32_t)p->task->d_in;
     for (; level < levels; level++) {
-        REAL logit = p->task->blas->BLAS(dot)(&d_in, p->w_in + node * p->task->ld_in, &one,
+        X logit = p->task->blas->BLAS(dot)(&d_in, p->w_in + node * p->task->ld_in, &one,
                                               p->x + (int64_t)token * d_in, &one);
         if (p->bias)
             logit += p->bias[node];
@@ -252,18 +240,18 @@ static void NAME(finish_alone)(const NAME(pass) *p, int32_t token, int64_t node,
     if (!p->y)
         return;
     NAME(clear)(p, token);
-    p->task->NAME(activate)(p->task->activation, levels, p->work->logit + (int64_t)token * levels);
+    p->task->XNAME(activate)(p->task->activation, levels, p->work->logit + (int64_t)token * levels);
     for (level = 0; level < levels; level++)
         NAME(add_row)(p, token, level);
 }
 
 /* Copy the rows of the subtree of `tier` levels below node side by side, in heap order. */
-static void NAME(copy_subtree)(const REAL *w, int64_t ld, int64_t d, int64_t node, int32_t tier, REAL *panel)
+static void NAME(copy_subtree)(const X *w, int64_t ld, int64_t d, int64_t node, int32_t tier, X *panel)
 {
     int64_t begin = node;
     for (int32_t level = 0; level < tier; level++, begin = 2 * begin + 1)
         for (int64_t i = 0; i < (int64_t)1 << level; i++, panel += d)
-            memcpy(panel, w + (begin + i) * ld, (size_t)d * sizeof(REAL));
+            memcpy(panel, w + (begin + i) * ld, (size_t)d * sizeof(X));
 }
 
 /* The outputs of a group whose tokens share the path down to `node`, at level `level`, and leave the tree `tier` levels
@@ -276,16 +264,16 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
     const int64_t d_out = task->d_out;
     const int32_t *const path = w->node + (int64_t)w->order[begin] * levels;
     for (int32_t i = 0; i < level; i++)
-        memcpy(w->w_out + i * d_out, p->w_out + path[i] * task->ld_out, (size_t)d_out * sizeof(REAL));
+        memcpy(w->w_out + i * d_out, p->w_out + path[i] * task->ld_out, (size_t)d_out * sizeof(X));
     NAME(copy_subtree)(p->w_out, task->ld_out, d_out, node, tier, w->w_out + level * d_out);
     const int finite = NAME(finite)(w->w_out + level * d_out, (rows - level) * d_out);
     for (int64_t done = begin; done < end; done += BLOCK) {
         const int32_t tokens = (int32_t)least(BLOCK, end - done);
-        memset(w->product, 0, (size_t)(tokens * rows) * sizeof(REAL));
+        memset(w->product, 0, (size_t)(tokens * rows) * sizeof(X));
         for (int32_t t = 0; t < tokens; t++) {
             const int32_t token = w->order[done + t];
-            REAL *const logit = w->logit + (int64_t)token * levels, *const c = w->product + t * rows;
-            task->NAME(activate)(task->activation, levels, logit);
+            X *const logit = w->logit + (int64_t)token * levels, *const c = w->product + t * rows;
+            task->XNAME(activate)(task->activation, levels, logit);
             for (int32_t i = 0; i < level; i++)
                 c[i] = logit[i];
             /* Level i of the subtree begins at (node + 1) 2^i - 1 in the tree and at 2^i - 1 in the panel. */
@@ -298,7 +286,7 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
             NAME(outputs_of)(task, tokens, w->y, rows, w->w_out, d_out, w->product, 0);
         for (int32_t t = 0; t < tokens; t++) {
             const int32_t token = w->order[done + t];
-            REAL *const y = p->y + token * d_out;
+            X *const y = p->y + token * d_out;
             if (!finite)
                 NAME(clear)(p, token);
             for (int32_t i = 0; !finite && i < levels; i++)
@@ -322,7 +310,7 @@ static void NAME(group)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
         return;
     }
     /* The rows below the root lie side by side already. */
-    const REAL *panel = p->w_in;
+    const X *panel = p->w_in;
     int64_t ld = task->ld_in;
     if (level > 0) {
         NAME(copy_subtree)(p->w_in, task->ld_in, task->d_in, node, tier, w->w_in);
@@ -332,11 +320,11 @@ static void NAME(group)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
     int64_t starts[(1 << TIER) + 1] = {0};
     for (int64_t done = begin; done < end; done += BLOCK) {
         const int32_t tokens = (int32_t)least(BLOCK, end - done);
-        const REAL *x = p->x + done * task->d_in; /* at the root the tokens are in their own order */
+        const X *x = p->x + done * task->d_in; /* at the root the tokens are in their own order */
         if (level > 0) {
             for (int32_t t = 0; t < tokens; t++)
                 memcpy(w->x + t * task->d_in, p->x + w->order[done + t] * task->d_in,
-                       (size_t)task->d_in * sizeof(REAL));
+                       (size_t)task->d_in * sizeof(X));
             x = w->x;
         }
         NAME(logits_of)(task, tokens, x, rows, panel, ld, w->product);
@@ -344,7 +332,7 @@ static void NAME(group)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
             int64_t at = 0;
             for (int32_t i = 0; i < tier; i++) {
                 const int64_t in_tree = at + (((int64_t)1 << i) * node); /* heap index of a subtree's node */
-                REAL logit = w->product[t * rows + at];
+                X logit = w->product[t * rows + at];
                 if (p->bias)
                     logit += p->bias[in_tree];
                 NAME(visit)(p, w->order[done + t], level + i, in_tree, logit);
@@ -384,17 +372,34 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
     for (int64_t done = 0; done < count; done += CHUNK) {
         const int64_t tokens = least(CHUNK, count - done);
         NAME(pass) p = {.task = task, .work = &w, .first = first + done};
-        p.x = (const REAL *)task->x + p.first * task->d_in;
-        p.y = task->y ? (REAL *)task->y + p.first * task->d_out : NULL;
+        p.x = (const X *)task->x + p.first * task->d_in;
+        p.y = task->y ? (X *)task->y + p.first * task->d_out : NULL;
         for (p.tree = 0; p.tree < task->trees; p.tree++) {
-            p.w_in = (const REAL *)task->w_in + p.tree * task->nodes * task->ld_in;
-            p.bias = task->bias ? (const REAL *)task->bias + p.tree * task->nodes : NULL;
-            p.w_out = task->y ? (const REAL *)task->w_out + p.tree * task->nodes * task->ld_out : NULL;
+            p.w_in = (const X *)task->w_in + p.tree * task->nodes * task->ld_in;
+            p.bias = task->bias ? (const X *)task->bias + p.tree * task->nodes : NULL;
+            p.w_out = task->y ? (const X *)task->w_out + p.tree * task->nodes * task->ld_out : NULL;
             for (int64_t i = 0; i < tokens; i++)
                 w.order[i] = (int32_t)i;
             NAME(group)(&p, 0, tokens, 0, 0);
         }
     }
 }
+
+static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
+{
+    return NAME(lay_out)(task, count, NULL, &(NAME(work)){0});
+}
+
+static const cmm_kernel NAME(kernel) = {.op = CMM_OP_FFF,
+                                        .name = "blas3",
+                                        .level = "blas3",
+                                        .method = "",
+                                        .isa = "any",
+                                        .blas = 3,
+                                        .x_type = X_TYPE,
+                                        .w_type = W_TYPE,
+                                        .can_implement = cmm_fits_blas,
+                                        .scratch = NAME(scratch),
+                                        .run = NAME(run)};
 
 #endif

@@ -12,10 +12,11 @@
  * Memory: x twice and y once; each row of the top once per block, each row below about once.
  * Sums:   fff/tile.inl; the same bits as every other native kernel.
  * Limit:  reading x from L2 at each level of the descent, and x and y from memory. */
-#ifndef REAL
+#ifndef CMM_TYPE
 #include "native.h"
 
 #define CMM_BODY "fff/group.inl"
+#define CMM_LIST CMM_TYPES
 
 enum {
     BLOCK = 128,   /* tokens that descend together: their x fits in L2 */
@@ -25,12 +26,33 @@ enum {
     WAVE = 8       /* tokens that go down together at the end: their x fits in L1 */
 };
 
+static void *take(char *memory, int64_t *used, int64_t bytes)
+{
+    void *const piece = memory ? memory + *used : NULL;
+    *used += (bytes + CMM_ALIGNMENT - 1) / CMM_ALIGNMENT * CMM_ALIGNMENT;
+    return piece;
+}
+
+/* Below these sizes there is too little to share. Trees of one or two levels share little but their roots, as walking
+ * does too, and grouping would read and write y once per tree. */
+static int is_preferred(const cmm_task *task)
+{
+    return task->depth >= 2 && task->batch >= (task->trees == 1 ? 8 : 16);
+}
+
+#include "../for_each_type.h"
+
+NATIVE_EXPORT(group)
+
+#else
+#include "tile.inl"
+
 /* Levels of the first phase: 0 when one phase is enough, because the tree is small or the tokens are few. Else as many
  * as leave BUCKET tokens to each subtree, as long as the rows above the subtrees stay in L2. */
-static int32_t split_level(const cmm_task *task, int64_t tokens)
+static int32_t NAME(split_level)(const cmm_task *task, int64_t tokens)
 {
-    const int64_t row_in = row_bytes(task) / (task->d_in + task->d_out) * task->d_in, l2 = task->machine->l2;
-    if (task->nodes * row_bytes(task) <= 4 * l2 || tokens <= 2 * BLOCK)
+    const int64_t row_in = task->d_in * (int64_t)sizeof(W), l2 = task->machine->l2;
+    if (task->nodes * NAME(row_bytes)(task) <= 4 * l2 || tokens <= 2 * BLOCK)
         return 0;
     int32_t level = 0;
     while (level < task->depth && tokens >> (level + 1) >= BUCKET && (row_in << (level + 1)) <= l2 / 2)
@@ -39,56 +61,28 @@ static int32_t split_level(const cmm_task *task, int64_t tokens)
 }
 
 /* Whether y goes past the caches: it is done with, and would leave them anyway before anyone reads it. */
-static int streams(const cmm_task *task)
+static int NAME(streams)(const cmm_task *task)
 {
-    const int64_t size = row_bytes(task) / (task->d_in + task->d_out);
-    return task->trees == 1 && (uintptr_t)task->y % CMM_ALIGNMENT == 0 && task->d_out * size % CMM_ALIGNMENT == 0 &&
-           (task->nodes + task->batch) * row_bytes(task) > task->machine->l3;
+    const int64_t y_row = task->d_out * (int64_t)sizeof(X), x_row = task->d_in * (int64_t)sizeof(X);
+    return task->trees == 1 && (uintptr_t)task->y % CMM_ALIGNMENT == 0 && y_row % CMM_ALIGNMENT == 0 &&
+           task->nodes * NAME(row_bytes)(task) + task->batch * (x_row + y_row) > task->machine->l3;
 }
-
-static void *take(char *memory, int64_t *used, int64_t bytes)
-{
-    void *const piece = memory ? memory + *used : NULL;
-    *used += (bytes + CMM_ALIGNMENT - 1) / CMM_ALIGNMENT * CMM_ALIGNMENT;
-    return piece;
-}
-
-#include "../each_real.h"
-
-static int64_t scratch(const cmm_task *task, int64_t count)
-{
-    return task->dtype == CMM_F32 ? lay_out_f32(task, count, NULL, &(pass_f32){0})
-                                  : lay_out_f64(task, count, NULL, &(pass_f64){0});
-}
-
-/* Below these sizes there is too little to share. Trees of one or two levels share little but their roots, as walking
- * does too, and grouping would read and write y once per tree. */
-static int suits(const cmm_task *task)
-{
-    return task->depth >= 2 && task->batch >= (task->trees == 1 ? 8 : 16);
-}
-
-#define SUITS suits
-#define METHOD group
-#include "kernel_value.h"
-
-#else
-#include "tile.inl"
 
 /* One tree over one chunk of tokens; tokens are counted from the chunk's first. */
 typedef struct {
     const cmm_task *task;
     int64_t first, tree;
     int way; /* what becomes of y */
-    const REAL *w_in, *bias, *w_out; /* of this tree */
-    const REAL *x;
-    REAL *y;
+    const W *w_in, *w_out; /* of this tree */
+    const X *bias;
+    const X *x;
+    X *y;
     int32_t *order;     /* [tokens] in the order of their groups */
     int32_t *spare;     /* [tokens] room for a split or a sort */
     int32_t *node;      /* [tokens] where each token is going to */
-    REAL *logit;        /* [tokens][levels] */
-    REAL *c;            /* [TILE][levels] activations */
-    const REAL **row;   /* [TILE][levels] */
+    X *logit;           /* [tokens][levels] */
+    X *c;               /* [TILE][levels] activations */
+    const W **row;      /* [TILE][levels] */
     int64_t next, next_end; /* places in `order` of the tokens whose x comes nearer meanwhile */
 } NAME(pass);
 
@@ -99,10 +93,15 @@ static int64_t NAME(lay_out)(const cmm_task *task, int64_t count, char *memory, 
     p->order = take(memory, &used, tokens * (int64_t)sizeof(int32_t));
     p->spare = take(memory, &used, tokens * (int64_t)sizeof(int32_t));
     p->node = take(memory, &used, tokens * (int64_t)sizeof(int32_t));
-    p->logit = take(memory, &used, tokens * levels * (int64_t)sizeof(REAL));
-    p->c = take(memory, &used, TILE * levels * (int64_t)sizeof(REAL));
-    p->row = take(memory, &used, TILE * levels * (int64_t)sizeof(REAL *));
+    p->logit = take(memory, &used, tokens * levels * (int64_t)sizeof(X));
+    p->c = take(memory, &used, TILE * levels * (int64_t)sizeof(X));
+    p->row = take(memory, &used, TILE * levels * (int64_t)sizeof(W *));
     return used;
+}
+
+static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
+{
+    return NAME(lay_out)(task, count, NULL, &(NAME(pass)){0});
 }
 
 /* Visit `node` with the tokens order[begin .. end), and split them: those that go left come first. Returns their
@@ -111,21 +110,21 @@ static int64_t NAME(visit)(NAME(pass) *p, int64_t begin, int64_t end, int64_t no
 {
     const cmm_task *const task = p->task;
     const int64_t levels = task->depth + 1, d_in = task->d_in;
-    const REAL *const row = p->w_in + node * task->ld_in;
+    const W *const row = p->w_in + node * task->ld_in;
     int64_t left = begin, right = 0;
     for (int64_t i = begin; i < end; i += TILE) {
         const int tokens = (int)least(TILE, end - i);
-        const REAL *x[TILE];
-        REAL logits[TILE];
+        const X *x[TILE];
+        X logits[TILE];
         int32_t token[TILE];
         for (int t = 0; t < tokens; t++) {
             token[t] = p->order[i + t];
             x[t] = p->x + token[t] * d_in;
         }
-        const REAL *const ahead = p->next < p->next_end ? p->x + p->order[p->next++] * d_in : NULL;
+        const X *const ahead = p->next < p->next_end ? p->x + p->order[p->next++] * d_in : NULL;
         NAME(dots)(tokens, row, x, d_in, logits, ahead);
         for (int t = 0; t < tokens; t++) {
-            const REAL logit = p->bias ? logits[t] + p->bias[node] : logits[t];
+            const X logit = p->bias ? logits[t] + p->bias[node] : logits[t];
             const int goes_right = NAME(goes_right)(task, logit);
             p->logit[token[t] * levels + level] = logit;
             p->order[left] = token[t];
@@ -210,9 +209,9 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end)
         for (int t = 0; t < tokens; t++) {
             const int64_t token = p->order[i + t];
             const uint32_t leaf = (uint32_t)p->node[token] + 1; /* one level below the last visited node */
-            const REAL *const logit = p->logit + token * levels;
-            REAL *const c = p->c + t * levels;
-            const REAL **const row = p->row + t * levels;
+            const X *const logit = p->logit + token * levels;
+            X *const c = p->c + t * levels;
+            const W **const row = p->row + t * levels;
             for (int32_t level = 0; level < levels; level++) {
                 const int64_t node = (int64_t)(leaf >> (levels - level)) - 1;
                 c[level] = logit[level];
@@ -222,12 +221,12 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end)
             for (int32_t level = 0; task->nodes_out && level < levels; level++)
                 task->nodes_out[step + level] = (int32_t)(leaf >> (levels - level)) - 1;
             if (task->logits_out)
-                memcpy((REAL *)task->logits_out + step, logit, (size_t)levels * sizeof(REAL));
+                memcpy((X *)task->logits_out + step, logit, (size_t)levels * sizeof(X));
             share[t] = (NAME(share)){row, c, p->y ? p->y + token * task->d_out : NULL};
         }
         if (!p->y)
             continue;
-        task->NAME(activate)(task->activation, tokens * levels, p->c);
+        task->XNAME(activate)(task->activation, tokens * levels, p->c);
         const int shared =
             NAME(shared_rows)(p->node[p->order[i]], p->node[p->order[i + tokens - 1]], levels);
         NAME(outputs)(tokens, share, task->d_out, p->way, shared, levels);
@@ -267,10 +266,10 @@ static void NAME(aim)(NAME(pass) *p, int64_t tree)
 {
     const cmm_task *const task = p->task;
     p->tree = tree;
-    p->way = tree > 0 ? NAME(Y_ADD) : streams(task) ? NAME(Y_STREAM) : NAME(Y_STORE);
-    p->w_in = (const REAL *)task->w_in + tree * task->nodes * task->ld_in;
-    p->bias = task->bias ? (const REAL *)task->bias + tree * task->nodes : NULL;
-    p->w_out = task->y ? (const REAL *)task->w_out + tree * task->nodes * task->ld_out : NULL;
+    p->way = tree > 0 ? NAME(Y_ADD) : NAME(streams)(task) ? NAME(Y_STREAM) : NAME(Y_STORE);
+    p->w_in = (const W *)task->w_in + tree * task->nodes * task->ld_in;
+    p->bias = task->bias ? (const X *)task->bias + tree * task->nodes : NULL;
+    p->w_out = task->y ? (const W *)task->w_out + tree * task->nodes * task->ld_out : NULL;
 }
 
 static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
@@ -279,10 +278,10 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
     (void)NAME(lay_out)(task, count, memory, &p);
     for (int64_t done = 0; done < count; done += CHUNK) {
         const int64_t tokens = least(CHUNK, count - done);
-        const int32_t split = split_level(task, tokens);
+        const int32_t split = NAME(split_level)(task, tokens);
         p.first = first + done;
-        p.x = (const REAL *)task->x + p.first * task->d_in;
-        p.y = task->y ? (REAL *)task->y + p.first * task->d_out : NULL;
+        p.x = (const X *)task->x + p.first * task->d_in;
+        p.y = task->y ? (X *)task->y + p.first * task->d_out : NULL;
         if (split == 0) {
             for (int64_t at = 0; at < tokens; at += TURN) {
                 const int64_t end = least(at + TURN, tokens);
@@ -312,5 +311,7 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
     }
     vec_fence();
 }
+
+NATIVE_KERNEL(group, is_preferred)
 
 #endif

@@ -12,10 +12,28 @@ static inline int64_t least(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* Bytes of both rows of one neuron. */
-static inline int64_t row_bytes(const cmm_task *task)
-{
-    return (task->d_in + task->d_out) * (task->dtype == CMM_F32 ? (int64_t)sizeof(float) : (int64_t)sizeof(double));
-}
+/* Rows in the type of the tokens are loaded as those are, and need nothing more of the CPU. */
+enum { LOAD_CPU_f32 = 0, LOAD_CPU_f64 = 0 };
+static inline vec_f32 load_w_f32(const float *p) { return vec_load_f32(p); }
+static inline vec_f32 load_w_masked_f32(const float *p, int64_t n) { return vec_load_part_f32(p, n); }
+static inline vec_f64 load_w_f64(const double *p) { return vec_load_f64(p); }
+static inline vec_f64 load_w_masked_f64(const double *p, int64_t n) { return vec_load_part_f64(p, n); }
+
+/* The value that ends the body of a native kernel, and what its file exports: cmm_fff_<method>_<ISA>. */
+#define NATIVE_KERNEL(METHOD, IS_PREFERRED)                   \
+    static const cmm_kernel NAME(kernel) = {                  \
+        .op = CMM_OP_FFF,                                     \
+        .name = #METHOD "_" CMM_TEXT(ISA),                    \
+        .level = "native",                                    \
+        .method = #METHOD,                                    \
+        .isa = CMM_TEXT(ISA),                                 \
+        .x_type = X_TYPE,                                     \
+        .w_type = W_TYPE,                                     \
+        .cpu = ISA_CPU | NAME(LOAD_CPU),                      \
+        .is_preferred = IS_PREFERRED,                         \
+        .scratch = NAME(scratch),                             \
+        .run = NAME(run),                                     \
+    };
+#define NATIVE_EXPORT(METHOD) CMM_EXPORT(CMM_JOIN(cmm_fff_##METHOD##_, ISA))
 
 #endif

@@ -10,51 +10,61 @@
  * Sums:   fff/tile.inl; the same bits as every other native kernel.
  * Limit:  for one token and one tree, depth + 1 dependent row reads; for trees of one node the fused multiply-adds of
  *         both tiles. Sharing rows between tokens below the root (group) moves it. */
-#ifndef REAL
+#ifndef CMM_TYPE
 #include "native.h"
 
 #define CMM_BODY "fff/walk.inl"
+#define CMM_LIST CMM_TYPES
 
 enum { BLOCK = 64 }; /* tokens that use a handful of trees while it is in L2 */
 
+#include "../for_each_type.h"
+
+NATIVE_EXPORT(walk)
+
+#else
+#include "tile.inl"
+
+/* One token for up to TILE rows: dots_of_token(). */
+#define SHARED X
+#define LOAD_SHARED XNAME(vec_load)
+#define LOAD_SHARED_MASKED XNAME(vec_load_part)
+#define VARYING W
+#define LOAD_VARYING NAME(load_w)
+#define LOAD_VARYING_MASKED NAME(load_w_masked)
+#define DOT(a) NAME(a##_of_token)
+#include "dot.inl"
+
 /* Trees of a handful: half of L2, but enough for lockstep, and not more than there are. */
-static int64_t handful(const cmm_task *task, const int tile)
+static int64_t NAME(most_trees)(const cmm_task *task)
 {
-    int64_t trees = task->machine->l2 / 2 / (task->nodes * row_bytes(task));
-    if (trees < tile)
-        trees = tile;
+    int64_t trees = task->machine->l2 / 2 / (task->nodes * NAME(row_bytes)(task));
+    if (trees < TILE)
+        trees = TILE;
     if (trees > 256)
         trees = 256;
     return least(trees, task->trees);
 }
 
-#include "../each_real.h"
-
-static int64_t scratch(const cmm_task *task, int64_t count)
+static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
 {
     (void)count;
-    return TILE * handful(task, TILE) *
-           ((task->depth + 1) * (int64_t)(sizeof(void *) + sizeof(double)) + (int64_t)sizeof(int64_t));
+    return TILE * NAME(most_trees)(task) *
+           ((task->depth + 1) * (int64_t)(sizeof(void *) + sizeof(X)) + (int64_t)sizeof(int64_t));
 }
-
-#define METHOD walk
-#include "kernel_value.h"
-
-#else
-#include "tile.inl"
 
 typedef struct {
     const cmm_task *task;
     int64_t tree, trees; /* of the handful */
-    const REAL **row;    /* [TILE][trees][levels] */
-    REAL *c;             /* [TILE][trees][levels] logits, and then activations */
+    const W **row;       /* [TILE][trees][levels] */
+    X *c;                /* [TILE][trees][levels] logits, and then activations */
     int64_t *node;       /* [TILE][trees] where each token is going to */
 } NAME(handful);
 
 /* out[r][t] = dot(w[r], x[t]) for ROWS rows and 1 <= tokens <= TILE: 12 fused multiply-adds for 7 loads, where dots()
  * has 4 for 5. */
-static void NAME(dots_of_rows)(int tokens, const REAL *const w[ROWS], const REAL *const *x, int64_t d,
-                               REAL (*out)[TILE], const REAL *ahead)
+static void NAME(dots_of_rows)(int tokens, const W *const w[ROWS], const X *const *x, int64_t d,
+                               X (*out)[TILE], const X *ahead)
 {
     switch (tokens) {
 #if TILE >= 4
@@ -79,21 +89,21 @@ static void NAME(dots_of_rows)(int tokens, const REAL *const w[ROWS], const REAL
 
 /* The token in place t has this logit at `node` of tree k of the handful. Returns the child it goes to. */
 static inline int64_t NAME(visit)(const NAME(handful) *h, int64_t token, int64_t t, int64_t k, int32_t level,
-                                  int64_t node, REAL logit)
+                                  int64_t node, X logit)
 {
     const cmm_task *const task = h->task;
     const int64_t levels = task->depth + 1, tree = h->tree + k, at = tree * task->nodes + node;
     const int64_t place = (t * h->trees + k) * levels + level;
     const int64_t step = (token * task->trees + tree) * levels + level;
     if (task->bias)
-        logit += ((const REAL *)task->bias)[at];
+        logit += ((const X *)task->bias)[at];
     if (task->nodes_out)
         task->nodes_out[step] = (int32_t)node;
     if (task->logits_out)
-        ((REAL *)task->logits_out)[step] = logit;
+        ((X *)task->logits_out)[step] = logit;
     h->c[place] = logit;
     if (task->y) {
-        h->row[place] = (const REAL *)task->w_out + at * task->ld_out;
+        h->row[place] = (const W *)task->w_out + at * task->ld_out;
         if (task->depth > 0) /* the rows of trees of one node follow each other */
             NAME(prefetch_head)(h->row[place], task->d_out);
     }
@@ -101,15 +111,15 @@ static inline int64_t NAME(visit)(const NAME(handful) *h, int64_t token, int64_t
 }
 
 /* The roots of the handful: `tokens` tokens share a root's row, ROWS roots the tokens. */
-static void NAME(roots)(const NAME(handful) *h, int64_t token, int tokens, const REAL *const *x)
+static void NAME(roots)(const NAME(handful) *h, int64_t token, int tokens, const X *const *x)
 {
     const cmm_task *const task = h->task;
     const int64_t stride = task->nodes * task->ld_in;
-    const REAL *const first = (const REAL *)task->w_in + h->tree * stride;
+    const W *const first = (const W *)task->w_in + h->tree * stride;
     for (int64_t k = 0, n; k < h->trees; k += n) {
-        REAL logit[ROWS][TILE];
+        X logit[ROWS][TILE];
         if (h->trees - k >= ROWS) {
-            const REAL *const row[ROWS] = {first + k * stride, first + (k + 1) * stride, first + (k + 2) * stride};
+            const W *const row[ROWS] = {first + k * stride, first + (k + 1) * stride, first + (k + 2) * stride};
             NAME(dots_of_rows)(tokens, row, x, task->d_in, logit, NULL);
             n = ROWS;
         } else {
@@ -126,14 +136,14 @@ static void NAME(roots)(const NAME(handful) *h, int64_t token, int tokens, const
 static void NAME(lockstep)(const NAME(handful) *h, int64_t token, int64_t t, int64_t k, int n)
 {
     const cmm_task *const task = h->task;
-    const REAL *const x = (const REAL *)task->x + token * task->d_in;
+    const X *const x = (const X *)task->x + token * task->d_in;
     int64_t *const node = h->node + t * h->trees + k; /* where it goes to */
     for (int32_t level = 1; level <= task->depth; level++) {
-        const REAL *row[TILE];
-        REAL logit[TILE];
+        const W *row[TILE];
+        X logit[TILE];
         for (int i = 0; i < n; i++)
-            row[i] = (const REAL *)task->w_in + ((h->tree + k + i) * task->nodes + node[i]) * task->ld_in;
-        NAME(dots)(n, x, row, task->d_in, logit, NULL);
+            row[i] = (const W *)task->w_in + ((h->tree + k + i) * task->nodes + node[i]) * task->ld_in;
+        NAME(dots_of_token)(n, x, row, task->d_in, logit, NULL);
         for (int i = 0; i < n; i++)
             node[i] = NAME(visit)(h, token, t, k + i, level, node[i], logit[i]);
     }
@@ -144,29 +154,29 @@ static void NAME(through)(const NAME(handful) *h, int64_t token, int tokens)
 {
     const cmm_task *const task = h->task;
     const int64_t levels = task->depth + 1, rows = h->trees * levels;
-    const REAL *x[TILE];
+    const X *x[TILE];
     for (int t = 0; t < tokens; t++)
-        x[t] = (const REAL *)task->x + (token + t) * task->d_in;
+        x[t] = (const X *)task->x + (token + t) * task->d_in;
     NAME(roots)(h, token, tokens, x);
     for (int64_t k = 0; k < h->trees && levels > 1; k += TILE)
         for (int t = 0; t < tokens; t++)
             NAME(lockstep)(h, token + t, t, k, (int)least(TILE, h->trees - k));
     if (!task->y)
         return;
-    task->NAME(activate)(task->activation, tokens * rows, h->c);
+    task->XNAME(activate)(task->activation, tokens * rows, h->c);
     NAME(share) share[TILE];
     for (int t = 0; t < tokens; t++)
-        share[t] = (NAME(share)){h->row + t * rows, h->c + t * rows, (REAL *)task->y + (token + t) * task->d_out};
+        share[t] = (NAME(share)){h->row + t * rows, h->c + t * rows, (X *)task->y + (token + t) * task->d_out};
     const int shared = levels == 1 ? (int)rows : 0; /* every token visits the roots: trees of one node */
     NAME(outputs)(tokens, share, task->d_out, h->tree > 0 ? NAME(Y_ADD) : NAME(Y_STORE), shared, (int)rows);
 }
 
 static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
 {
-    const int64_t most = handful(task, TILE);
+    const int64_t most = NAME(most_trees)(task);
     NAME(handful) h = {.task = task, .node = memory};
-    h.row = (const REAL **)(h.node + TILE * most);
-    h.c = (REAL *)(h.row + TILE * most * (task->depth + 1));
+    h.row = (const W **)(h.node + TILE * most);
+    h.c = (X *)(h.row + TILE * most * (task->depth + 1));
     for (int64_t begin = first; begin < first + count; begin += BLOCK) {
         const int64_t end = least(begin + BLOCK, first + count);
         for (h.tree = 0; h.tree < task->trees; h.tree += most) {
@@ -176,5 +186,7 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
         }
     }
 }
+
+NATIVE_KERNEL(walk, NULL)
 
 #endif
