@@ -80,6 +80,8 @@ enum {
     CMM_ERROR_LD_OUT = 21,          /* ld_out is neither 0 nor at least d_out */
     CMM_ERROR_LAYER_TOO_LARGE = 22, /* the weights would not fit in the address space */
     CMM_ERROR_RESERVED = 23,        /* a reserved field is not 0 */
+    CMM_ERROR_WEIGHT_DTYPE = 24,    /* weight_dtype is neither 0 nor a type of rows that goes with this dtype */
+    CMM_ERROR_SCALE = 25,           /* scale_in or scale_out is not NULL */
 
     /* how to run: cmm_run, cmm_blas */
     CMM_ERROR_RUN_SIZE = 30,        /* run->size is none that the struct has or could have */
@@ -92,6 +94,7 @@ enum {
     CMM_ERROR_BLAS_MISSING = 37,    /* the level needs a BLAS: run->blas is NULL and none is linked */
     CMM_ERROR_BLAS_SIZE = 38,       /* blas->size is none that the struct has or could have */
     CMM_ERROR_BLAS_INCOMPLETE = 39, /* blas lacks one of dot, axpy, gemv, gemm for this dtype */
+    CMM_ERROR_LEVEL_WEIGHT_DTYPE = 40, /* the level has no kernel for rows of this weight_dtype */
 
     /* the arrays of a call */
     CMM_ERROR_BATCH = 50,           /* batch is negative */
@@ -131,6 +134,7 @@ enum {
     CMM_ERROR_PACKED_NULL = 106,    /* packed is NULL */
     CMM_ERROR_BYTES_NULL = 107,     /* bytes is NULL */
     CMM_ERROR_MEMORY_OVERLAP = 108, /* memory shares bytes with the layer's weights */
+    CMM_ERROR_OPTIONS_SIZE = 109,   /* options->size is none that the struct has or could have */
 
     /* libcmm_cuda, see cmm_cuda.h */
     CMM_ERROR_CUDA_LAUNCH = 120,       /* the driver did not accept a kernel */
@@ -142,8 +146,8 @@ enum {
     CMM_ERROR_WORKSPACE_OVERLAP = 126  /* workspace shares memory with an input or an output */
 };
 
-/* Element type of weights, input, output and logits. Sums are accumulated in the same type. The types of 16 bits are
- * libcmm_cuda's alone (cmm_cuda.h); the functions of this header refuse them. */
+/* Element types. `dtype` is that of input, bias, output and logits, and sums are accumulated in it: CMM_F32 or CMM_F64;
+ * the types of 16 bits are libcmm_cuda's alone (cmm_cuda.h). `weight_dtype` is that of the rows of weights. */
 enum { CMM_F32 = 0, CMM_F64 = 1, CMM_BF16 = 2, CMM_F16 = 3 };
 
 /* The activation of a neuron. GELU is the exact one: z * Phi(z). GELU_TANH is its tanh approximation. */
@@ -157,7 +161,7 @@ enum { CMM_MAX_DEPTH = 30, CMM_ALIGNMENT = 64 };
 /* A fast feedforward layer; nodes = 2^(depth+1) - 1. */
 typedef struct cmm_fff {
     uint32_t size;       /* sizeof(cmm_fff) */
-    int32_t dtype;       /* CMM_F32, CMM_F64 */
+    int32_t dtype;       /* of tokens, bias, outputs: CMM_F32, CMM_F64 */
     int32_t activation;  /* CMM_GELU, ... */
     int32_t tie;         /* CMM_TIE_LEFT, CMM_TIE_RIGHT */
     int32_t depth;       /* edges from root to leaf, 0 .. CMM_MAX_DEPTH */
@@ -170,7 +174,18 @@ typedef struct cmm_fff {
     const void *w_out;   /* [trees][nodes] rows of d_out elements (not read by cmm_cmm_forward) */
     int64_t ld_in;       /* elements from one row of w_in to the next; 0 means d_in */
     int64_t ld_out;      /* the same of w_out; 0 means d_out (not read by cmm_cmm_forward) */
+    /* since 0.2.0 */
+    int32_t weight_dtype;   /* of the rows of w_in and w_out; 0 means dtype. With CMM_F32 also CMM_BF16, CMM_F16 */
+    int32_t reserved_2;     /* 0 */
+    const float *scale_in;  /* NULL: for rows of integers, which are to come */
+    const float *scale_out; /* NULL */
 } cmm_fff;
+
+/* How to pack a layer. NULL, or all zero after the size: its rows stay as they are. */
+typedef struct cmm_pack_options {
+    uint32_t size;        /* sizeof(cmm_pack_options) */
+    int32_t weight_dtype; /* of the packed rows; 0 means that of the layer. Other rows are rounded to it */
+} cmm_pack_options;
 
 /* A dense feedforward layer, the yardstick: y = activation(x w_in^T + bias) w_out. */
 typedef struct cmm_ff {
@@ -285,6 +300,13 @@ CMM_API cmm_status cmm_ff_forward(const cmm_ff *layer, const cmm_run *run, int64
  * comes in huge pages (madvise, or an aligned allocation of a few MiB), a visited row costs no address translation. */
 CMM_API cmm_status cmm_fff_pack_size(const cmm_fff *layer, int64_t *bytes);
 CMM_API cmm_status cmm_fff_pack(const cmm_fff *layer, void *memory, int64_t bytes, cmm_fff *packed);
+
+/* The same, and rows of the layer's dtype become rows of options->weight_dtype: each number is rounded to the nearest,
+ * ties to even, beyond the largest to infinity as IEEE 754 has it, and NaN stays NaN. The bias stays as it is. The packed
+ * layer is the one with those rows: its results have the bits of a layer that holds the rounded numbers in its dtype. */
+CMM_API cmm_status cmm_fff_pack_size_as(const cmm_fff *layer, const cmm_pack_options *options, int64_t *bytes);
+CMM_API cmm_status cmm_fff_pack_as(const cmm_fff *layer, const cmm_pack_options *options, void *memory, int64_t bytes,
+                                   cmm_fff *packed);
 
 /* What this library and this machine can do: levels 0 .. cmm_level_count() - 1. run may be NULL; its blas and isa are
  * taken into account, so that the answer is about the call you would make. Set info->size first. */

@@ -1,6 +1,8 @@
 /* The checks that every call goes through, see checks.h. */
 #include "checks.h"
 
+#include "types.h"
+
 #include <string.h>
 
 enum { LARGEST_STRUCT = 4096 }; /* a larger size is none: it was not set, and memory behind the struct is not read */
@@ -82,17 +84,20 @@ cmm_status cmm_read_fff(const cmm_fff *given, int wants_y, cmm_task *task)
     const cmm_fff *const layer = &read;
     if (!given)
         return CMM_ERROR_LAYER_NULL;
-    if (!cmm_read_struct(&read, sizeof read, sizeof read, given))
+    if (!cmm_read_struct(&read, sizeof read, offsetof(cmm_fff, weight_dtype), given))
         return CMM_ERROR_LAYER_SIZE;
-    if (layer->reserved != 0)
+    if (layer->reserved != 0 || layer->reserved_2 != 0)
         return CMM_ERROR_RESERVED;
+    if (layer->scale_in || layer->scale_out)
+        return CMM_ERROR_SCALE;
     if (layer->tie != CMM_TIE_LEFT && layer->tie != CMM_TIE_RIGHT)
         return CMM_ERROR_TIE;
     if (layer->depth < 0 || layer->depth > CMM_MAX_DEPTH)
         return CMM_ERROR_DEPTH;
     if (layer->trees < 1)
         return CMM_ERROR_TREES;
-    task->dtype = task->weight_dtype = layer->dtype;
+    task->dtype = layer->dtype;
+    task->weight_dtype = layer->weight_dtype ? layer->weight_dtype : layer->dtype;
     task->activation = layer->activation;
     task->tie = layer->tie;
     task->depth = layer->depth;
@@ -136,10 +141,23 @@ cmm_status cmm_read_ff(const cmm_ff *given, cmm_task *task)
     return CMM_OK;
 }
 
+int cmm_rows_may_be(int32_t dtype, int32_t weight_dtype)
+{
+#define PAIR(name, x, w) {CMM_DTYPE_##x, CMM_DTYPE_##w},
+    static const int32_t pairs[][2] = {CMM_NARROW_TYPES(PAIR)};
+#undef PAIR
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+        if (pairs[i][0] == dtype && pairs[i][1] == weight_dtype)
+            return 1;
+    return weight_dtype == dtype;
+}
+
 cmm_status cmm_check_layer(const cmm_task *task, int32_t dtypes)
 {
     if (task->dtype < 0 || task->dtype >= dtypes)
         return CMM_ERROR_DTYPE;
+    if (!cmm_rows_may_be(task->dtype, task->weight_dtype))
+        return CMM_ERROR_WEIGHT_DTYPE;
     if (task->activation < CMM_GELU || task->activation > CMM_IDENTITY)
         return CMM_ERROR_ACTIVATION;
     if (task->d_in < 1)
@@ -150,10 +168,10 @@ cmm_status cmm_check_layer(const cmm_task *task, int32_t dtypes)
         return CMM_ERROR_LD_IN;
     if (task->ld_out < task->d_out)
         return CMM_ERROR_LD_OUT;
-    const int64_t size = cmm_element_size(task->dtype);
+    const int64_t size = cmm_element_size(task->weight_dtype);
     int64_t rows;
     if (__builtin_mul_overflow(task->trees, task->nodes, &rows) || cmm_bytes_of(rows, task->ld_in, size) < 0 ||
-        cmm_bytes_of(rows, task->ld_out, size) < 0)
+        cmm_bytes_of(rows, task->ld_out, size) < 0 || cmm_bytes_of(rows, cmm_element_size(task->dtype), 1) < 0)
         return CMM_ERROR_LAYER_TOO_LARGE;
     return CMM_OK;
 }
@@ -172,7 +190,7 @@ cmm_status cmm_check_batch(const cmm_task *task, int wants_y)
 
 cmm_status cmm_check_weights(const cmm_task *task, int wants_y)
 {
-    const int64_t size = cmm_element_size(task->dtype);
+    const int64_t size = cmm_element_size(task->weight_dtype);
     if (task->nodes > 0 && !task->w_in)
         return CMM_ERROR_W_IN_NULL;
     if (task->nodes > 0 && wants_y && !task->w_out)
@@ -181,16 +199,17 @@ cmm_status cmm_check_weights(const cmm_task *task, int wants_y)
         return CMM_ERROR_W_IN_ALIGN;
     if (wants_y && cmm_misaligned(task->w_out, size))
         return CMM_ERROR_W_OUT_ALIGN;
-    if (cmm_misaligned(task->bias, size))
+    if (cmm_misaligned(task->bias, cmm_element_size(task->dtype)))
         return CMM_ERROR_BIAS_ALIGN;
     return CMM_OK;
 }
 
 void cmm_input_extents(const cmm_task *task, int wants_y, cmm_extent *inputs)
 {
-    const int64_t size = cmm_element_size(task->dtype), rows = task->trees * task->nodes, last = rows > 0 ? rows - 1 : 0;
-    inputs[0] = cmm_extent_of(rows ? task->w_in : NULL, (last * task->ld_in + task->d_in) * size);
-    inputs[1] = cmm_extent_of(rows && wants_y ? task->w_out : NULL, (last * task->ld_out + task->d_out) * size);
+    const int64_t size = cmm_element_size(task->dtype), weight_size = cmm_element_size(task->weight_dtype);
+    const int64_t rows = task->trees * task->nodes, last = rows > 0 ? rows - 1 : 0;
+    inputs[0] = cmm_extent_of(rows ? task->w_in : NULL, (last * task->ld_in + task->d_in) * weight_size);
+    inputs[1] = cmm_extent_of(rows && wants_y ? task->w_out : NULL, (last * task->ld_out + task->d_out) * weight_size);
     inputs[2] = cmm_extent_of(task->bias, rows * size);
     inputs[CMM_WEIGHTS] = cmm_extent_of(task->x, task->batch * task->d_in * size);
 }

@@ -40,7 +40,11 @@ int cmm_misaligned(const void *pointer, int64_t size);
 cmm_status cmm_read_fff(const cmm_fff *layer, int wants_y, cmm_task *task);
 cmm_status cmm_read_ff(const cmm_ff *layer, cmm_task *task);
 
-/* Then what both have in common; dtypes: how many of CMM_F32, CMM_F64, CMM_BF16, CMM_F16 are known. */
+/* Whether rows of weight_dtype may go with tokens of dtype: the same, or a line of the list of types. */
+int cmm_rows_may_be(int32_t dtype, int32_t weight_dtype);
+
+/* Then what both have in common; dtypes: how many of CMM_F32, CMM_F64, CMM_BF16, CMM_F16 are known: to libcmm two. */
+enum { CMM_CPU_DTYPES = 2 };
 cmm_status cmm_check_layer(const cmm_task *task, int32_t dtypes);
 
 /* Then the sizes of the arrays; their pointers and alignment; and that no output overlaps anything. */

@@ -26,8 +26,6 @@ static const cmm_kernel *const *const files[] = {
 
 enum { FILES = (int)(sizeof files / sizeof files[0]) };
 
-enum { DTYPES = 2 }; /* CMM_F32 and CMM_F64 */
-
 static const char *const level_names[] = {"naive", "blas1", "blas2", "blas3", "native"};
 
 enum { LEVELS = (int)(sizeof level_names / sizeof level_names[0]) };
@@ -151,8 +149,14 @@ static cmm_status find_kernel(cmm_op op, const choice *chosen, const cmm_task *t
         if (strcmp(kernel->isa, "any") != 0 && !same(chosen->isa, kernel->isa))
             continue;
         kernel = of_types(files[i], task->dtype, task->weight_dtype);
-        if (!kernel || !runs_here(kernel))
+        if (!kernel) {
+            blame = CMM_ERROR_LEVEL_WEIGHT_DTYPE;
             continue;
+        }
+        if (!runs_here(kernel)) { /* the instruction set has activations here, but not what these rows take */
+            blame = same(chosen->isa, kernel->isa) && chosen->isa ? CMM_ERROR_ISA_UNUSABLE : blame;
+            continue;
+        }
         if (!same(chosen->method, kernel->method)) {
             blame = CMM_ERROR_METHOD;
             continue;
@@ -265,7 +269,7 @@ static cmm_status forward(cmm_op op, cmm_task *task, const cmm_run *how, int wan
 {
     choice chosen;
     const cmm_kernel *kernel;
-    cmm_status status = cmm_check_layer(task, DTYPES);
+    cmm_status status = cmm_check_layer(task, CMM_CPU_DTYPES);
     if (status == CMM_OK)
         status = choose(how, &chosen);
     if (status == CMM_OK)
@@ -311,85 +315,6 @@ cmm_status cmm_ff_forward(const cmm_ff *layer, const cmm_run *how, int64_t batch
     cmm_task task = {.batch = batch, .x = x, .y = y};
     const cmm_status status = cmm_read_ff(layer, &task);
     return status == CMM_OK ? forward(CMM_OP_FF, &task, how, 1) : status;
-}
-
-/* ---- packing --------------------------------------------------------------------------------------------------- */
-
-static int64_t padded(int64_t bytes)
-{
-    return (bytes + CMM_ALIGNMENT - 1) / CMM_ALIGNMENT * CMM_ALIGNMENT;
-}
-
-/* A packed layer: per neuron its two rows, each padded; then the biases. */
-static cmm_status pack_sizes(const cmm_fff *layer, cmm_task *task, int64_t *row_in, int64_t *row, int64_t *bytes)
-{
-    cmm_status status = cmm_read_fff(layer, 1, task);
-    if (status == CMM_OK)
-        status = cmm_check_layer(task, DTYPES);
-    if (status != CMM_OK)
-        return status;
-    const int64_t size = cmm_element_size(task->dtype), rows = task->trees * task->nodes;
-    *row_in = padded(task->d_in * size);
-    *row = *row_in + padded(task->d_out * size);
-    const int64_t weights = cmm_bytes_of(rows, *row, 1), biases = task->bias ? rows * size : 0;
-    if (weights < 0 || __builtin_add_overflow(weights, biases, bytes))
-        return CMM_ERROR_LAYER_TOO_LARGE;
-    return CMM_OK;
-}
-
-cmm_status cmm_fff_pack_size(const cmm_fff *layer, int64_t *bytes)
-{
-    cmm_task task = {0};
-    int64_t row_in, row, needed;
-    if (!bytes)
-        return CMM_ERROR_BYTES_NULL;
-    const cmm_status status = pack_sizes(layer, &task, &row_in, &row, &needed);
-    if (status == CMM_OK)
-        *bytes = needed;
-    return status;
-}
-
-cmm_status cmm_fff_pack(const cmm_fff *layer, void *memory, int64_t bytes, cmm_fff *packed)
-{
-    cmm_task task = {0};
-    int64_t row_in, row, needed;
-    cmm_status status = pack_sizes(layer, &task, &row_in, &row, &needed);
-    if (status == CMM_OK)
-        status = cmm_check_weights(&task, 1);
-    if (status != CMM_OK)
-        return status;
-    if (!packed)
-        return CMM_ERROR_PACKED_NULL;
-    if (!memory)
-        return CMM_ERROR_MEMORY_NULL;
-    if (cmm_misaligned(memory, CMM_ALIGNMENT))
-        return CMM_ERROR_MEMORY_ALIGN;
-    if (bytes < needed)
-        return CMM_ERROR_MEMORY_SIZE;
-    const cmm_extent mine = cmm_extent_of(memory, needed);
-    cmm_extent inputs[CMM_INPUTS];
-    cmm_input_extents(&task, 1, inputs);
-    for (int i = 0; i < CMM_WEIGHTS; i++)
-        if (cmm_overlap(mine, inputs[i]))
-            return CMM_ERROR_MEMORY_OVERLAP;
-
-    const int64_t size = cmm_element_size(task.dtype), rows = task.trees * task.nodes;
-    char *to = memory;
-    for (int64_t i = 0; i < rows; i++, to += row) {
-        const int64_t in = task.d_in * size, out = task.d_out * size;
-        memcpy(to, (const char *)task.w_in + i * task.ld_in * size, (size_t)in);
-        memset(to + in, 0, (size_t)(row_in - in));
-        memcpy(to + row_in, (const char *)task.w_out + i * task.ld_out * size, (size_t)out);
-        memset(to + row_in + out, 0, (size_t)(row - row_in - out));
-    }
-    if (task.bias)
-        memcpy(to, task.bias, (size_t)(rows * size));
-    memcpy(packed, layer, layer->size); /* both are of the caller's version, which may be older or newer than this */
-    packed->w_in = memory;
-    packed->w_out = (const char *)memory + row_in;
-    packed->bias = task.bias ? to : NULL;
-    packed->ld_in = packed->ld_out = row / size;
-    return CMM_OK;
 }
 
 /* ---- what there is --------------------------------------------------------------------------------------------- */

@@ -1,6 +1,6 @@
 /* Compile the body of a kernel file once for each line of a list of types (types.h).
  *
- * A kernel file defines CMM_BODY as its own name and CMM_LIST as CMM_TYPES or CMM_SAME_TYPES, and includes this file,
+ * A kernel file defines CMM_BODY as its own name and CMM_LIST as a list of types.h, and includes this file,
  * which includes it back. Its body is under #ifdef CMM_TYPE, and there
  *     X, W       are the two types, X_TYPE and W_TYPE their numbers in cmm.h
  *     NAME(a)    is a_f32_bf16: what the body defines, and what is for this pair of types
@@ -44,9 +44,11 @@
 #define CMM_TYPE CMM_PICK(CMM_0)
 #include CMM_BODY
 #undef CMM_TYPE
+#if CMM_COUNT > 1
 #define CMM_TYPE CMM_PICK(CMM_1)
 #include CMM_BODY
 #undef CMM_TYPE
+#endif
 #if CMM_COUNT > 2
 #define CMM_TYPE CMM_PICK(CMM_2)
 #include CMM_BODY

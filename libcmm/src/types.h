@@ -11,6 +11,7 @@
 #include "kernel.h"
 
 #include <stddef.h>
+#include <string.h>
 
 /* Rows in the type of the tokens. */
 #define CMM_SAME_TYPES(TYPE)  \
@@ -18,13 +19,16 @@
     TYPE(f64, double, double) \
     /* end of the list */
 
-/* All. */
-#define CMM_TYPES(TYPE)  \
-    CMM_SAME_TYPES(TYPE) \
+/* Rows narrower than the tokens. */
+#define CMM_NARROW_TYPES(TYPE)  \
+    TYPE(f32_bf16, float, bf16) \
     /* end of the list */
 
+#define CMM_TYPES(TYPE) CMM_SAME_TYPES(TYPE) CMM_NARROW_TYPES(TYPE)
+
 /* Per type: its number in cmm.h; of a type of tokens the suffix of what is for it alone, and the letter of its BLAS
- * functions. Per line of the list: how an element of a row is widened. */
+ * functions. Per line of the list: how an element of a row is widened, and where it is narrower, narrowed: rounded to
+ * the nearest number, ties to even; to infinity beyond the largest, as IEEE 754 has it; NaN stays NaN, a quiet one. */
 #define CMM_DTYPE_float CMM_F32
 #define CMM_SUFFIX_float f32
 #define CMM_BLAS_float s
@@ -34,6 +38,39 @@ static inline float widen_f32(float w) { return w; }
 #define CMM_SUFFIX_double f64
 #define CMM_BLAS_double d
 static inline double widen_f64(double w) { return w; }
+
+static inline uint32_t cmm_bits_of(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float cmm_float_of(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* bfloat16: the upper half of a float. */
+typedef struct {
+    uint16_t bits;
+} bf16;
+#define CMM_DTYPE_bf16 CMM_BF16
+
+static inline float widen_f32_bf16(bf16 w)
+{
+    return cmm_float_of((uint32_t)w.bits << 16);
+}
+
+static inline bf16 narrow_f32_bf16(float x)
+{
+    const uint32_t bits = cmm_bits_of(x);
+    if (x != x)
+        return (bf16){(uint16_t)(bits >> 16 | 0x40)};
+    return (bf16){(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)}; /* a carry goes into the exponent, as it should */
+}
 
 /* What a kernel file gives to the table: its kernels, one for each line of its list. */
 #define CMM_EXPORT(symbol) const cmm_kernel *const symbol[] = {CMM_LIST(CMM_KERNEL_OF) NULL};

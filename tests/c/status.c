@@ -22,6 +22,8 @@
     X(CMM_ERROR_LD_OUT, 21)                                                                                          \
     X(CMM_ERROR_LAYER_TOO_LARGE, 22)                                                                                 \
     X(CMM_ERROR_RESERVED, 23)                                                                                        \
+    X(CMM_ERROR_WEIGHT_DTYPE, 24)                                                                                    \
+    X(CMM_ERROR_SCALE, 25)                                                                                           \
     X(CMM_ERROR_RUN_SIZE, 30)                                                                                        \
     X(CMM_ERROR_THREADS, 31)                                                                                         \
     X(CMM_ERROR_LEVEL, 32)                                                                                           \
@@ -32,6 +34,7 @@
     X(CMM_ERROR_BLAS_MISSING, 37)                                                                                    \
     X(CMM_ERROR_BLAS_SIZE, 38)                                                                                       \
     X(CMM_ERROR_BLAS_INCOMPLETE, 39)                                                                                 \
+    X(CMM_ERROR_LEVEL_WEIGHT_DTYPE, 40)                                                                              \
     X(CMM_ERROR_BATCH, 50)                                                                                           \
     X(CMM_ERROR_BATCH_TOO_LARGE, 51)                                                                                 \
     X(CMM_ERROR_W_IN_NULL, 52)                                                                                       \
@@ -63,6 +66,7 @@
     X(CMM_ERROR_PACKED_NULL, 106)                                                                                    \
     X(CMM_ERROR_BYTES_NULL, 107)                                                                                     \
     X(CMM_ERROR_MEMORY_OVERLAP, 108)                                                                                 \
+    X(CMM_ERROR_OPTIONS_SIZE, 109)                                                                                   \
     X(CMM_ERROR_CUDA_LAUNCH, 120)                                                                                    \
     X(CMM_ERROR_CUDA_ABSENT, 121)                                                                                    \
     X(CMM_ERROR_CUDA_DEVICE, 122)                                                                                    \

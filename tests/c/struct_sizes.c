@@ -18,12 +18,13 @@ typedef union {
     cmm_blas blas;
     cmm_level level;
     cmm_kernel_info kernel;
+    cmm_pack_options options;
     unsigned char bytes[ROOM];
 } any;
 
 /* The structs of a call, of which one is under test. */
 typedef struct {
-    any fff, ff, run, blas, level, kernel, packed;
+    any fff, ff, run, blas, level, kernel, options, packed;
 } structs;
 
 static example e;
@@ -57,6 +58,16 @@ static cmm_status call_pack(structs *s)
     return cmm_fff_pack(&s->fff.fff, packed_memory, sizeof packed_memory, &s->packed.fff);
 }
 
+static cmm_status call_pack_size_as(structs *s)
+{
+    return cmm_fff_pack_size_as(&s->fff.fff, &s->options.options, &pack_bytes);
+}
+
+static cmm_status call_pack_as(structs *s)
+{
+    return cmm_fff_pack_as(&s->fff.fff, &s->options.options, packed_memory, sizeof packed_memory, &s->packed.fff);
+}
+
 static cmm_status call_level(structs *s)
 {
     return cmm_level_get(0, &s->run.run, &s->level.level);
@@ -79,6 +90,8 @@ static const struct {
     {"cmm_cmm_forward(layer)", call_cmm, OF(fff, cmm_fff), 88, CMM_ERROR_LAYER_SIZE},
     {"cmm_fff_pack_size(layer)", call_pack_size, OF(fff, cmm_fff), 88, CMM_ERROR_LAYER_SIZE},
     {"cmm_fff_pack(layer)", call_pack, OF(fff, cmm_fff), 88, CMM_ERROR_LAYER_SIZE},
+    {"cmm_fff_pack_size_as(options)", call_pack_size_as, OF(options, cmm_pack_options), 8, CMM_ERROR_OPTIONS_SIZE},
+    {"cmm_fff_pack_as(options)", call_pack_as, OF(options, cmm_pack_options), 8, CMM_ERROR_OPTIONS_SIZE},
     {"cmm_ff_forward(layer)", call_ff, OF(ff, cmm_ff), 80, CMM_ERROR_LAYER_SIZE},
     {"cmm_fff_forward(run)", call_fff, OF(run, cmm_run), 40, CMM_ERROR_RUN_SIZE},
     {"cmm_cmm_forward(run)", call_cmm, OF(run, cmm_run), 40, CMM_ERROR_RUN_SIZE},
@@ -100,6 +113,7 @@ static void fill(structs *s)
                         .d_out = e.layer.d_out, .w_in = e.w_in, .w_out = e.w_out};
     s->blas.blas = reference_blas;
     s->run.run = (cmm_run){.size = sizeof(cmm_run), .threads = 1, .level = "blas1", .blas = &s->blas.blas};
+    s->options.options = (cmm_pack_options){.size = sizeof(cmm_pack_options)};
     s->level.level = (cmm_level){.size = sizeof(cmm_level)};
     s->kernel.kernel = (cmm_kernel_info){.size = sizeof(cmm_kernel_info)};
 }
@@ -175,6 +189,13 @@ int main(void)
         check_struct(test);
     check_results(sizeof(void *) == 8 ? 88 : sizeof(cmm_fff));
     check_results(sizeof(cmm_fff) + 8);
+    /* A descriptor of 0.1.0 cannot say that its rows are narrow. */
+    structs s;
+    fill(&s);
+    s.options.options.weight_dtype = CMM_BF16;
+    CHECK(call_pack_as(&s) == CMM_OK && s.packed.fff.weight_dtype == CMM_BF16, "today's");
+    s.fff.size = 88;
+    CHECK(call_pack_as(&s) == (sizeof(void *) == 8 ? CMM_ERROR_LAYER_SIZE : CMM_OK), "0.1.0's");
     example_free(&e);
     return check_report();
 }

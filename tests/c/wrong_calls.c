@@ -84,10 +84,12 @@ static void *off_by(const void *pointer, int bytes)
     WRONG(FFF | CMM | FF, CMM_ERROR_LAYER_NULL, c->fff_pointer = NULL, c->ff_pointer = NULL)                         \
     WRONG(FFF | CMM | FF, CMM_ERROR_LAYER_SIZE, c->fff.size = 0, c->ff.size = 0)                                     \
     WRONG(FFF | CMM | FF, CMM_ERROR_LAYER_SIZE, c->fff.size += 8, c->ff.size += 8)                                   \
-    WRONG(FFF | CMM | FF, CMM_ERROR_LAYER_SIZE, c->fff.size -= 8, c->ff.size -= 8)                                   \
+    WRONG(FFF | CMM | FF, CMM_ERROR_LAYER_SIZE, c->fff.size -= 40, c->ff.size -= 8)                                  \
     WRONG(FFF | CMM | FF, CMM_ERROR_DTYPE, c->fff.dtype = c->ff.dtype = -1)                                          \
     WRONG(FFF | CMM | FF, CMM_ERROR_DTYPE, c->fff.dtype = c->ff.dtype = CMM_BF16)                                    \
     WRONG(FFF | CMM | FF, CMM_ERROR_DTYPE, c->fff.dtype = c->ff.dtype = CMM_F16)                                     \
+    WRONG(FFF | CMM, CMM_ERROR_WEIGHT_DTYPE, c->fff.weight_dtype = -1)                                               \
+    WRONG(FFF | CMM, CMM_ERROR_WEIGHT_DTYPE, c->fff.weight_dtype = 4)                                                \
     WRONG(FFF | CMM | FF, CMM_ERROR_ACTIVATION, c->fff.activation = c->ff.activation = -1)                           \
     WRONG(FFF | CMM | FF, CMM_ERROR_ACTIVATION, c->fff.activation = c->ff.activation = 5)                            \
     WRONG(FFF | CMM, CMM_ERROR_TIE, c->fff.tie = 2)                                                                  \
@@ -114,6 +116,9 @@ static void *off_by(const void *pointer, int bytes)
     WRONG(FFF | FF, CMM_ERROR_LAYER_TOO_LARGE, widths(c), c->fff.ld_out = c->ff.ld_out = INT64_MAX / 8)              \
     WRONG(FF, CMM_ERROR_LAYER_TOO_LARGE, c->ff.neurons = INT64_MAX)                                                  \
     WRONG(FFF | CMM | FF, CMM_ERROR_RESERVED, c->fff.reserved = c->ff.reserved = 1)                                  \
+    WRONG(FFF | CMM, CMM_ERROR_RESERVED, c->fff.reserved_2 = 1)                                                      \
+    WRONG(FFF | CMM, CMM_ERROR_SCALE, c->fff.scale_in = off_by(memory.x, 0))                                         \
+    WRONG(FFF | CMM, CMM_ERROR_SCALE, c->fff.scale_out = off_by(memory.x, 0))                                        \
     WRONG(FFF | CMM | FF, CMM_ERROR_RUN_SIZE, c->run.size = 0)                                                       \
     WRONG(FFF | CMM | FF, CMM_ERROR_RUN_SIZE, c->run.size += 16) /* which reaches into blas */                       \
     WRONG(FFF | CMM | FF, CMM_ERROR_THREADS, c->run.threads = -1)                                                    \
@@ -307,8 +312,9 @@ static void check_call(int32_t dtype, int which, int function)
 
 /* The order of the checks, which is promised: that of docs/c-api.md (tests/test_docs.py compares the two). */
 static const cmm_status order_of_checks[] = {
-    CMM_ERROR_LAYER_NULL, CMM_ERROR_LAYER_SIZE, CMM_ERROR_RESERVED, CMM_ERROR_TIE, CMM_ERROR_DEPTH, CMM_ERROR_TREES,
-    CMM_ERROR_NEURONS, CMM_ERROR_DTYPE, CMM_ERROR_ACTIVATION, CMM_ERROR_D_IN, CMM_ERROR_D_OUT, CMM_ERROR_LD_IN,
+    CMM_ERROR_LAYER_NULL, CMM_ERROR_LAYER_SIZE, CMM_ERROR_RESERVED, CMM_ERROR_SCALE, CMM_ERROR_TIE, CMM_ERROR_DEPTH,
+    CMM_ERROR_TREES, CMM_ERROR_NEURONS,
+    CMM_ERROR_DTYPE, CMM_ERROR_WEIGHT_DTYPE, CMM_ERROR_ACTIVATION, CMM_ERROR_D_IN, CMM_ERROR_D_OUT, CMM_ERROR_LD_IN,
     CMM_ERROR_LD_OUT, CMM_ERROR_LAYER_TOO_LARGE,
     CMM_ERROR_RUN_SIZE, CMM_ERROR_THREADS, CMM_ERROR_LEVEL, CMM_ERROR_ISA, CMM_ERROR_BLAS_SIZE,
     CMM_ERROR_BATCH, CMM_ERROR_BATCH_TOO_LARGE,
@@ -316,7 +322,7 @@ static const cmm_status order_of_checks[] = {
     CMM_ERROR_X_NULL, CMM_ERROR_Y_NULL, CMM_ERROR_PATH_NULL,
     CMM_ERROR_X_ALIGN, CMM_ERROR_Y_ALIGN, CMM_ERROR_NODES_ALIGN, CMM_ERROR_LOGITS_ALIGN,
     CMM_ERROR_Y_OVERLAP, CMM_ERROR_NODES_OVERLAP, CMM_ERROR_LOGITS_OVERLAP,
-    CMM_ERROR_ISA_UNUSABLE, CMM_ERROR_METHOD, CMM_ERROR_BLAS_MISSING, CMM_ERROR_BLAS_INCOMPLETE,
+    CMM_ERROR_ISA_UNUSABLE, CMM_ERROR_LEVEL_WEIGHT_DTYPE, CMM_ERROR_METHOD, CMM_ERROR_BLAS_MISSING, CMM_ERROR_BLAS_INCOMPLETE,
     CMM_ERROR_MEMORY,
 };
 

@@ -121,6 +121,8 @@ static cmm_status forward(const char *op, cmm_cuda_task *task, const cmm_cuda_ru
     cmm_status status = cmm_check_layer(task, DTYPES);
     if (status == CMM_OK)
         status = read_run(given, &run);
+    if (status == CMM_OK && task->weight_dtype != task->dtype)
+        status = CMM_ERROR_LEVEL_WEIGHT_DTYPE; /* no kernel here widens rows */
     if (status == CMM_OK)
         status = cmm_check_batch(task, task->wants_y);
     if (status == CMM_OK && !bytes)

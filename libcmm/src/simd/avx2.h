@@ -1,7 +1,10 @@
 /* 256-bit vectors with fused multiply-add. What each operation means is said in simd/README.md. */
 #include <stdint.h>
+#include <string.h>
 
 #include <immintrin.h>
+
+#include "../types.h"
 
 #define ISA avx2
 #define ISA_CPU CMM_CPU_AVX2
@@ -69,3 +72,32 @@ static inline double vec_halve_f64(vec_f64 a)
     const __m128d c = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
     return _mm_cvtsd_f64(_mm_add_sd(c, _mm_unpackhi_pd(c, c)));
 }
+
+/* The first n of 8 numbers of 16 bits, and zeros: AVX2 has no masked load of them. */
+static inline __m128i load_16_masked(const void *p, int64_t n)
+{
+    if (n >= 8)
+        return _mm_loadu_si128(p);
+    uint64_t low = 0, high = 0;
+    const unsigned char *const bytes = p;
+    if (n >= 4) {
+        memcpy(&low, bytes, 8);
+        memcpy(&high, bytes + 2 * n - 8, 8); /* the last four of them, of which low has some */
+        high = n > 4 ? high >> 16 * (8 - n) : 0;
+    } else {
+        for (int64_t i = n - 1; i >= 0; i--) {
+            uint16_t number;
+            memcpy(&number, bytes + 2 * i, 2);
+            low = low << 16 | number;
+        }
+    }
+    return _mm_set_epi64x((int64_t)high, (int64_t)low);
+}
+
+enum { LOAD_CPU_f32_bf16 = 0 };
+static inline vec_f32 widen_bf16(__m128i w)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(w), 16));
+}
+static inline vec_f32 load_w_f32_bf16(const bf16 *p) { return widen_bf16(_mm_loadu_si128((const __m128i *)p)); }
+static inline vec_f32 load_w_masked_f32_bf16(const bf16 *p, int64_t n) { return widen_bf16(load_16_masked(p, n)); }

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include "../types.h"
+
 #define ISA avx512
 #define ISA_CPU CMM_CPU_AVX512
 
@@ -69,4 +71,15 @@ static inline double vec_halve_f64(vec_f64 a)
     const __m256d b = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd(a, 1));
     const __m128d c = _mm_add_pd(_mm256_castpd256_pd128(b), _mm256_extractf128_pd(b, 1));
     return _mm_cvtsd_f64(_mm_add_sd(c, _mm_unpackhi_pd(c, c)));
+}
+
+enum { LOAD_CPU_f32_bf16 = 0 };
+static inline vec_f32 widen_bf16(__m256i w)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(w), 16));
+}
+static inline vec_f32 load_w_f32_bf16(const bf16 *p) { return widen_bf16(_mm256_loadu_si256((const __m256i *)p)); }
+static inline vec_f32 load_w_masked_f32_bf16(const bf16 *p, int64_t n)
+{
+    return widen_bf16(_mm256_maskz_loadu_epi16(mask_f32(n), p));
 }

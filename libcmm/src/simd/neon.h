@@ -3,6 +3,8 @@
 
 #include <arm_neon.h>
 
+#include "../types.h"
+
 #define ISA neon
 #define ISA_CPU CMM_CPU_NEON
 
@@ -79,3 +81,17 @@ static inline void vec_store_part_f64(double *p, vec_f64 a, int64_t n)
 }
 
 static inline double vec_halve_f64(vec_f64 a) { return vgetq_lane_f64(a, 0) + vgetq_lane_f64(a, 1); }
+
+/* The first n of 4 numbers of 16 bits, and zeros. */
+static inline uint16x4_t load_16_masked(const uint16_t *p, int64_t n)
+{
+    uint16_t part[4] = {0};
+    for (int64_t i = 0; i < n && i < 4; i++)
+        part[i] = p[i];
+    return vld1_u16(part);
+}
+
+enum { LOAD_CPU_f32_bf16 = 0 };
+static inline vec_f32 widen_bf16(uint16x4_t w) { return vreinterpretq_f32_u32(vshll_n_u16(w, 16)); }
+static inline vec_f32 load_w_f32_bf16(const bf16 *p) { return widen_bf16(vld1_u16(&p->bits)); }
+static inline vec_f32 load_w_masked_f32_bf16(const bf16 *p, int64_t n) { return widen_bf16(load_16_masked(&p->bits, n)); }

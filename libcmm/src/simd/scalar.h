@@ -8,6 +8,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "../types.h"
+
 #define ISA scalar
 #define ISA_CPU 0
 
@@ -49,8 +51,8 @@ static inline float fma_one_f32(float a, float b, float c)
 
 static inline double fma_one_f64(double a, double b, double c) { return fma(a, b, c); }
 
-#define OPERATIONS(REAL, NAME)                                                                                       \
-    static inline NAME(vec) NAME(vec_set)(REAL a)                                                                    \
+#define OPERATIONS(X, NAME)                                                                                          \
+    static inline NAME(vec) NAME(vec_set)(X a)                                                                       \
     {                                                                                                                \
         NAME(vec) r;                                                                                                 \
         for (int i = 0; i < NAME(VL); i++)                                                                           \
@@ -58,23 +60,23 @@ static inline double fma_one_f64(double a, double b, double c) { return fma(a, b
         return r;                                                                                                    \
     }                                                                                                                \
     static inline NAME(vec) NAME(vec_zero)(void) { return NAME(vec_set)(0); }                                        \
-    static inline NAME(vec) NAME(vec_load)(const REAL *p)                                                            \
+    static inline NAME(vec) NAME(vec_load)(const X *p)                                                               \
     {                                                                                                                \
         NAME(vec) r;                                                                                                 \
         memcpy(r.v, p, sizeof r.v);                                                                                  \
         return r;                                                                                                    \
     }                                                                                                                \
-    static inline void NAME(vec_store)(REAL *p, NAME(vec) a) { memcpy(p, a.v, sizeof a.v); }                         \
-    static inline void NAME(vec_stream)(REAL *p, NAME(vec) a) { NAME(vec_store)(p, a); }                             \
+    static inline void NAME(vec_store)(X *p, NAME(vec) a) { memcpy(p, a.v, sizeof a.v); }                            \
+    static inline void NAME(vec_stream)(X *p, NAME(vec) a) { NAME(vec_store)(p, a); }                                \
     static inline NAME(vec) NAME(vec_keep)(NAME(vec) a) { return a; }                                                \
-    static inline NAME(vec) NAME(vec_load_part)(const REAL *p, int64_t n)                                            \
+    static inline NAME(vec) NAME(vec_load_part)(const X *p, int64_t n)                                               \
     {                                                                                                                \
         NAME(vec) r = NAME(vec_zero)();                                                                              \
         for (int i = 0; i < NAME(VL) && i < n; i++)                                                                  \
             r.v[i] = p[i];                                                                                           \
         return r;                                                                                                    \
     }                                                                                                                \
-    static inline void NAME(vec_store_part)(REAL *p, NAME(vec) a, int64_t n)                                         \
+    static inline void NAME(vec_store_part)(X *p, NAME(vec) a, int64_t n)                                            \
     {                                                                                                                \
         for (int i = 0; i < NAME(VL) && i < n; i++)                                                                  \
             p[i] = a.v[i];                                                                                           \
@@ -91,7 +93,7 @@ static inline double fma_one_f64(double a, double b, double c) { return fma(a, b
             c.v[i] = NAME(fma_one)(a.v[i], b.v[i], c.v[i]);                                                          \
         return c;                                                                                                    \
     }                                                                                                                \
-    static inline REAL NAME(vec_halve)(NAME(vec) a)                                                                  \
+    static inline X NAME(vec_halve)(NAME(vec) a)                                                                     \
     {                                                                                                                \
         for (int half = NAME(VL) / 2; half > 0; half /= 2)                                                           \
             for (int i = 0; i < half; i++)                                                                           \
@@ -105,3 +107,17 @@ OPERATIONS(double, F64)
 #undef OPERATIONS
 #undef F32
 #undef F64
+
+/* Rows that are narrower, element by element: TYPE is a line of the list of types, SUFFIX its X. */
+#define LOAD_W(TYPE, SUFFIX, W)                                                                                      \
+    enum { LOAD_CPU_##TYPE = 0 };                                                                                    \
+    static inline vec_##SUFFIX load_w_masked_##TYPE(const W *p, int64_t n)                                           \
+    {                                                                                                                \
+        vec_##SUFFIX r = vec_zero_##SUFFIX();                                                                        \
+        for (int i = 0; i < VL_##SUFFIX && i < n; i++)                                                               \
+            r.v[i] = widen_##TYPE(p[i]);                                                                             \
+        return r;                                                                                                    \
+    }                                                                                                                \
+    static inline vec_##SUFFIX load_w_##TYPE(const W *p) { return load_w_masked_##TYPE(p, VL_##SUFFIX); }
+LOAD_W(f32_bf16, f32, bf16)
+#undef LOAD_W
