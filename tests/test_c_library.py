@@ -13,7 +13,7 @@ from building import ROOT, Build, build_with_tests, default_build, run, scratch,
 
 C_TESTS = re.findall(r"^cmm_test\((\w+)", (ROOT / "tests/c/CMakeLists.txt").read_text(), re.MULTILINE)
 # Those that say something about the instructions of a kernel, as they run in an emulator: each within a minute.
-EMULATED = ["status", "wrong_calls", "same_bits hash", "correctness few"]
+EMULATED = ["status", "wrong_calls", "same_bits hash", "correctness few", "narrow_rows few far"]
 X86_64 = platform.machine() in ("x86_64", "AMD64")
 AARCH64_ROOT = "/usr/aarch64-linux-gnu"
 
@@ -96,7 +96,9 @@ def test_clang_warns_of_nothing() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["status", "wrong_calls", "correctness", "same_bits", "fma", "activation_accuracy"])
+@pytest.mark.parametrize(
+    "name", ["status", "wrong_calls", "correctness", "same_bits", "narrow_rows", "fma", "activation_accuracy"]
+)
 def test_c_test_passes_with_clang(name: str) -> None:
     """Also: clang's bits are gcc's, for same_bits and activation_accuracy hold the same stored hashes."""
     ctest(clang_build(), name)
@@ -167,11 +169,11 @@ def test_kernels_that_the_compiler_cannot_build_are_stubs_that_say_so() -> None:
 @pytest.mark.parametrize("test", EMULATED)
 @pytest.mark.parametrize(
     ("cpu", "best", "absent"),
-    [("qemu64", "scalar", "avx2"), ("Haswell", "avx2", "avx512")],
-    ids=["qemu64", "Haswell"],
+    [("qemu64", "scalar", "avx2"), ("Haswell", "avx2", "avx512"), ("Haswell,-f16c", "avx2", "avx512")],
+    ids=["qemu64", "Haswell", "Haswell without F16C"],
 )
 def test_no_instruction_that_the_cpu_lacks(cpu: str, best: str, absent: str, test: str) -> None:
-    """One binary, on a CPU without AVX, and on one without AVX-512: an instruction too many would end it."""
+    """One binary, on a CPU without AVX, on one without AVX-512, and on that without F16C: an instruction too many would end it."""
     emulator = tool("qemu-x86_64")
     program, *arguments = test.split()
     printed = run(emulator, "-cpu", cpu, default_build().program(program), *arguments)
@@ -181,7 +183,7 @@ def test_no_instruction_that_the_cpu_lacks(cpu: str, best: str, absent: str, tes
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("test", [*EMULATED, "guard_pages", "activation_accuracy --few", "blas"])
+@pytest.mark.parametrize("test", [*EMULATED, "narrow_rows few", "guard_pages", "activation_accuracy --few", "blas"])
 def test_aarch64(test: str) -> None:
     """NEON: right, and the same bits as every other machine, for same_bits holds the same stored hashes."""
     compiler, emulator = tool("aarch64-linux-gnu-gcc"), tool("qemu-aarch64")

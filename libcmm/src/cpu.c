@@ -23,10 +23,11 @@ static uint32_t find_bits(void)
     const uint32_t osxsave_avx_fma = 1u << 27 | 1u << 28 | 1u << 12;
     if ((c & osxsave_avx_fma) != osxsave_avx_fma)
         return 0;
+    const uint32_t f16c = c & 1u << 29 ? CMM_CPU_F16C : 0;
     const uint64_t saved = xgetbv0(); /* register state that the operating system saves on a switch */
     if ((saved & 0x6) != 0x6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & 1u << 5))
         return 0;
-    bits |= CMM_CPU_AVX2;
+    bits |= CMM_CPU_AVX2 | f16c;
     const uint32_t f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
     if ((saved & 0xe6) == 0xe6 && (b & f_dq_bw_vl) == f_dq_bw_vl)
         bits |= CMM_CPU_AVX512;

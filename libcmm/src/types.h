@@ -22,6 +22,7 @@
 /* Rows narrower than the tokens. */
 #define CMM_NARROW_TYPES(TYPE)  \
     TYPE(f32_bf16, float, bf16) \
+    TYPE(f32_f16, float, f16)   \
     /* end of the list */
 
 #define CMM_TYPES(TYPE) CMM_SAME_TYPES(TYPE) CMM_NARROW_TYPES(TYPE)
@@ -70,6 +71,39 @@ static inline bf16 narrow_f32_bf16(float x)
     if (x != x)
         return (bf16){(uint16_t)(bits >> 16 | 0x40)};
     return (bf16){(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)}; /* a carry goes into the exponent, as it should */
+}
+
+/* float16: a sign, 5 bits of exponent, 10 of significand. By integer arithmetic, for any CPU. */
+typedef struct {
+    uint16_t bits;
+} f16;
+#define CMM_DTYPE_f16 CMM_F16
+
+static inline float widen_f32_f16(f16 w)
+{
+    const uint32_t sign = (uint32_t)(w.bits & 0x8000) << 16, exponent = w.bits >> 10 & 31, significand = w.bits & 0x3ff;
+    if (exponent == 0) /* a multiple of 2^-24, and as a float a normal number */
+        return cmm_float_of(sign | cmm_bits_of((float)significand * 0x1p-24f));
+    if (exponent == 31)
+        return cmm_float_of(sign | 0x7f800000 | significand << 13 | (significand ? 1u << 22 : 0));
+    return cmm_float_of(sign | (exponent + 127 - 15) << 23 | significand << 13);
+}
+
+static inline f16 narrow_f32_f16(float x)
+{
+    const uint32_t bits = cmm_bits_of(x), sign = bits >> 16 & 0x8000, exponent = bits >> 23 & 255;
+    if (x != x)
+        return (f16){(uint16_t)(sign | 0x7e00 | (bits >> 13 & 0x3ff))};
+    if (exponent >= 127 + 16)
+        return (f16){(uint16_t)(sign | 0x7c00)};
+    if (exponent >= 127 - 14) { /* a carry goes into the exponent, and from the largest one on to infinity */
+        const uint32_t magnitude = (bits & 0x7fffffff) - ((127u - 15) << 23);
+        return (f16){(uint16_t)(sign | (magnitude + 0xfff + (magnitude >> 13 & 1)) >> 13)};
+    }
+    if (exponent < 127 - 25) /* less than half of the least number */
+        return (f16){(uint16_t)sign};
+    const uint32_t shift = 126 - exponent, significand = (bits & 0x7fffff) | 0x800000; /* in multiples of 2^-24 */
+    return (f16){(uint16_t)(sign | (significand + (1u << (shift - 1)) - 1 + (significand >> shift & 1)) >> shift)};
 }
 
 /* What a kernel file gives to the table: its kernels, one for each line of its list. */

@@ -101,3 +101,7 @@ static inline vec_f32 widen_bf16(__m128i w)
 }
 static inline vec_f32 load_w_f32_bf16(const bf16 *p) { return widen_bf16(_mm_loadu_si128((const __m128i *)p)); }
 static inline vec_f32 load_w_masked_f32_bf16(const bf16 *p, int64_t n) { return widen_bf16(load_16_masked(p, n)); }
+
+enum { LOAD_CPU_f32_f16 = CMM_CPU_F16C };
+static inline vec_f32 load_w_f32_f16(const f16 *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+static inline vec_f32 load_w_masked_f32_f16(const f16 *p, int64_t n) { return _mm256_cvtph_ps(load_16_masked(p, n)); }

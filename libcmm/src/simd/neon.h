@@ -95,3 +95,8 @@ enum { LOAD_CPU_f32_bf16 = 0 };
 static inline vec_f32 widen_bf16(uint16x4_t w) { return vreinterpretq_f32_u32(vshll_n_u16(w, 16)); }
 static inline vec_f32 load_w_f32_bf16(const bf16 *p) { return widen_bf16(vld1_u16(&p->bits)); }
 static inline vec_f32 load_w_masked_f32_bf16(const bf16 *p, int64_t n) { return widen_bf16(load_16_masked(&p->bits, n)); }
+
+enum { LOAD_CPU_f32_f16 = 0 };
+static inline vec_f32 widen_f16(uint16x4_t w) { return vcvt_f32_f16(vreinterpret_f16_u16(w)); }
+static inline vec_f32 load_w_f32_f16(const f16 *p) { return widen_f16(vld1_u16(&p->bits)); }
+static inline vec_f32 load_w_masked_f32_f16(const f16 *p, int64_t n) { return widen_f16(load_16_masked(&p->bits, n)); }
