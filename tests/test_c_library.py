@@ -173,7 +173,7 @@ def test_kernels_that_the_compiler_cannot_build_are_stubs_that_say_so() -> None:
     ids=["qemu64", "Haswell", "Haswell without F16C"],
 )
 def test_no_instruction_that_the_cpu_lacks(cpu: str, best: str, absent: str, test: str) -> None:
-    """One binary, on a CPU without AVX, on one without AVX-512, and on that without F16C: an instruction too many would end it."""
+    """One binary, without AVX, without AVX-512, and without F16C too: an instruction too many would end it."""
     emulator = tool("qemu-x86_64")
     program, *arguments = test.split()
     printed = run(emulator, "-cpu", cpu, default_build().program(program), *arguments)

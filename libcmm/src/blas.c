@@ -3,6 +3,7 @@
 #include "cmm.h"
 
 #include "caller.h"
+#include "checks.h"
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -105,11 +106,13 @@ COUNTS_IN_32_BITS(sdot, float)
 COUNTS_IN_32_BITS(ddot, double)
 #undef COUNTS_IN_32_BITS
 
-cmm_status cmm_blas_check(const cmm_blas *blas)
+cmm_status cmm_blas_check(const cmm_blas *given)
 {
-    if (!blas)
+    cmm_blas read;
+    const cmm_blas *const blas = &read;
+    if (!given)
         return CMM_ERROR_BLAS_NULL;
-    if (blas->size != sizeof *blas)
+    if (!cmm_read_struct(&read, sizeof read, sizeof read, given))
         return CMM_ERROR_BLAS_SIZE;
     const int fits = (!blas->sdot || sdot_counts_in_32_bits(blas)) && (!blas->ddot || ddot_counts_in_32_bits(blas));
     return fits ? CMM_OK : CMM_ERROR_BLAS_SYMBOLS;
@@ -117,7 +120,10 @@ cmm_status cmm_blas_check(const cmm_blas *blas)
 #else
 cmm_status cmm_blas_check(const cmm_blas *blas)
 {
-    return !blas ? CMM_ERROR_BLAS_NULL : blas->size != sizeof *blas ? CMM_ERROR_BLAS_SIZE : CMM_OK;
+    cmm_blas read;
+    if (!blas)
+        return CMM_ERROR_BLAS_NULL;
+    return cmm_read_struct(&read, sizeof read, sizeof read, blas) ? CMM_OK : CMM_ERROR_BLAS_SIZE;
 }
 #endif
 

@@ -68,7 +68,7 @@ static inline float widen_f32_bf16(bf16 w)
 static inline bf16 narrow_f32_bf16(float x)
 {
     const uint32_t bits = cmm_bits_of(x);
-    if (x != x)
+    if ((bits & 0x7fffffff) > 0x7f800000)
         return (bf16){(uint16_t)(bits >> 16 | 0x40)};
     return (bf16){(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)}; /* a carry goes into the exponent, as it should */
 }
@@ -92,7 +92,7 @@ static inline float widen_f32_f16(f16 w)
 static inline f16 narrow_f32_f16(float x)
 {
     const uint32_t bits = cmm_bits_of(x), sign = bits >> 16 & 0x8000, exponent = bits >> 23 & 255;
-    if (x != x)
+    if ((bits & 0x7fffffff) > 0x7f800000)
         return (f16){(uint16_t)(sign | 0x7e00 | (bits >> 13 & 0x3ff))};
     if (exponent >= 127 + 16)
         return (f16){(uint16_t)(sign | 0x7c00)};

@@ -68,6 +68,11 @@ static cmm_status call_pack_as(structs *s)
     return cmm_fff_pack_as(&s->fff.fff, &s->options.options, packed_memory, sizeof packed_memory, &s->packed.fff);
 }
 
+static cmm_status call_blas_check(structs *s)
+{
+    return cmm_blas_check(&s->blas.blas);
+}
+
 static cmm_status call_level(structs *s)
 {
     return cmm_level_get(0, &s->run.run, &s->level.level);
@@ -101,6 +106,7 @@ static const struct {
     {"cmm_cmm_forward(run->blas)", call_cmm, OF(blas, cmm_blas), 248, CMM_ERROR_BLAS_SIZE},
     {"cmm_ff_forward(run->blas)", call_ff, OF(blas, cmm_blas), 248, CMM_ERROR_BLAS_SIZE},
     {"cmm_level_get(run->blas)", call_level, OF(blas, cmm_blas), 248, CMM_ERROR_BLAS_SIZE},
+    {"cmm_blas_check", call_blas_check, OF(blas, cmm_blas), 248, CMM_ERROR_BLAS_SIZE},
     {"cmm_level_get(info)", call_level, OF(level, cmm_level), 32, CMM_ERROR_INFO_SIZE},
     {"cmm_kernel_get(info)", call_kernel, OF(kernel, cmm_kernel_info), 56, CMM_ERROR_INFO_SIZE},
 };
