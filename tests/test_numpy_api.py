@@ -81,7 +81,7 @@ def test_signatures() -> None:
     assert shown(cmm.ff_forward) == (
         "(x, w_in, w_out, bias=None, *, activation='gelu', level='auto', threads=None, out=None)"
     )
-    assert shown(cmm.FFF) == "(w_in, w_out, bias=None, *, activation='gelu', tie='left')"
+    assert shown(cmm.FFF) == "(w_in, w_out, bias=None, *, activation='gelu', tie='left', weights=None)"
     assert shown(cmm.FFF.__call__) == "(self, x, *, level='auto', threads=None, out=None, return_path=False)"
     assert shown(cmm.node_usage) == "(nodes, N)"
     assert shown(cmm.dead_subtrees) == "(usage)"

@@ -67,16 +67,22 @@ def cmm_forward(x: Any, w_in: Any, bias: Any, tie: str, level: str, threads: int
     return backend.forward(spec, backend.bind(spec, w_in, None, bias), x, None, level, threads, True)
 
 
-def prepare(w_in: Any, w_out: Any, bias: Any, activation: str, tie: str) -> tuple[Prepared, tuple[Any, Any, Any]]:
-    """Check the weights of a layer, and prepare them for many calls; return them for people to look at, too."""
+def prepare(
+    w_in: Any, w_out: Any, bias: Any, activation: str, tie: str, weights: str | None
+) -> tuple[Prepared, str, tuple[Any, Any, Any]]:
+    """Check the weights of a layer, and prepare them for many calls.
+
+    Returned are also the type of its rows, and the weights for people to look at.
+    """
     backend, dtype, (w_in, w_out, bias) = _taken(None, w_in=w_in, w_out=w_out, bias=bias)
     try:
         spec = _fff_spec(w_in.shape, w_out.shape, None if bias is None else bias.shape, dtype, activation, tie)
     except TypeError as error:
         raise _no_choice(error, activation, tie) from None
-    weights, shown = backend.prepare(spec, w_in, w_out, bias)
+    rows = dtype if weights is None else _rows_of(weights, dtype, backend)
+    prepared, shown = backend.prepare(spec, w_in, w_out, bias, rows)
     keeper = keeper_of(backend)
-    return (keeper, spec, weights, np.dtype(dtype) if keeper is NUMPY else None), shown
+    return (keeper, spec, prepared, np.dtype(dtype) if keeper is NUMPY else None), rows, shown
 
 
 def apply(prepared: Prepared, x: Any, level: str, threads: int | None, out: Any, return_path: bool) -> Any:
@@ -120,6 +126,21 @@ def ff_forward(
     if out is not None:
         _check_out(out, x, spec.d_out, backend)
     return backend.dense(spec, x, w_in, w_out, bias, out, level, threads)
+
+
+def _rows_of(weights: Any, dtype: str, backend: Backend) -> str:
+    """Return the type of rows that was asked for, where a layer of that dtype may have it."""
+    if isinstance(weights, str) and weights == dtype:
+        return dtype
+    if not isinstance(weights, str) or weights not in ("float32", *NUMPY.NARROW):
+        raise ArgumentError(
+            f"weights is {weights!r}; it should be None or one of {listed(['float32', *NUMPY.NARROW])}"
+        )
+    if not backend.NARROW:
+        raise ArgumentError(f"weights is {weights!r}, which is for arrays on a CPU, and these are on a GPU")
+    if dtype != "float32":
+        raise ArgumentError(f"weights is {weights!r}, which is for float32 layers, and this one is {dtype}")
+    return weights
 
 
 # ---- arrays and their dtypes ---------------------------------------------------------------------------------------

@@ -203,6 +203,8 @@ def refused(status: int, run: Run) -> CmmError:
     if status in (lib.CMM_ERROR_BLAS_MISSING, lib.CMM_ERROR_BLAS_INCOMPLETE):
         has = text(table.name) if table else "missing"
         return failure(status, f"level is {level!r} and the BLAS is {has}")
+    if status == lib.CMM_ERROR_LEVEL_WEIGHT_DTYPE:
+        return UnusableError(f"level is {level!r}, which takes no narrow weights; it should be auto, naive or native")
     return failure(status)
 
 

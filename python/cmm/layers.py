@@ -12,7 +12,8 @@ from typing import Any, Literal, Unpack, overload
 from numpy.typing import NDArray
 
 from cmm import _check
-from cmm.typing import Activation, Choices, Float, LevelName, Loose, Nodes, Run, Tie
+from cmm._backend.numpy import widened
+from cmm.typing import Activation, Choices, Float, LevelName, Loose, Nodes, Run, Tie, Weights
 
 __all__ = ["FFF", "cmm_forward", "ff_forward", "fff_forward"]
 
@@ -200,6 +201,11 @@ class FFF:
     bias : array_like, shape (K, N) or (N,), optional
     activation : {"gelu", "gelu_tanh", "relu", "silu", "identity"}
     tie : {"left", "right"}
+    weights : {"float32", "bfloat16", "float16"}, optional
+        What the layer keeps its rows of `w_in` and `w_out` in, where they are float32 and on a CPU. bfloat16 and
+        float16 take half the memory; each number is rounded to the nearest, ties to even. Tokens, bias, sums and
+        results stay float32, and the results are to the bit those of the layer with the rounded numbers. For levels
+        "naive" and "native".
 
     Attributes
     ----------
@@ -211,17 +217,22 @@ class FFF:
         float32 or float64.
     activation, tie : str
         As given.
+    weights : str
+        The type of the rows.
     w_in, w_out, bias : ndarray
-        The layer's own packed copies, read-only, in the shapes given; bias is None if there is none.
+        The layer's own packed copies, read-only, in the shapes given; bias is None if there is none. Of bfloat16 and
+        float16 rows `w_in` and `w_out` are float32 arrays of the rounded numbers, made anew each time.
 
     Raises
     ------
     ShapeError, DtypeError, ArgumentError, ArrayMemoryError
-        As :func:`fff_forward`.
+        As :func:`fff_forward`; ArgumentError also where `weights` cannot be had.
     """
 
     __slots__ = (
         "_prepared",
+        "_w_in",
+        "_w_out",
         "activation",
         "bias",
         "d_in",
@@ -231,8 +242,7 @@ class FFF:
         "nodes",
         "tie",
         "trees",
-        "w_in",
-        "w_out",
+        "weights",
     )
 
     @overload
@@ -244,6 +254,7 @@ class FFF:
         *,
         activation: Activation = "gelu",
         tie: Tie = "left",
+        weights: Weights | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -254,15 +265,34 @@ class FFF:
         *,
         activation: Activation = "gelu",
         tie: Tie = "left",
+        weights: Weights | None = None,
     ) -> None: ...
     def __init__(
-        self, w_in: Any, w_out: Any, bias: Any = None, *, activation: Activation = "gelu", tie: Tie = "left"
+        self,
+        w_in: Any,
+        w_out: Any,
+        bias: Any = None,
+        *,
+        activation: Activation = "gelu",
+        tie: Tie = "left",
+        weights: Weights | None = None,
     ) -> None:
-        self._prepared, (self.w_in, self.w_out, self.bias) = _check.prepare(w_in, w_out, bias, activation, tie)
+        self._prepared, self.weights, shown = _check.prepare(w_in, w_out, bias, activation, tie, weights)
+        self._w_in, self._w_out, self.bias = shown
         _, spec, _, dtype = self._prepared
         self.trees, self.depth, self.d_in, self.d_out = spec.trees, spec.depth, spec.d_in, spec.d_out
         self.nodes = 2 ** (spec.depth + 1) - 1
         self.dtype, self.activation, self.tie = dtype or spec.dtype, activation, tie
+
+    @property
+    def w_in(self) -> Any:
+        """The rows of the first half, in the layer's dtype."""
+        return widened(self._w_in)
+
+    @property
+    def w_out(self) -> Any:
+        """The rows of the second half, in the layer's dtype."""
+        return widened(self._w_out)
 
     @overload
     def __call__(  # type: ignore[overload-overlap]
@@ -315,11 +345,12 @@ class FFF:
     def __repr__(self) -> str:
         return (
             f"FFF({self.trees}x{self.depth}, d_in={self.d_in}, d_out={self.d_out}, {self.dtype}, "
-            f"bias={'no' if self.bias is None else 'yes'}, activation={self.activation!r}, tie={self.tie!r})"
+            f"bias={'no' if self.bias is None else 'yes'}, activation={self.activation!r}, tie={self.tie!r}"
+            f"{'' if self.weights == str(self.dtype) else f', weights={self.weights!r}'})"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        make = partial(FFF, activation=self.activation, tie=self.tie)
+        make = partial(FFF, activation=self.activation, tie=self.tie, weights=self.weights)
         return make, (self.w_in, self.w_out, self.bias)
 
 

@@ -10,10 +10,11 @@ from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Activation", "LevelName", "OtherArray", "Tie"]
+__all__ = ["Activation", "LevelName", "OtherArray", "Tie", "Weights"]
 
 Activation: TypeAlias = Literal["gelu", "gelu_tanh", "relu", "silu", "identity"]
 Tie: TypeAlias = Literal["left", "right"]
+Weights: TypeAlias = Literal["float32", "float64", "bfloat16", "float16"]
 LevelName: TypeAlias = Literal["auto", "naive", "blas1", "blas2", "blas3", "native", "cuda-naive", "cuda-bmm", "cuda"]
 
 

@@ -58,11 +58,14 @@ class Backend(Protocol):
     DTYPES: tuple[str, ...]
     """The names of the dtypes that it computes with."""
 
+    NARROW: tuple[str, ...]
+    """The types that prepare() can round the rows of float32 weights to."""
+
     def bind(self, spec: Spec, w_in: Any, w_out: Any, bias: Any) -> Any:
         """Return the weights of a layer as forward() takes them, for one call; w_out may be None, and bias."""
 
-    def prepare(self, spec: Spec, w_in: Any, w_out: Any, bias: Any) -> tuple[Any, tuple[Any, Any, Any]]:
-        """Return them for many calls; and w_in, w_out and bias for people to look at."""
+    def prepare(self, spec: Spec, w_in: Any, w_out: Any, bias: Any, rows: str) -> tuple[Any, tuple[Any, Any, Any]]:
+        """Return them for many calls, the rows being of that type; and w_in, w_out and bias for people to look at."""
 
     def forward(
         self, spec: Spec, weights: Any, x: Any, out: Any, level: str, threads: int | None, return_path: bool

@@ -16,6 +16,7 @@ class Backend:
     """A library's arrays on one GPU."""
 
     DTYPES: tuple[str, ...] = tuple(DTYPES)
+    NARROW: tuple[str, ...] = ()
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -24,7 +25,7 @@ class Backend:
         """Return the weights of a layer where they are."""
         return w_in, w_out, bias
 
-    def prepare(self, spec: Spec, w_in: Any, w_out: Any, bias: Any) -> Any:
+    def prepare(self, spec: Spec, w_in: Any, w_out: Any, bias: Any, rows: str) -> Any:
         """Return the weights, contiguous. They stay where they are, so later changes reach the layer."""
         library = library_at(self.place)
         with library.active():

@@ -16,6 +16,7 @@ class Backend:
     """A library's arrays on the CPU."""
 
     DTYPES: tuple[str, ...] = numpy.DTYPES
+    NARROW: tuple[str, ...] = numpy.NARROW
 
     def __init__(self, place: Place) -> None:
         self._library = place.library
@@ -24,9 +25,9 @@ class Backend:
         """Return the weights of a layer where they are."""
         return numpy.bind(spec, *self._weights(w_in, w_out, bias))
 
-    def prepare(self, spec: Spec, w_in: Any, w_out: Any, bias: Any) -> Any:
+    def prepare(self, spec: Spec, w_in: Any, w_out: Any, bias: Any, rows: str) -> Any:
         """Return packed copies of the weights, which are NumPy's, and views of them."""
-        return numpy.prepare(spec, *self._weights(w_in, w_out, bias))
+        return numpy.prepare(spec, *self._weights(w_in, w_out, bias), rows)
 
     def forward(
         self, spec: Spec, weights: Any, x: Any, out: Any, level: str, threads: int | None, return_path: bool

@@ -12,14 +12,17 @@ from numpy.typing import DTypeLike, NDArray
 
 from cmm._backend import DenseSpec, Spec
 from cmm._dispatch import Run, choose, refused
+from cmm._native import DTYPES as NUMBERS
 from cmm._native import NULL, address, failure, ffi, lib
 from cmm.errors import ArgumentError, ArrayMemoryError
 
 Floats: TypeAlias = NDArray[Any]  # float32 or float64
 
 DTYPES: tuple[str, ...] = ("float32", "float64")
+NARROW: tuple[str, ...] = ("bfloat16", "float16")
 
 _DTYPES = {name: np.dtype(name) for name in DTYPES}
+_HELD = {**_DTYPES, "bfloat16": np.dtype(np.uint16), "float16": np.dtype(np.float16)}  # NumPy has no bfloat16
 _I32 = np.dtype(np.int32)
 
 # ndarray.flags.num
@@ -43,9 +46,9 @@ def bind(spec: Spec, w_in: Floats, w_out: Floats | None, bias: Floats | None) ->
 
 
 def prepare(
-    spec: Spec, w_in: Floats, w_out: Floats, bias: Floats | None
+    spec: Spec, w_in: Floats, w_out: Floats, bias: Floats | None, rows: str
 ) -> tuple[_Weights, tuple[Floats, Floats, Floats | None]]:
-    """Return packed copies of the weights, and read-only views of them."""
+    """Return packed copies of the weights, and read-only views of them, for widened()."""
     w_in, w_out = _usable("w_in", w_in), _usable("w_out", w_out)
     bias = None if bias is None else _usable("bias", bias)
     dtype, activation, tie, *_ = spec.codes
@@ -62,11 +65,11 @@ def prepare(
         "w_out": address(w_out),
         "bias": NULL if bias is None else address(bias),
     }
-    memory, packed = _pack(ffi.new("cmm_fff *", raw))
-    element = _DTYPES[spec.dtype]
+    memory, packed = _pack(ffi.new("cmm_fff *", raw), 0 if rows == spec.dtype else NUMBERS[rows])
+    element, held = _DTYPES[spec.dtype], _HELD[rows]
     views = (
-        _rows(memory, packed.w_in, packed.ld_in, w_in.shape, element),
-        _rows(memory, packed.w_out, packed.ld_out, w_out.shape, element),
+        _rows(memory, packed.w_in, packed.ld_in, w_in.shape, held),
+        _rows(memory, packed.w_out, packed.ld_out, w_out.shape, held),
         None if bias is None else _rows(memory, packed.bias, bias.shape[-1], bias.shape, element),
     )
     return (lib.cmm_py_fff, (packed,), (), element, memory), views
@@ -160,14 +163,24 @@ def _copy(name: str, array: Floats) -> Floats:
 # ---- packed weights ------------------------------------------------------------------------------------------------
 
 
-def _pack(raw: Any) -> tuple[NDArray[np.uint8], Any]:
-    """Return the memory that a layer was packed into, and the cmm_fff that points into it."""
+def widened(held: Any) -> Any:
+    """Return rows of a prepared layer in its dtype: themselves, or a new array of what narrow ones hold."""
+    if not isinstance(held, np.ndarray) or held.dtype.itemsize != 2:
+        return held
+    wide = (held.astype(np.uint32) << 16).view(np.float32) if held.dtype == np.uint16 else held.astype(np.float32)
+    wide.flags.writeable = False
+    return wide
+
+
+def _pack(raw: Any, weight_dtype: int) -> tuple[NDArray[np.uint8], Any]:
+    """Return the memory that a layer was packed into, and the cmm_fff there; weight_dtype 0: the layer's own."""
     size = ffi.new("int64_t *")
-    status = lib.cmm_fff_pack_size(raw, size)
+    options = ffi.new("cmm_pack_options *", {"size": ffi.sizeof("cmm_pack_options"), "weight_dtype": weight_dtype})
+    status = lib.cmm_fff_pack_size_as(raw, options, size)
     if not status:
         memory = _aligned("the packed weights", size[0])
         packed = ffi.new("cmm_fff *")
-        status = lib.cmm_fff_pack(raw, address(memory), size[0], packed)
+        status = lib.cmm_fff_pack_as(raw, options, address(memory), size[0], packed)
     if status:
         raise failure(status)
     return memory, packed

@@ -11,7 +11,7 @@ import numpy
 import scipy
 
 import cmm
-from cmm._dispatch import default_threads, isas
+from cmm._dispatch import default_threads, isas, kernels
 from cmm._native import cuda
 from cmm.bench.harness import every_blas
 from cmm.bench.machine import this_machine
@@ -47,6 +47,7 @@ def facts() -> list[tuple[str, str]]:
         ("cores", f"{machine.cores} may be used"),
         ("threads", "{}, from {}".format(*default_threads())),
         ("isa", _isa()),
+        ("types", _types()),
     ]
     found = cmm.levels()
     rows += [(f"level {level.name}", "usable" if level.usable else f"not usable: {level.why}") for level in found]
@@ -75,6 +76,17 @@ def _isa() -> str:
     return f"{f'{used}, for CMM_ISA says so' if used else usable[0]} is used; usable: {', '.join(usable)}" + (
         f"; not here: {', '.join(absent)}" if absent else ""
     )
+
+
+def _types() -> str:
+    """Return what the tokens of native may be, and the rows of weights with each."""
+    isa = os.environ.get("CMM_ISA") or isas()[1][0]
+    rows: dict[str, list[str]] = {}
+    for kernel in kernels():
+        if kernel.level == "native" and kernel.isa == isa and kernel.usable:
+            found = rows.setdefault(kernel.x_type, [])
+            found += [kernel.w_type] if kernel.w_type not in found else []
+    return "; ".join(f"{tokens} with weights of {', '.join(found)}" for tokens, found in rows.items())
 
 
 def _blas() -> list[tuple[str, str]]:
