@@ -193,6 +193,10 @@ def test_every_function_refuses_wrong_structs() -> None:
         code = library.cmm_cuda_cmm_forward(layer, no_such_method, 4, c.cast("void *", 0x30000), nodes, c.NULL)
         assert text(lib.cmm_status_name(code)).removeprefix("CMM_ERROR_") in ("METHOD", "CUDA_DEVICE"), strange
     assert said(neurons=-1) == {"NEURONS"}
+    narrow = {"size": c.sizeof("cmm_fff"), **weights, "depth": 3, "trees": 1}
+    assert said("cmm_fff", narrow, weight_dtype=lib.CMM_BF16) == {"LEVEL_WEIGHT_DTYPE"}
+    assert said("cmm_fff", narrow, dtype=lib.CMM_F16, weight_dtype=lib.CMM_BF16) == {"WEIGHT_DTYPE"}
+    assert said("cmm_fff", narrow, scale_in=c.cast("float *", 0x50000)) == {"SCALE"}
     assert bytes_[0] == 77  # nothing was written
     assert library.cmm_cuda_fff_workspace(c.NULL, c.NULL, 4, c.NULL) == lib.CMM_ERROR_BYTES_NULL
     info = c.new("cmm_kernel_info *")
