@@ -36,7 +36,8 @@ PAGE = ROOT / "docs/mutations.md"
 # ---- the files -----------------------------------------------------------------------------------------------------
 
 SRC = "libcmm/src/"
-CHECKS, FRONT = SRC + "checks.c", SRC + "cmm.c"
+CHECKS, FRONT, PACK = SRC + "checks.c", SRC + "cmm.c", SRC + "pack.c"
+KERNEL, TYPES = SRC + "kernel.h", SRC + "types.h"
 CPU, BLAS = SRC + "cpu.c", SRC + "blas.c"
 POOL, BLAS_THREADS = SRC + "threadpool.c", SRC + "blas_threads.c"
 ACTIVATION, FORMULAS, LOOPS = SRC + "activation.h", SRC + "act/formulas.inl", SRC + "act/loops.inl"
@@ -56,11 +57,13 @@ CHECK, DISPATCH, ON_NUMPY, ROUTING = (
 )
 
 # The C tests that are run for a file, the fastest first: a target without test_, and its arguments.
-_INTERFACE = ["status", "wrong_calls", "scratch", "leaks", "blas", "threads", "correctness few"]
+_INTERFACE = ["status", "wrong_calls", "struct_sizes", "scratch", "leaks", "blas", "threads", "correctness few"]
+_PACKING = ["wrong_calls", "struct_sizes", "guard_pages", "narrow_rows few"]
 _ACTIVATIONS = ["same_bits hash", "activation_accuracy --few"]
-_KERNELS = ["same_bits hash", "correctness few", "blas", "guard_pages"]
+_KERNELS = ["same_bits hash", "correctness few", "blas", "guard_pages", "narrow_rows few"]
 C_TESTS = {
-    **dict.fromkeys([CHECKS, FRONT], _INTERFACE),
+    **dict.fromkeys([CHECKS, FRONT, KERNEL], _INTERFACE),
+    **dict.fromkeys([PACK, TYPES], _PACKING),
     CPU: ["cpu"],
     POOL: ["threads", "fork", "leaks", "host_program"],
     BLAS_THREADS: ["leaks", "threads", "fork", "host_program"],
@@ -111,7 +114,11 @@ M = Mutant
 # fmt: off
 MUTANTS = [
     # what a call must be
-    M(CHECKS, "[CMM_F32] = 4", "[CMM_F32] = 8"),
+    M(CHECKS, '[CMM_F32] = {"float32", 4}', '[CMM_F32] = {"float32", 8}'),
+    M(CHECKS, "given < oldest ||", ""),
+    M(CHECKS, "given > LARGEST_STRUCT ||", ""),
+    M(CHECKS, "[i] != 0", "[i] > 127"),
+    M(CHECKS, "given < size ? given : size);\n    return 1", "size);\n    return 1"),
     M(CHECKS, "dtype == CMM_F64 ? 8 : 4", "dtype == CMM_F64 ? 4 : 4"),
     M(CHECKS, "(uintptr_t)start + (uintptr_t)bytes", "(uintptr_t)start + (uintptr_t)bytes - 1",
       "aligned arrays that share memory share at least the 2 bytes of the smallest element"),
@@ -156,29 +163,38 @@ MUTANTS = [
 
     # the front door
     M(FRONT, 'run->level && strcmp(run->level, "auto") != 0', "run->level"),
-    M(FRONT, "kernels[i]->op == CMM_OP_ACT && strcmp(name", "strcmp(name"),
+    M(FRONT, "files[i][0]->op == CMM_OP_ACT && strcmp(name", "strcmp(name"),
     M(FRONT, "run->threads < 0", "run->threads < -1"),
     M(FRONT, "chosen->isa && !is_isa(chosen->isa)", "0"),
-    M(FRONT, "chosen->blas->size != sizeof *chosen->blas", "0"),
+    M(FRONT, "!cmm_read_struct(&chosen->table, sizeof chosen->table, sizeof chosen->table, run->blas)", "0"),
     M(FRONT, "(number < 2 || blas->sgemv)", "1"),
     M(FRONT, "dtype == CMM_F32 ? f32 : f64", "f32 && f64"),
-    M(FRONT, "if (!chosen->method && kernel->suits", "if (kernel->suits"),
+    M(FRONT, "if (!chosen->method && kernel->is_preferred", "if (kernel->is_preferred"),
     M(FRONT, 'strcmp(kernel->isa, "any") != 0 && !same(', "!same("),
     M(FRONT, "blame = CMM_ERROR_METHOD", "blame = CMM_ERROR_LEVEL_UNUSABLE"),
-    M(FRONT, "&& task->nodes <= INT32_MAX", ""),
-    M(FRONT, "if (kernel->blas && !fits_blas(task))", "if (0)"),
+    M(KERNEL, "&& task->nodes <= INT32_MAX", ""),
+    M(FRONT, "kernel->can_implement && !kernel->can_implement(task)", "0"),
     M(FRONT, "task->batch > 0 ? run(", "1 ? run(", "of no token every kernel makes nothing: it is only not asked"),
     M(FRONT, "(index < batch % s->pieces);", "0;"),
     M(FRONT, "free(s.scratch);", ""),
     M(FRONT, "task->trees = task->nodes;", ""),
-    M(FRONT, "!chosen->method && fits_blas(task)", "fits_blas(task)"),
-    M(FRONT, "*row_in + padded(", "*row_in + ("),
-    M(FRONT, "bytes < needed", "bytes < needed - 1"),
-    M(FRONT, "memset(to + in, 0, (size_t)(row_in - in));", ""),
-    M(FRONT, "packed->bias = task.bias ? to : NULL", "packed->bias = to"),
-    M(FRONT, "packed->ld_in = packed->ld_out = row / size", "packed->ld_in = row / size"),
-    M(FRONT, "i < CMM_WEIGHTS", "i < CMM_WEIGHTS - 1"),
-    M(FRONT, "index >= KERNELS", "index > KERNELS"),
+    M(FRONT, "!chosen->method && cmm_fits_blas(task)", "cmm_fits_blas(task)"),
+    M(PACK, "p->row_in + padded(", "p->row_in + ("),
+    M(PACK, "bytes < p.bytes", "bytes < p.bytes - 1"),
+    M(PACK, "memset(to + in, 0, (size_t)(p.row_in - in));", ""),
+    M(PACK, "packed->bias = task->bias ? to : NULL", "packed->bias = to"),
+    M(PACK, "packed->ld_in = packed->ld_out = p.row / size", "packed->ld_in = p.row / size"),
+    M(PACK, "i < CMM_WEIGHTS", "i < CMM_WEIGHTS - 1"),
+    M(PACK, "layer->size < offsetof(cmm_fff, scale_in)", "0"),
+    M(PACK, "p->task.weight_dtype != p->task.dtype ||", ""),
+    M(PACK, "memmove(packed, layer, layer->size)", "memmove(packed, layer, sizeof *packed)"),
+    M(TYPES, "bits + 0x7fff + (bits >> 16 & 1)", "bits + 0x8000"),
+    M(TYPES, "bits >> 16 | 0x40", "bits >> 16"),
+    M(TYPES, "0x1p-24f", "0x1p-25f"),
+    M(TYPES, "exponent < 127 - 25", "exponent < 127 - 24"),
+    M(TYPES, "+ 0xfff + (magnitude >> 13 & 1)", "+ 0x1000"),
+    M(TYPES, "- 1 + (significand >> shift & 1)", ""),
+    M(FRONT, "(*count)++ == index", "(*count)++ == index + 1"),
 
     # the CPU, the threads, a BLAS
     M(CPU, "bits |= CMM_CPU_AVX2", "bits |= 0"),
@@ -216,7 +232,7 @@ MUTANTS = [
     M(FORMULAS, "+ al * al", ""),
     M(FORMULAS, "x < 0 ? 0 : x;", "x > 0 ? x : 0;"),
     M(LOOPS, "n < 16 ? (int)n : 16", "16"),
-    M(LOOPS, "CMM_SILU: LOOP(NAME(cmm_act_silu))", "CMM_SILU: LOOP(NAME(cmm_act_gelu))"),
+    M(LOOPS, "CMM_SILU: LOOP(XNAME(cmm_act_silu))", "CMM_SILU: LOOP(XNAME(cmm_act_gelu))"),
     M(LOOPS, "n >= 64; n -= 64", "n > 64; n -= 64", "64 values in four blocks of 16 are the same as in one of 64"),
 
     # dense layers
@@ -265,7 +281,7 @@ MUTANTS = [
     # and natively
     M(WALK, "h->tree > 0 ?", "1 ?"),
     M(WALK, "levels == 1 ? (int)rows : 0", "(int)rows"),
-    M(WALK, "logit += ((const REAL *)task->bias)[at]", "logit += ((const REAL *)task->bias)[node]"),
+    M(WALK, "logit += ((const X *)task->bias)[at]", "logit += ((const X *)task->bias)[node]"),
     M(WALK, "task->depth > 0", "task->depth > 30", "a row that is not prefetched comes later, and is the same"),
     M(WALK, "least(most, task->trees - h.tree)", "most"),
     M(GROUP, "left += !goes_right", "left += goes_right"),

@@ -347,6 +347,11 @@ static void check_wrong(const format *f)
         WRONG(CMM_ERROR_WEIGHT_DTYPE, cmm_fff_pack_size_as(&l, &options, &bytes), l.weight_dtype = 0);
         WRONG(CMM_ERROR_WEIGHT_DTYPE, cmm_fff_pack_size_as(&l, &options, &bytes), (void)0);
     }
+    for (const format *other = formats; other < formats + FORMATS; other++) {
+        options.weight_dtype = other->dtype; /* rows that are narrow already are no float32 rows */
+        if (other != f)
+            WRONG(CMM_ERROR_WEIGHT_DTYPE, cmm_fff_pack_size_as(&l, &options, &bytes), (void)0);
+    }
     options.weight_dtype = f->dtype;
     WRONG(CMM_ERROR_WEIGHT_DTYPE, FORWARD(NULL), l.dtype = CMM_F64);
     WRONG(CMM_ERROR_WEIGHT_DTYPE, cmm_fff_pack_size_as(&l, &options, &bytes), l.dtype = CMM_F64, l.weight_dtype = 0);

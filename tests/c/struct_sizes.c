@@ -195,6 +195,11 @@ int main(void)
         check_struct(test);
     check_results(sizeof(void *) == 8 ? 88 : sizeof(cmm_fff));
     check_results(sizeof(cmm_fff) + 8);
+    /* A size that no struct will ever have was not set, and all that lies behind is not looked at. */
+    static _Alignas(cmm_fff) char large[1 << 13];
+    memcpy(large, &e.layer, sizeof e.layer);
+    ((cmm_fff *)(void *)large)->size = sizeof large;
+    CHECK(cmm_fff_pack_size((cmm_fff *)(void *)large, &pack_bytes) == CMM_ERROR_LAYER_SIZE, "%zu", sizeof large);
     /* A descriptor of 0.1.0 cannot say that its rows are narrow. */
     structs s;
     fill(&s);
