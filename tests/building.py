@@ -73,7 +73,8 @@ def build(name: str, *options: str, source: Path = ROOT) -> Build:
     cmake = tool("cmake")
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     folder = scratch() / name
-    run(cmake, "-S", source, "-B", folder, *generator, "-DCMM_CUDA=OFF", *options)
+    always = ["-DCMM_CUDA=OFF", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]
+    run(cmake, "-S", source, "-B", folder, *generator, *always, *options)
     return Build(folder, run(cmake, "--build", folder, "--parallel", "2"))
 
 

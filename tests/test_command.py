@@ -74,6 +74,7 @@ def test_info_names_everything(capsys):
     assert current.name in out
     assert current.file in out
     assert "threads" in out
+    assert re.search(r"^ *compiler +\w+ [0-9.]+: .*-ffp-contract=off", out, re.MULTILINE)
     assert sum(line.split()[0] == "gpu" for line in out.splitlines() if line.split()) == 1
 
 

@@ -142,7 +142,7 @@ def test_exact_ties_follow_the_rule(target: Target, dtype: Any, tie: str) -> Non
 
 
 @every_dtype
-@pytest.mark.parametrize("batch", [1, 40, 3000])
+@pytest.mark.parametrize("batch", [1, 40, 200 if SMALL else 3000])
 def test_auto(dtype: Any, batch: int) -> None:
     """The level that a call gets when it asks for none, for batches of every kind."""
     x, w_in, w_out, bias = Case(batch=batch, d_in=33, d_out=17, trees=2, depth=7).arrays(dtype, with_bias=True)
@@ -202,7 +202,7 @@ def dense_layer(batch: int, width: int, neurons: int, dtype: Any) -> tuple[tuple
 @pytest.mark.sample(4)
 @every_target
 @every_dtype
-@pytest.mark.parametrize("size", [(9, 768, 3072), (2100, 24, 30)], ids=str)
+@pytest.mark.parametrize("size", [(9, 768, 3072), (2100, 6, 8) if SMALL else (2100, 24, 30)], ids=str)
 def test_large_dense_layers(target: Target, dtype: Any, size: tuple[int, int, int]) -> None:
     """A layer of the size of BERT's, and more tokens than a level may take at a time."""
     inputs, (want, bound) = dense_layer(*size, dtype)

@@ -344,6 +344,9 @@ CMM_API const char *cmm_status_message(cmm_status status);
 /* The version of the library that is running, "major.minor.patch". */
 CMM_API const char *cmm_version(void);
 
+/* The compiler and the flags that built it, for people: "GCC 12.2.0: -O3 -DNDEBUG ...". Of a path in them stands "...". */
+CMM_API const char *cmm_build(void);
+
 /* cffi: end */
 
 #ifdef __cplusplus

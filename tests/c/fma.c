@@ -1,5 +1,7 @@
 /* The fused multiply-add that simd/scalar.h makes of separate operations, bit for bit against the C library's fmaf():
- * random numbers, and bit patterns made to fall on the boundaries of every rounding. */
+ * random numbers, and bit patterns made to fall on the boundaries of every rounding.
+ *
+ *     fma few    fewer of them, for an emulator */
 #undef __FP_FAST_FMAF /* some CPUs would use their own instruction */
 #include "simd/scalar.h"
 
@@ -51,13 +53,14 @@ static float number(uint64_t r, int32_t exponent)
     return from_bits((uint32_t)(r >> 63) << 31 | (uint32_t)exponent << 23 | fraction(r));
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    const int share = argc > 1 && strcmp(argv[1], "few") == 0 ? 20 : 1;
     uint64_t state = 1;
-    for (int i = 0; i < 3000000; i++) /* any bits at all */
+    for (int i = 0; i < 3000000 / share; i++) /* any bits at all */
         check_one(from_bits((uint32_t)random_bits(&state)), from_bits((uint32_t)random_bits(&state)),
                   from_bits((uint32_t)random_bits(&state)));
-    for (int i = 0; i < 12000000; i++) {
+    for (int i = 0; i < 12000000 / share; i++) {
         /* c from far below the product to far above it; products down to below the least float. */
         const uint64_t r = random_bits(&state), s = random_bits(&state), t = random_bits(&state);
         const int32_t ea = (int32_t)(r >> 48 & 255), eb = (int32_t)(s >> 48 & 255);

@@ -1,4 +1,6 @@
-/* fork() in the middle of everything: the child computes with threads of its own and ends, the parent goes on. */
+/* fork() in the middle of everything: the child computes with threads of its own and ends, the parent goes on.
+ *
+ *     fork few    fewer forks, for an emulator */
 #define _GNU_SOURCE
 #include "check.h"
 #include "example.h"
@@ -10,7 +12,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { ROUNDS = 20, CHILD_SECONDS = 60 };
+enum { CHILD_SECONDS = 60 };
+
+static int rounds = 20;
 
 static const shape work = {.depth = 5, .trees = 2, .d_in = 256, .d_out = 192, .batch = 1000, .bias = 1};
 static example good; /* with the right results, */
@@ -66,7 +70,7 @@ static void *compute(void *argument)
 static void *fork_often(void *argument)
 {
     (void)argument;
-    for (int i = 0; i < ROUNDS; i++)
+    for (int i = 0; i < rounds; i++)
         fork_once("from a thread, while others compute");
     return NULL;
 }
@@ -114,7 +118,7 @@ static void check_while_computing(void)
     for (int i = 0; i < 2; i++)
         CHECK(pthread_create(&computing[i], NULL, compute, NULL) == 0, "thread");
     CHECK(pthread_create(&forking, NULL, fork_often, NULL) == 0, "thread");
-    for (int i = 0; i < ROUNDS; i++)
+    for (int i = 0; i < rounds; i++)
         fork_once("while others compute");
     pthread_join(forking, NULL);
     atomic_store(&stop, 1);
@@ -123,14 +127,16 @@ static void check_while_computing(void)
 }
 #endif
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "few") == 0)
+        rounds = 3;
     good = example_new(work, 1);
     fork_once("before the first call of the process");
     const cmm_run serial = {.size = sizeof serial, .threads = 1, .level = "native"};
     CHECK(example_run(&good, &serial) == CMM_OK, "serial");
     known = 1;
-    for (int i = 0; i < ROUNDS; i++) {
+    for (int i = 0; i < rounds; i++) {
         CHECK(is_good("native", 2), "between forks");
         fork_once("between calls");
     }

@@ -35,7 +35,8 @@ static void check_shape(int32_t dtype, int64_t trees, int32_t depth)
                            .machine = cmm_cpu_machine()};
     for (size_t file = 0; file < sizeof files / sizeof *files; file++)
         for (const cmm_kernel *const *kernel = files[file]; *kernel; kernel++)
-            if (!(*kernel)->absent && strcmp((*kernel)->level, "native") == 0 && (*kernel)->x_type == dtype)
+            if (!(*kernel)->absent && strcmp((*kernel)->level, "native") == 0 && (*kernel)->x_type == dtype &&
+                !((*kernel)->cpu & ~task.machine->cpu)) /* scratch() itself is code for that instruction set */
                 check_kernel(*kernel, &task);
 }
 

@@ -12,7 +12,7 @@ import scipy
 
 import cmm
 from cmm._dispatch import default_threads, isas, kernels
-from cmm._native import cuda
+from cmm._native import cuda, lib, text
 from cmm.bench.harness import every_blas
 from cmm.bench.machine import this_machine
 from cmm.bench.table import grid
@@ -41,6 +41,7 @@ def facts() -> list[tuple[str, str]]:
     rows = [
         ("cmm", f"{cmm.__version__}, in {Path(cmm.__file__).parent}"),
         ("built", built()),
+        ("compiler", text(lib.cmm_build())),
         ("python", f"{platform.python_version()}, numpy {numpy.__version__}, scipy {scipy.__version__}"),
         ("cpu", machine.cpu),
         ("caches", machine.cache_text()),
