@@ -7,7 +7,7 @@
 
 #include <float.h>
 
-#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) ||                              \
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) ||                             \
     defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__)
 #error "libcmm does not build with -ffast-math or a part of it: NaN, ties, sums and subnormal numbers would be wrong"
 #endif
@@ -17,14 +17,6 @@
 #error "libcmm needs float and double computed in their own precision; on x86 build with -msse2 -mfpmath=sse"
 #endif
 
-#if !defined(__cplusplus)
 _Static_assert(sizeof 0.1 == sizeof(double), "libcmm does not build with -fsingle-precision-constant");
-#endif
-
-/* nvcc --use_fast_math, for the code of the GPU. */
-#if defined(__CUDA_FTZ) && __CUDA_FTZ || defined(__CUDA_PREC_DIV) && !__CUDA_PREC_DIV ||                              \
-    defined(__CUDA_PREC_SQRT) && !__CUDA_PREC_SQRT
-#error "libcmm_cuda does not build with --use_fast_math or a part of it"
-#endif
 
 #endif
