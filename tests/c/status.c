@@ -101,6 +101,15 @@ static void check_unknown(cmm_status status)
           cmm_status_message(status));
 }
 
+/* "GCC 12.2.0: -O3 ...": a name, a version, flags, and of no file a path. */
+static void check_build(void)
+{
+    const char *const build = cmm_build();
+    CHECK(strspn(build, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz") >= 3, "%s", build);
+    CHECK(strstr(build, ": ") && strpbrk(build, "0123456789") < strstr(build, ": "), "%s", build);
+    CHECK(strstr(build, " -ffp-contract=off") && !strchr(build, '/'), "%s", build);
+}
+
 int main(void)
 {
     for (int i = 0; i < STATUSES_COUNT; i++) {
@@ -124,11 +133,7 @@ int main(void)
     char version[32];
     (void)snprintf(version, sizeof version, "%d.%d.%d", CMM_VERSION_MAJOR, CMM_VERSION_MINOR, CMM_VERSION_PATCH);
     CHECK(strcmp(cmm_version(), version) == 0, "%s", cmm_version());
-    /* "GCC 12.2.0: -O3 ...": a name, a version, flags, and of no file a path. */
-    const char *const build = cmm_build();
-    CHECK(strspn(build, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz") >= 3, "%s", build);
-    CHECK(strstr(build, ": ") && strpbrk(build, "0123456789") < strstr(build, ": "), "%s", build);
-    CHECK(strstr(build, " -ffp-contract=off") && !strchr(build, '/'), "%s", build);
+    check_build();
 
     /* The other enumerations of the header are permanent, too. */
     CHECK(CMM_F32 == 0 && CMM_F64 == 1 && CMM_BF16 == 2 && CMM_F16 == 3, "dtypes");
