@@ -88,13 +88,14 @@ static void check_way(const way *w, example *e, const cmm_ff *dense, int *with_s
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    const int few = argc > 1 && strcmp(argv[1], "few") == 0; /* for an emulator */
     int with_scratch = 0;
     ways_find();
     for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++) {
-        example e = example_new((shape){.dtype = dtype, .depth = 4, .trees = 3, .d_in = 96, .d_out = 80, .batch = 300,
-                                        .bias = 1}, 7);
+        example e = example_new((shape){.dtype = dtype, .depth = 4, .trees = 3, .d_in = 96, .d_out = 80,
+                                        .batch = few ? 40 : 300, .bias = 1}, 7);
         const cmm_ff dense = {.size = sizeof dense, .dtype = dtype, .neurons = e.rows, .d_in = 96, .d_out = 80,
                               .w_in = e.w_in, .bias = e.bias, .w_out = e.w_out};
         for (int i = 0; i < way_count; i++)
