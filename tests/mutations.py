@@ -2,7 +2,7 @@
 
     python tests/mutations.py                 # all of them: half an hour on two cores
     python tests/mutations.py checks bert     # those whose file or text has one of these words
-    python tests/mutations.py --new           # those that docs/mutations.md does not know yet, or knows to survive
+    python tests/mutations.py --new           # those without a result yet, or known to survive
     python tests/mutations.py --list
 
 A break of C is put into a copy of the tree, which ninja builds anew as far as it must; then the quick C tests run, up
@@ -10,8 +10,8 @@ to the first that fails. A break of Python is put into a copy of the installed p
 tests runs; install the package of this tree first. A test that hangs or crashes has noticed, too.
 
 What survives is a hole in the tests: close it, or say in the table why the two programs are the same. The results are
-written to docs/mutations.md; those of breaks that were not run this time stay as they are. tests/test_mutations.py
-holds that every line of the table still fits the code.
+written to docs/internals/mutations.md; those of breaks that were not run this time stay as they are.
+tests/test_mutations.py holds that every line of the table still fits the code.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs/mutations.md"
+PAGE = ROOT / "docs/internals/mutations.md"
 
 # ---- the files -----------------------------------------------------------------------------------------------------
 
@@ -648,7 +648,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Break the code in small ways and see whether the tests notice.")
     parser.add_argument("words", nargs="*", help="only breaks whose file or text has one of these words")
     parser.add_argument(
-        "--new", action="store_true", help="only breaks that docs/mutations.md does not know, or knows to survive"
+        "--new",
+        action="store_true",
+        help="only breaks that docs/internals/mutations.md does not know, or knows to survive",
     )
     parser.add_argument("--jobs", type=int, default=2, help="copies that are tried at once (default 2)")
     parser.add_argument("--list", action="store_true", help="say which breaks are selected, and run none")

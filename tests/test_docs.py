@@ -19,8 +19,14 @@ from building import ROOT, run, tool
 from cmm.__main__ import main
 from cmm._libcmm import ffi, lib
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("python/cmm/models/*.md")])
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("python/cmm/models/*.md")])
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
@@ -69,20 +75,51 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@every_page
-def test_links_resolve(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
-        if target.startswith("https://"):
-            continue
+def links(page: Path) -> list[str]:
+    """What a page links to and shows, but for other sites."""
+    words = prose(page)
+    targets = re.findall(r"\]\(([^)\s]+)\)", words) + re.findall(r"""(?:href|src|srcset)=["']([^"']+)""", words)
+    return [target for target in targets if not target.startswith("https://")]
+
+
+def dead_links(page: Path) -> list[str]:
+    """Links of a page to files that are not there, and to headings that their pages have not."""
+    dead = []
+    for target in links(page):
         name, _, anchor = target.partition("#")
         file = page.parent / name if name else page
-        assert file.exists(), f"{page.name} links to {target}"
-        assert not anchor or anchor in anchors(file), f"{page.name} links to {target}"
+        if not file.exists() or (anchor and (file.suffix != ".md" or anchor not in anchors(file))):
+            dead.append(target)
+    return dead
 
 
-def test_index_links_to_every_page() -> None:
-    linked = re.findall(r"\]\((\w[\w-]*\.md)\)", text("docs/index.md"))
-    assert {page.name for page in ROOT.glob("docs/*.md")} - {"index.md"} == set(linked)
+@every_page
+def test_links_resolve(page: Path) -> None:
+    assert dead_links(page) == []
+
+
+def test_dead_links_are_found(tmp_path: Path) -> None:
+    (tmp_path / "other.md").write_text("# A heading: `code`, and more\n\n```sh\n# no heading\n```\n")
+    page = tmp_path / "page.md"
+    alive = ["other.md", "other.md#a-heading-code-and-more", "#here", "page.md#here", "https://example.org/x#y"]
+    dead = ["none.md", "other.md#here", "other.md#no-heading", "#there", "folder/other.md"]
+    page.write_text("# Here\n" + "\n".join(f"[a link]({target})" for target in [*alive, *dead]))
+    assert dead_links(page) == dead
+    page.write_text('<a href="none.md">a link</a> <img src="none.svg"> <source srcset="none.png">')
+    assert dead_links(page) == ["none.md", "none.svg", "none.png"]
+
+
+def test_index_leads_to_every_page() -> None:
+    """Each page is one step from the map, and so is each picture from some page."""
+    index = ROOT / "docs/index.md"
+    named = {(index.parent / target.partition("#")[0]).resolve() for target in links(index)}
+    assert {name_of(page) for page in ROOT.glob("docs/**/*.md")} - {name_of(page) for page in named} == {
+        "docs/index.md"
+    }
+    shown = {(page.parent / target.partition("#")[0]).resolve() for page in PAGES for target in links(page)}
+    pictures = {file for kind in ("svg", "png") for file in ROOT.glob(f"docs/**/*.{kind}")}
+    assert pictures
+    assert {name_of(picture) for picture in pictures - shown} == set()
 
 
 @every_page
@@ -92,19 +129,21 @@ def test_paths_exist(page: Path) -> None:
     for name in in_backquotes(page):
         path = name.partition("::")[0]
         if path.startswith(folders) and not re.search(r"example512|lanes|[<{* ]", path):
-            assert (ROOT / path).exists(), f"{page.name} names {path}"
+            assert (ROOT / path).exists(), f"{name_of(page)} names {path}"
 
 
 @every_page
 def test_tests_that_are_named_exist(page: Path) -> None:
     for file, name in re.findall(r"`(tests/[\w/]+\.(?:py|c))::(\w+)", page.read_text(encoding="utf-8")):
         start = rf"^def {name}\(" if file.endswith(".py") else rf"^static [\w ]+\*?\b{name}\("
-        assert re.search(start, text(file), re.MULTILINE), f"{page.name} names {file}::{name}"
+        assert re.search(start, text(file), re.MULTILINE), f"{name_of(page)} names {file}::{name}"
 
 
 def test_every_promise_names_a_test_that_runs() -> None:
     programs = re.findall(r"^ *cmm_test\((\w+)", text("tests/c/CMakeLists.txt"), re.MULTILINE)
-    promises = [line for line in text("docs/reliability.md").splitlines() if re.match(r"\| (?!promise|---)", line)]
+    promises = [
+        line for line in text("docs/internals/reliability.md").splitlines() if re.match(r"\| (?!promise|---)", line)
+    ]
     assert len(promises) > 40
     for promise in promises:
         named = re.findall(r"`tests/([\w/]+)\.(?:py|c)::\w+`", promise)
@@ -121,10 +160,11 @@ def with_python_examples() -> list[Path]:
 
 
 def test_there_are_examples() -> None:
-    assert {"README.md", "operation.md", "python-api.md", "bert.md"} <= {page.name for page in with_python_examples()}
+    expected = {"README.md", "docs/guide/operation.md", "docs/reference/python.md", "docs/guide/encoder.md"}
+    assert expected <= {name_of(page) for page in with_python_examples()}
 
 
-@pytest.mark.parametrize("page", with_python_examples(), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", with_python_examples(), ids=name_of)
 def test_python_examples(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one page, in one session, from top to bottom."""
     for variable in ("CMM_LEVEL", "CMM_ISA", "CMM_BLAS"):
@@ -143,13 +183,13 @@ def c_examples() -> list[Any]:
     for page in PAGES:
         for (language, code), after in itertools.pairwise(blocks(page)):
             if language == "c" and "int main" in code:
-                assert after[0] == "text", f"{page.name} should show what its program prints"
-                found.append(pytest.param(code, after[1], id=page.name))
+                assert after[0] == "text", f"{name_of(page)} should show what its program prints"
+                found.append(pytest.param(code, after[1], id=name_of(page)))
     return found
 
 
 def test_there_are_c_examples() -> None:
-    assert [example.id for example in c_examples()] == ["README.md", "c-api.md"]
+    assert [example.id for example in c_examples()] == ["README.md", "docs/reference/c.md"]
 
 
 @pytest.mark.parametrize(("code", "prints"), c_examples())
@@ -205,7 +245,9 @@ def test_every_subcommand_is_documented(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         main(["--help"])
     there = re.findall(r"^    ([a-z][\w-]*)(?:  |$)", capsys.readouterr().out, re.MULTILINE)
-    rows = {row[0].strip("`").removeprefix("cmm "): row[1] for row in table("docs/python-api.md", "| command |")}
+    rows = {
+        row[0].strip("`").removeprefix("cmm "): row[1] for row in table("docs/reference/python.md", "| command |")
+    }
     assert sorted(there) == sorted(rows)
     for command, what in rows.items():
         with pytest.raises(SystemExit):
@@ -225,7 +267,7 @@ def shown(name: str, function: Callable[..., Any]) -> str:
 
 
 def test_python_api() -> None:
-    page = text("docs/python-api.md")
+    page = text("docs/reference/python.md")
     documented = set(re.findall(r"\bcmm\.(\w+)", page)) - {"h", "pc"}  # but for files
     submodules = {"bert", "blas", "typing"}
     assert documented - submodules == set(cmm.__all__) - submodules
@@ -252,17 +294,19 @@ def test_python_api() -> None:
 
 
 def test_python_errors() -> None:
-    for name, builtin, _ in table("docs/python-api.md", "| exception |"):
+    for name, builtin, _ in table("docs/reference/python.md", "| exception |"):
         error = getattr(cmm, name.strip("`").removeprefix("cmm."))
         assert builtin.strip("`") in {base.__name__ for base in error.__bases__}
     there = {name for name in cmm.__all__ if name.endswith("Error")}
-    assert there == {row[0].strip("`").removeprefix("cmm.") for row in table("docs/python-api.md", "| exception |")}
+    assert there == {
+        row[0].strip("`").removeprefix("cmm.") for row in table("docs/reference/python.md", "| exception |")
+    }
 
 
 def test_choices() -> None:
     from cmm._native import ACTIVATIONS, TIES
 
-    rows = {quoted(row[0])[0]: quoted(row[1]) for row in table("docs/python-api.md", "| argument |")}
+    rows = {quoted(row[0])[0]: quoted(row[1]) for row in table("docs/reference/python.md", "| argument |")}
     assert rows["activation"] == [repr(name) for name in ACTIVATIONS]
     assert rows["tie"] == [repr(name) for name in TIES]
 
@@ -270,7 +314,9 @@ def test_choices() -> None:
 def test_environment_variables() -> None:
     sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "python").rglob("*.py"))
     read = set(re.findall(r"""(?:variable|raw)\(b"((?:CMM|OMP)_\w+)"\)|environ(?:\.get\(|\[)"(CMM_\w+)""", sources))
-    assert {a or b for a, b in read} == {row[0].strip("`") for row in table("docs/python-api.md", "| variable |")}
+    assert {a or b for a, b in read} == {
+        row[0].strip("`") for row in table("docs/reference/python.md", "| variable |")
+    }
     sources = "".join(
         file.read_text(encoding="utf-8") for folder in ("tests", "bench") for file in (ROOT / folder).rglob("*.py")
     )
@@ -278,13 +324,13 @@ def test_environment_variables() -> None:
     assert all(f'"{name}"' in sources for name in documented)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/operation.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guide/operation.md"])
 def test_levels(page: str) -> None:
     assert [quoted(row[0])[0] for row in table(page, "| level |")] == [level.name for level in cmm.levels()]
 
 
 def test_encoder_api() -> None:
-    rows = table("docs/bert.md", "| name |")
+    rows = table("docs/guide/encoder.md", "| name |")
     documented = {quoted(row[0])[0].partition("(")[0] for row in rows}
     assert documented == set(cmm.bert.__all__)
     for row in rows:
@@ -292,7 +338,7 @@ def test_encoder_api() -> None:
         if "(" in signature:
             name = signature.partition("(")[0]
             assert signature == shown(name, getattr(cmm.bert, name))
-    methods = [quoted(row[0])[0] for row in table("docs/bert.md", "| method |")]
+    methods = [quoted(row[0])[0] for row in table("docs/guide/encoder.md", "| method |")]
     assert methods[0] == shown("model", cmm.bert.Model.__call__)
     public = {
         name for name in vars(cmm.bert.Model) if inspect.isfunction(vars(cmm.bert.Model)[name]) and name[0] != "_"
@@ -309,7 +355,7 @@ def prototypes(source: str) -> set[str]:
 
 def test_c_api() -> None:
     header = text("libcmm/include/cmm.h").replace("CMM_API ", "")
-    documented = prototypes("\n".join(code for language, code in blocks("docs/c-api.md") if language == "c"))
+    documented = prototypes("\n".join(code for language, code in blocks("docs/reference/c.md") if language == "c"))
     assert documented == prototypes(header)
     assert {re.search(r"(cmm_\w+)\(", prototype)[1] for prototype in documented} == {  # type: ignore[index]
         name for name in dir(lib) if name.startswith("cmm_") and not name.startswith("cmm_py_")
@@ -318,24 +364,26 @@ def test_c_api() -> None:
 
 def test_cuda_api() -> None:
     header = text("libcmm/include/cmm_cuda.h").replace("CMM_API ", "")
-    documented = prototypes("\n".join(code for language, code in blocks("docs/gpu.md") if language == "c"))
+    documented = prototypes("\n".join(code for language, code in blocks("docs/guide/gpu.md") if language == "c"))
     assert documented == prototypes(header)
     assert len(documented) == 9
     run_struct = re.search(r"typedef struct cmm_cuda_run \{(.*?)\} cmm_cuda_run;", header, re.DOTALL)
     assert run_struct is not None
     fields = re.findall(r"^ .*?(\w+);", run_struct[1], re.MULTILINE)
-    assert [(quoted(row[0])[0], quoted(row[1])) for row in table("docs/gpu.md", "| struct |")] == [
+    assert [(quoted(row[0])[0], quoted(row[1])) for row in table("docs/guide/gpu.md", "| struct |")] == [
         ("cmm_cuda_run", fields)
     ]
     listed = re.findall(r"^CMM_CUDA_KERNEL\(fff, (\w+)\)", text("libcmm/src/cuda/kernels.inc"), re.MULTILINE)
-    assert [quoted(row[0])[0] for row in table("docs/gpu.md", "| method |")] == [n for n in listed if n != "naive"]
-    assert [quoted(row[0])[0] for row in table("docs/gpu.md", "| level |")] == [
+    assert [quoted(row[0])[0] for row in table("docs/guide/gpu.md", "| method |")] == [
+        n for n in listed if n != "naive"
+    ]
+    assert [quoted(row[0])[0] for row in table("docs/guide/gpu.md", "| level |")] == [
         level.name for level in cmm.levels() if level.name.startswith("cuda")
     ]
 
 
 def test_c_structs() -> None:
-    rows = table("docs/c-api.md", "| struct |")
+    rows = table("docs/reference/c.md", "| struct |")
     documented = {quoted(row[0])[0]: quoted(row[1]) for row in rows}
     there = {name: ffi.typeof(name) for name in ffi.list_types()[0]}
     assert documented == {
@@ -344,13 +392,13 @@ def test_c_structs() -> None:
 
 
 def test_c_constants() -> None:
-    documented = [name for row in table("docs/c-api.md", "| constants |") for name in quoted(row[0])]
+    documented = [name for row in table("docs/reference/c.md", "| constants |") for name in quoted(row[0])]
     there = [name for name in dir(lib) if re.match(r"CMM_(?!OK|ERROR)", name)]
     assert sorted(documented) == sorted(there)
 
 
 def test_status_codes() -> None:
-    documented = {quoted(row[1])[0]: (int(row[0]), row[2]) for row in table("docs/c-api.md", "| number |")}
+    documented = {quoted(row[1])[0]: (int(row[0]), row[2]) for row in table("docs/reference/c.md", "| number |")}
     there = {
         name: (number, ffi.string(lib.cmm_status_message(number)).decode())
         for name in dir(lib)
@@ -361,14 +409,16 @@ def test_status_codes() -> None:
 
 
 def test_the_order_of_checks_is_the_one_that_is_tested() -> None:
-    documented = [f"CMM_ERROR_{name}" for row in table("docs/c-api.md", "| checked |") for name in quoted(row[1])]
+    documented = [
+        f"CMM_ERROR_{name}" for row in table("docs/reference/c.md", "| checked |") for name in quoted(row[1])
+    ]
     tested = re.search(r"order_of_checks\[\] = \{(.*?)\}", text("tests/c/wrong_calls.c"), re.DOTALL)
     assert tested is not None
     assert re.findall(r"\w+", tested[1]) == documented
 
 
 def test_cmake_options() -> None:
-    rows = table("docs/c-api.md", "| CMake option |")
+    rows = table("docs/reference/c.md", "| CMake option |")
     there = re.findall(r"^(?:set|option)\((CMM_\w+)", text("CMakeLists.txt"), re.MULTILINE)
     assert sorted(quoted(row[0])[0] for row in rows) == sorted(there)
 
@@ -377,12 +427,12 @@ def test_cmake_options() -> None:
 
 
 def test_the_picture_is_what_its_script_draws() -> None:
-    spec = importlib.util.spec_from_file_location("draw_tree", ROOT / "docs/draw_tree.py")
+    spec = importlib.util.spec_from_file_location("draw_tree", ROOT / "docs/pictures/draw_tree.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.picture() == text("docs/tree.svg")
+    assert module.picture() == text("docs/pictures/tree.svg")
     node = 0
     for visited, logit in module.LOGITS.items():  # and its path is one
         assert visited == node

@@ -45,7 +45,7 @@ def run(monkeypatch):
 def corpus(tmp_path_factory):
     """This repository's own pages as a text to train on."""
     folder = tmp_path_factory.mktemp("corpus")
-    pages = sorted(ROOT.glob("docs/*.md"))
+    pages = sorted(ROOT.glob("docs/**/*.md"))
     assert len(pages) > 5
     for name, some in (("train", pages[1:]), ("heldout", pages[:1])):
         (folder / f"{name}.txt").write_text("\n\n".join(page.read_text() for page in some))
@@ -382,7 +382,7 @@ def test_scores():
 
 
 def test_documented_names():
-    page = (ROOT / "docs/training.md").read_text()
+    page = (ROOT / "docs/guide/training.md").read_text()
     documented = dict(re.findall(r"^\| `cmm\.torch\.(\w+)(\(.*?\))` \|", page, re.MULTILINE))
     assert documented.keys() == set(cmm.torch.__all__)
     for name, arguments in documented.items():

@@ -9,7 +9,7 @@
  * There is no branch and no call of libm: a compiler vectorises a loop over any of them. There is no fma either: only
  * +, -, *, /, selects and operations on bits, so that every instruction set gives the same bits (NaNs apart, whose
  * sign and payload are the hardware's own). Compile with contraction off (-ffp-contract=off, nvcc -fmad=false) and
- * without fast-math, and run with subnormal numbers on. docs/activation.md derives it all.
+ * without fast-math, and run with subnormal numbers on. docs/internals/activation.md derives it all.
  *
  * NaN gives NaN, +inf gives +inf. -inf gives what the formula gives: NaN, but 0 for ReLU and -inf for the identity.
  * Large negative x underflow gradually to 0. */

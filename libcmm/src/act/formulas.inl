@@ -1,7 +1,7 @@
 /* The formulas of the activations, once for float and once for double: activation.h includes this text twice, with
  *     CMM_R      the type; CMM_U the unsigned integer of its size; CMM_F(name) the name for this type
  *     CMM_K(name) the constant of that name for this type
- * See docs/activation.md for the derivation. Each formula is a chain of +, -, *, / and selects. */
+ * See docs/internals/activation.md for the derivation. Each formula is a chain of +, -, *, / and selects. */
 
 CMM_HD static inline CMM_U CMM_F(cmm_bits)(CMM_R x)
 {

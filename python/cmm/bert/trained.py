@@ -1,4 +1,4 @@
-"""The models that come with the package, trained as docs/training.md tells: an FFF one and its dense twin."""
+"""The models that come with the package, trained as docs/guide/training.md tells: an FFF one and its dense twin."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Draw tree.svg, the picture in operation.md: ``python docs/draw_tree.py > docs/tree.svg``.
+"""Draw tree.svg, the picture in guide/operation.md: ``python docs/pictures/draw_tree.py > docs/pictures/tree.svg``.
 
 One tree of depth 3, the path of one token through it, and the rows of the weights that the token reads.
 """

@@ -1,6 +1,6 @@
-"""Draw losses.png and losses.svg, the loss curves in training.md, from what training logged in losses/.
+"""Draw losses.png and losses.svg, the loss curves in guide/training.md, from what training logged in losses/.
 
-python docs/draw_losses.py
+python docs/pictures/draw_losses.py
 """
 
 import csv
