@@ -99,8 +99,10 @@ def test_wrong_calls(changes: dict[str, Any], want: str) -> None:
 
 
 def test_wrong_in_two_ways() -> None:
-    """The status is that of what is checked first, in the order that docs/reference/c.md promises."""
-    table = (ROOT / "docs/reference/c.md").read_text(encoding="utf-8").split("| checked |")[1].split("\n\n")[0]
+    """The status is that of what is checked first, in the order that docs/reference/status-codes.md promises."""
+    table = (
+        (ROOT / "docs/reference/status-codes.md").read_text(encoding="utf-8").split("| checked |")[1].split("\n\n")[0]
+    )
     order = re.findall(r"`(\w+)`", table)
     pairs = 0
     for (one, says_one), (two, says_two) in itertools.combinations(WRONG_CALLS, 2):

@@ -324,9 +324,10 @@ def test_environment_variables() -> None:
     assert all(f'"{name}"' in sources for name in documented)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide/operation.md"])
-def test_levels(page: str) -> None:
-    assert [quoted(row[0])[0] for row in table(page, "| level |")] == [level.name for level in cmm.levels()]
+def test_levels() -> None:
+    names = [level.name for level in cmm.levels()]
+    assert [quoted(row[0])[0] for row in table("docs/guide/levels.md", "| level |")] == names
+    assert set(names) <= set(in_backquotes(ROOT / "README.md"))
 
 
 def test_encoder_api() -> None:
@@ -398,7 +399,9 @@ def test_c_constants() -> None:
 
 
 def test_status_codes() -> None:
-    documented = {quoted(row[1])[0]: (int(row[0]), row[2]) for row in table("docs/reference/c.md", "| number |")}
+    documented = {
+        quoted(row[1])[0]: (int(row[0]), row[2]) for row in table("docs/reference/status-codes.md", "| number |")
+    }
     there = {
         name: (number, ffi.string(lib.cmm_status_message(number)).decode())
         for name in dir(lib)
@@ -410,7 +413,9 @@ def test_status_codes() -> None:
 
 def test_the_order_of_checks_is_the_one_that_is_tested() -> None:
     documented = [
-        f"CMM_ERROR_{name}" for row in table("docs/reference/c.md", "| checked |") for name in quoted(row[1])
+        f"CMM_ERROR_{name}"
+        for row in table("docs/reference/status-codes.md", "| checked |")
+        for name in quoted(row[1])
     ]
     tested = re.search(r"order_of_checks\[\] = \{(.*?)\}", text("tests/c/wrong_calls.c"), re.DOTALL)
     assert tested is not None
@@ -426,17 +431,40 @@ def test_cmake_options() -> None:
 # ---- the rest ------------------------------------------------------------------------------------------------------
 
 
-def test_the_picture_is_what_its_script_draws() -> None:
-    spec = importlib.util.spec_from_file_location("draw_tree", ROOT / "docs/pictures/draw_tree.py")
+def script(name: str) -> Any:
+    """A script that draws pictures, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/pictures/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.picture() == text("docs/pictures/tree.svg")
+    return module
+
+
+def test_the_pictures_are_what_their_scripts_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs/pictures"))
+    tree, kernels = script("draw_tree"), script("draw_kernels")
+    assert tree.picture() == text("docs/pictures/tree.svg")
     node = 0
-    for visited, logit in module.LOGITS.items():  # and its path is one
+    for visited, logit in tree.LOGITS.items():  # and its path is one
         assert visited == node
         node = 2 * node + 1 + (logit > 0)
+    for name, draw in kernels.PICTURES.items():
+        assert draw() == text(f"docs/pictures/{name}")
+
+
+def test_the_readme_has_the_figures_of_the_page_of_results() -> None:
+    """Its large table is there too, and its small one has some of that one's columns."""
+    header = "| AMD EPYC with AVX-512"
+    large = table("README.md", header)
+    assert large == table("docs/results.md", header)
+    measured = {row[0].split()[0]: [row[1], row[6], row[7]] for row in large if "2 threads" not in row[0]}
+    small = table("README.md", "| microseconds per token")
+    assert [row[0] for row in small] == ["1", "128", "16384"]
+    for tokens, *figures in small:
+        assert figures == measured[tokens]
+    ratios = [int(row[2].removesuffix("x")) for row in measured.values()]
+    assert f"{min(ratios)} to {max(ratios)} times" in " ".join(text("README.md").split())
 
 
 def test_version() -> None:

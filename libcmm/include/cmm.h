@@ -24,7 +24,8 @@
  * Rules that hold for every function:
  *   - Arrays are row-major and borrowed: libcmm keeps no pointer after a call returns, and frees nothing of yours.
  *   - Everything is checked before anything is written: when a call returns an error, no output has been touched. A
- *     call that is wrong in several ways gets the status of what is checked first, in the order of docs/reference/c.md.
+ *     call that is wrong in several ways gets the status of what is checked first, in the order of
+ *     docs/reference/status-codes.md.
  *   - Rows that no token visits have no influence: an inf or NaN in them does not reach y.
  *   - Functions may be called from many threads at once, and in a child after fork().
  *   - Nothing is printed, and no environment variable is read.

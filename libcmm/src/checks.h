@@ -1,6 +1,6 @@
 /* What a call must be, on a CPU and on a GPU: the checks that the front doors of libcmm (cmm.c) and libcmm_cuda
- * (cuda/cmm_cuda.cu) have in common. Both check in one order, that of docs/reference/c.md, so a call that is wrong in
- * several ways gets the same status from both, and a later version may not change which. */
+ * (cuda/cmm_cuda.cu) have in common. Both check in one order, that of docs/reference/status-codes.md, so a call
+ * that is wrong in several ways gets the same status from both, and a later version may not change which. */
 #ifndef CMM_CHECKS_H
 #define CMM_CHECKS_H
 

@@ -25,7 +25,7 @@ static void check_kernel(const cmm_kernel *kernel, const cmm_task *task)
           task->depth);
     CHECK(more == bytes, "%s: %lld bytes for a million tokens", kernel->name, (long long)more);
     if (kernel->x_type == CMM_F32 && task->depth <= 11)
-        CHECK(bytes <= 1 << 20, "%s, %lldx%d: more than docs/internals/performance.md says", kernel->name, trees, task->depth);
+        CHECK(bytes <= 1 << 20, "%s, %lldx%d: more than docs/results.md says", kernel->name, trees, task->depth);
 }
 
 static void check_shape(int32_t dtype, int64_t trees, int32_t depth)
