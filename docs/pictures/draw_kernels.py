@@ -121,12 +121,12 @@ def descent() -> str:
         lines(20, y + 10, ["counting sort of all tokens", "by subtree: the buckets"], size=14, anchor="start")
     )
     parts.append(arrow(left + 309, y - 24, left + 309, y - 6))
-    at = float(left)
+    place = float(left)
     for bucket in range(4):
         members = [token for token in range(16) if ancestor(LEAVES[token], 2) == 3 + bucket]
-        parts += tokens_at(y, [(at + i * step, token) for i, token in enumerate(members)])
+        parts += tokens_at(y, [(place + i * step, token) for i, token in enumerate(members)])
         width = len(members) * step - 7
-        centre, top = at + width / 2, y + 50
+        centre, top = place + width / 2, y + 50
         parts.append(arrow(centre, y + 30, centre, top))
         half = min(width / 2, 62)
         parts.append(
@@ -136,15 +136,15 @@ def descent() -> str:
         parts.append(text(centre, top + 44, f"node {3 + bucket}", size=12))
         order = sorted(members, key=lambda token: LEAVES[token])
         parts.append(arrow(centre, top + 70, centre, top + 92))
-        parts += tokens_at(top + 96, [(at + i * step, token) for i, token in enumerate(order)])
-        seen = at
+        parts += tokens_at(top + 96, [(place + i * step, token) for i, token in enumerate(order)])
+        seen = place
         for leaf in sorted({LEAVES[token] for token in members}):
             count = sum(LEAVES[token] == leaf for token in members)
             end = seen + count * step - 7
             parts.append(f'<line x1="{seen:g}" y1="{top + 128}" x2="{end:g}" y2="{top + 128}" stroke="{INK}"/>')
             parts.append(text((seen + end) / 2, top + 143, str(leaf), size=12))
             seen += count * step
-        at += width + 17
+        place += width + 17
     parts.append(
         lines(20, y + 82, ["phase two, bucket by bucket:", "the subtree's rows stay in L2"], size=14, anchor="start")
     )
@@ -309,9 +309,9 @@ def cuda() -> str:
         at += width
     parts.append(arrow(785, 122, 785, 146))
     for sm in range(4):
-        x = 640 + sm * 72.5
-        parts.append(f'<line x1="{x:g}" y1="144" x2="{x:g}" y2="208" stroke="{INK}" stroke-dasharray="3 3"/>')
-        parts.append(text(x + 36, 202, f"SM {sm}", size=12))
+        edge = 640 + sm * 72.5
+        parts.append(f'<line x1="{edge:g}" y1="144" x2="{edge:g}" y2="208" stroke="{INK}" stroke-dasharray="3 3"/>')
+        parts.append(text(edge + 36, 202, f"SM {sm}", size=12))
     parts.append(f'<line x1="930" y1="144" x2="930" y2="208" stroke="{INK}" stroke-dasharray="3 3"/>')
     parts.append(box(640, 226, 290, 62, fill=FILL, edge=PATH))
     parts.append(
