@@ -1,6 +1,7 @@
-"""Write the C source of the extension cmm._libcmm: ``python cmm_build.py path/to/cmm.h output.c``.
+"""Write the C source of the extension cmm._libcmm: ``python cmm_build.py include output.c``.
 
-cffi learns the interface from cmm.h itself, from the lines between its two markers; there is no second copy of it.
+cffi learns the interface from cmm.h and cmm_blas.h in the folder `include`, from the lines between their two markers;
+there is no second copy of it.
 """
 
 import re
@@ -114,19 +115,22 @@ static cmm_status cmm_py_cuda_ff(int32_t dtype, int32_t activation, int64_t neur
 """
 
 
-def declarations(header: str) -> str:
-    """Return the part of cmm.h that cffi can read."""
-    parts = re.split(r"/\* cffi: (?:begin|end) \*/", header)
-    if len(parts) != 3:
-        raise SystemExit("cmm.h should have exactly one pair of the markers 'cffi: begin' and 'cffi: end'")
-    return parts[1].replace("CMM_API ", "")
+def declarations(include: Path) -> str:
+    """Return the parts of cmm.h and cmm_blas.h that cffi can read."""
+    found = []
+    for name in ("cmm.h", "cmm_blas.h"):
+        parts = re.split(r"/\* cffi: (?:begin|end) \*/", (include / name).read_text(encoding="utf-8"))
+        if len(parts) != 3:
+            raise SystemExit(f"{name} should have exactly one pair of the markers 'cffi: begin' and 'cffi: end'")
+        found.append(parts[1].replace("CMM_API ", ""))
+    return "".join(found)
 
 
-def builder(header: Path) -> FFI:
-    """Return the FFI that knows all of cmm.h and the shims."""
+def builder(include: Path) -> FFI:
+    """Return the FFI that knows all of cmm.h, cmm_blas.h and the shims."""
     ffi = FFI()
     shims = SHIMS + CUDA_SHIMS
-    ffi.cdef(declarations(header.read_text(encoding="utf-8")))
+    ffi.cdef(declarations(include))
     ffi.cdef("".join(match + ";\n" for match in re.findall(r"^static (cmm_status [^{]*)\n\{", shims, re.MULTILINE)))
     ffi.set_source("cmm._libcmm", '#include "cmm.h"\n' + shims, py_limited_api=True)
     return ffi

@@ -41,8 +41,8 @@ def exported(library: Path) -> Iterator[str]:
         yield f"symbol {line.split()[-1]}"
 
 
-def structs() -> Iterator[str]:
-    """Sizes and offsets of all public structs, as cffi lays them out for this machine."""
+def interface() -> Iterator[str]:
+    """Sizes and offsets of all public structs, as cffi lays them out for this machine, and all constants."""
     from cffi import FFI
 
     spec = importlib.util.spec_from_file_location("cmm_build", ROOT / "python/cmm_build.py")
@@ -50,8 +50,14 @@ def structs() -> Iterator[str]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    include = ROOT / "libcmm/include"
+    cuda = (include / "cmm_cuda.h").read_text(encoding="utf-8").split('extern "C" {\n#endif')[1].split("#ifdef")[0]
+    declared = module.declarations(include) + cuda.replace("CMM_API ", "")
     ffi = FFI()
-    ffi.cdef(module.declarations((ROOT / "libcmm/include/cmm.h").read_text(encoding="utf-8")))
+    ffi.cdef(declared)
+    values = ffi.dlopen(None)
+    for name in re.findall(r"\b(CMM_\w+) = ", declared):
+        yield f"constant {name} {getattr(values, name)}"
     for name in sorted(ffi.list_types()[0]):
         kind = ffi.typeof(name)
         if kind.kind == "struct":
@@ -65,7 +71,14 @@ def test_abi_is_the_recorded_one() -> None:
         pytest.skip("abi.txt records the structs of 64-bit machines")
     lines = (ROOT / "libcmm/abi.txt").read_text().splitlines()
     recorded = [line for line in lines if line and not line.startswith("#")]
-    assert [*sorted(exported(default_build().library)), *structs()] == recorded
+    assert [*sorted(exported(default_build().library)), *interface()] == recorded
+
+
+def test_the_soname_carries_the_minor_version_while_the_major_is_0() -> None:
+    header = (ROOT / "libcmm/include/cmm.h").read_text(encoding="utf-8")
+    major, minor = re.findall(r"^#define CMM_VERSION_M\w+ (\d+)", header, re.MULTILINE)
+    dynamic = run(tool("readelf"), "-d", default_build().library)
+    assert f"Library soname: [libcmm.so.{f'0.{minor}' if major == '0' else major}]" in dynamic
 
 
 def test_kernel_files_export_one_value_each() -> None:

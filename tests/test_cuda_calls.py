@@ -116,7 +116,8 @@ def interface() -> tuple[FFI, Any]:
     """Return the C interface itself, as a program would use it: the declarations of both headers, and the library."""
     include = Path(cmm.get_include())
     c = FFI()
-    c.cdef((include / "cmm.h").read_text().split("/* cffi: ")[1].partition("*/")[2].replace("CMM_API ", ""))
+    for name in ("cmm.h", "cmm_blas.h"):
+        c.cdef((include / name).read_text().split("/* cffi: ")[1].partition("*/")[2].replace("CMM_API ", ""))
     c.cdef(
         (include / "cmm_cuda.h")
         .read_text()

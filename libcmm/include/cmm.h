@@ -16,7 +16,7 @@
  * A complete program:
  *
  *     cmm_fff layer = {.size = sizeof layer, .dtype = CMM_F32, .activation = CMM_GELU, .tie = CMM_TIE_LEFT,
- *                      .trees = 1, .depth = 11, .d_in = 768, .d_out = 768, .w_in = w_in, .w_out = w_out};
+ *                      .depth = 11, .trees = 1, .d_in = 768, .d_out = 768, .w_in = w_in, .w_out = w_out};
  *     cmm_status status = cmm_fff_forward(&layer, NULL, batch, x, y, NULL, NULL);
  *     if (status != CMM_OK)
  *         fprintf(stderr, "%s\n", cmm_status_message(status));
@@ -51,7 +51,7 @@
 #endif
 
 #define CMM_VERSION_MAJOR 0
-#define CMM_VERSION_MINOR 1
+#define CMM_VERSION_MINOR 2
 #define CMM_VERSION_PATCH 0
 
 #ifdef __cplusplus
@@ -204,49 +204,8 @@ typedef struct cmm_ff {
     int64_t ld_out;      /* elements from one row of w_out to the next; 0 means d_out */
 } cmm_ff;
 
-/* A BLAS: pointers to its Fortran interface with 32-bit integers (LP64), column-major as ever. Fill it with
- * cmm_blas_load() or cmm_blas_linked(), or by hand: a level uses only the functions of its own number and below, and
- * those of the layer's dtype. The batched functions (MKL's interface) and the thread functions may be NULL.
- * libcmm splits a call over its own threads and asks the BLAS for one thread in each, through set_threads. */
-typedef struct cmm_blas {
-    uint32_t size; /* sizeof(cmm_blas) */
-    int32_t reserved;
-    float (*sdot)(const int32_t *n, const float *x, const int32_t *incx, const float *y, const int32_t *incy);
-    double (*ddot)(const int32_t *n, const double *x, const int32_t *incx, const double *y, const int32_t *incy);
-    void (*saxpy)(const int32_t *n, const float *alpha, const float *x, const int32_t *incx, float *y,
-                  const int32_t *incy);
-    void (*daxpy)(const int32_t *n, const double *alpha, const double *x, const int32_t *incx, double *y,
-                  const int32_t *incy);
-    void (*sgemv)(const char *trans, const int32_t *m, const int32_t *n, const float *alpha, const float *a,
-                  const int32_t *lda, const float *x, const int32_t *incx, const float *beta, float *y,
-                  const int32_t *incy);
-    void (*dgemv)(const char *trans, const int32_t *m, const int32_t *n, const double *alpha, const double *a,
-                  const int32_t *lda, const double *x, const int32_t *incx, const double *beta, double *y,
-                  const int32_t *incy);
-    void (*sgemm)(const char *transa, const char *transb, const int32_t *m, const int32_t *n, const int32_t *k,
-                  const float *alpha, const float *a, const int32_t *lda, const float *b, const int32_t *ldb,
-                  const float *beta, float *c, const int32_t *ldc);
-    void (*dgemm)(const char *transa, const char *transb, const int32_t *m, const int32_t *n, const int32_t *k,
-                  const double *alpha, const double *a, const int32_t *lda, const double *b, const int32_t *ldb,
-                  const double *beta, double *c, const int32_t *ldc);
-    void (*sgemv_batch)(const char *trans, const int32_t *m, const int32_t *n, const float *alpha, const float **a,
-                        const int32_t *lda, const float **x, const int32_t *incx, const float *beta, float **y,
-                        const int32_t *incy, const int32_t *groups, const int32_t *group_size);
-    void (*dgemv_batch)(const char *trans, const int32_t *m, const int32_t *n, const double *alpha, const double **a,
-                        const int32_t *lda, const double **x, const int32_t *incx, const double *beta, double **y,
-                        const int32_t *incy, const int32_t *groups, const int32_t *group_size);
-    void (*sgemm_batch)(const char *transa, const char *transb, const int32_t *m, const int32_t *n, const int32_t *k,
-                        const float *alpha, const float **a, const int32_t *lda, const float **b, const int32_t *ldb,
-                        const float *beta, float **c, const int32_t *ldc, const int32_t *groups,
-                        const int32_t *group_size);
-    void (*dgemm_batch)(const char *transa, const char *transb, const int32_t *m, const int32_t *n, const int32_t *k,
-                        const double *alpha, const double **a, const int32_t *lda, const double **b,
-                        const int32_t *ldb, const double *beta, double **c, const int32_t *ldc,
-                        const int32_t *groups, const int32_t *group_size);
-    void (*set_threads)(int32_t threads);
-    int32_t (*get_threads)(void);
-    char name[128]; /* for people: which BLAS this is, zero-terminated */
-} cmm_blas;
+/* A table of BLAS functions, for the levels that use one: cmm_blas.h, which this header includes. */
+typedef struct cmm_blas cmm_blas;
 
 /* How to run a call. NULL, or all zero after the size: the best this machine has. */
 typedef struct cmm_run {
@@ -260,12 +219,13 @@ typedef struct cmm_run {
 
 /* One entry of the list of levels (cmm_level_get). The strings live as long as the library. */
 typedef struct cmm_level {
-    uint32_t size;      /* sizeof(cmm_level) */
+    uint32_t size;      /* sizeof(cmm_level_info) */
     int32_t usable;     /* 1 or 0 */
     const char *name;   /* "naive", ... */
     const char *isa;    /* the instruction set that a call would use, "any" where the compiler chose */
     const char *why;    /* why it is not usable; "" when it is */
-} cmm_level;
+} cmm_level_info;
+typedef cmm_level_info cmm_level; /* its name in 0.1.0 */
 
 /* One entry of the list of kernels (cmm_kernel_get). The strings live as long as the library. */
 typedef struct cmm_kernel_info {
@@ -312,25 +272,13 @@ CMM_API cmm_status cmm_fff_pack_as(const cmm_fff *layer, const cmm_pack_options 
 /* What this library and this machine can do: levels 0 .. cmm_level_count() - 1. run may be NULL; its blas and isa are
  * taken into account, so that the answer is about the call you would make. Set info->size first. */
 CMM_API int32_t cmm_level_count(void);
-CMM_API cmm_status cmm_level_get(int32_t index, const cmm_run *run, cmm_level *info);
+CMM_API cmm_status cmm_level_get(int32_t index, const cmm_run *run, cmm_level_info *info);
 
 /* The list of kernels that the levels are made of: 0 .. cmm_kernel_count() - 1. A kernel's name is its file's name, and
  * a file has one kernel for each pair of types that it is for. Every instruction set has one kernel of operation "act",
  * and within an operation better ones come later. Set info->size first. */
 CMM_API int32_t cmm_kernel_count(void);
 CMM_API cmm_status cmm_kernel_get(int32_t index, cmm_kernel_info *info);
-
-/* Load the BLAS in a shared library: names with and without the prefix scipy_, with and without a trailing
- * underscore. The library stays loaded for the life of the process. MKL is put in its sequential threading layer. */
-CMM_API cmm_status cmm_blas_load(const char *file, cmm_blas *blas);
-
-/* The BLAS that libcmm was linked with (CMake option CMM_BLAS=LINK), or CMM_ERROR_BLAS_MISSING. */
-CMM_API cmm_status cmm_blas_linked(cmm_blas *blas);
-
-/* CMM_ERROR_BLAS_SYMBOLS where the dot products of a table do not take 32-bit integers (or return float as double):
- * they are called with a count that is 2 in 32 bits and negative in 64, so that a BLAS of either kind reads nothing
- * that it should not. cmm_blas_load() and cmm_blas_linked() have done this; for tables filled by hand. */
-CMM_API cmm_status cmm_blas_check(const cmm_blas *blas);
 
 /* The number of threads that threads = 0 means in this process: the CPUs in the affinity mask of the calling thread, or
  * fewer where the CPU quota of a control group allows fewer (rounded up; read once). And which of the two it was, for
@@ -353,4 +301,7 @@ CMM_API const char *cmm_build(void);
 #ifdef __cplusplus
 }
 #endif
+
+#include "cmm_blas.h"
+
 #endif

@@ -346,10 +346,10 @@ static const char *why_not(const char *level, const choice *chosen, const char *
     return why;
 }
 
-cmm_status cmm_level_get(int32_t index, const cmm_run *how, cmm_level *info)
+cmm_status cmm_level_get(int32_t index, const cmm_run *how, cmm_level_info *info)
 {
     choice chosen;
-    cmm_level found;
+    cmm_level_info found;
     if (!info)
         return CMM_ERROR_INFO_NULL;
     if (!cmm_read_struct(&found, sizeof found, sizeof found, info))

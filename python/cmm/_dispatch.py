@@ -105,7 +105,7 @@ def _infos(isa: Any, table: Any) -> list[Any]:
     run = ffi.new("cmm_run *", {"size": ffi.sizeof("cmm_run"), "isa": isa, "blas": table})
     infos = []
     for index in range(lib.cmm_level_count()):
-        info = ffi.new("cmm_level *", {"size": ffi.sizeof("cmm_level")})
+        info = ffi.new("cmm_level_info *", {"size": ffi.sizeof("cmm_level_info")})
         status = lib.cmm_level_get(index, run, info)
         if status:
             raise failure(status)

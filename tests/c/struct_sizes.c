@@ -16,7 +16,7 @@ typedef union {
     cmm_ff ff;
     cmm_run run;
     cmm_blas blas;
-    cmm_level level;
+    cmm_level_info level;
     cmm_kernel_info kernel;
     cmm_pack_options options;
     unsigned char bytes[ROOM];
@@ -107,7 +107,7 @@ static const struct {
     {"cmm_ff_forward(run->blas)", call_ff, OF(blas, cmm_blas), 248, CMM_ERROR_BLAS_SIZE},
     {"cmm_level_get(run->blas)", call_level, OF(blas, cmm_blas), 248, CMM_ERROR_BLAS_SIZE},
     {"cmm_blas_check", call_blas_check, OF(blas, cmm_blas), 248, CMM_ERROR_BLAS_SIZE},
-    {"cmm_level_get(info)", call_level, OF(level, cmm_level), 32, CMM_ERROR_INFO_SIZE},
+    {"cmm_level_get(info)", call_level, OF(level, cmm_level_info), 32, CMM_ERROR_INFO_SIZE},
     {"cmm_kernel_get(info)", call_kernel, OF(kernel, cmm_kernel_info), 56, CMM_ERROR_INFO_SIZE},
 };
 
@@ -120,7 +120,7 @@ static void fill(structs *s)
     s->blas.blas = reference_blas;
     s->run.run = (cmm_run){.size = sizeof(cmm_run), .threads = 1, .level = "blas1", .blas = &s->blas.blas};
     s->options.options = (cmm_pack_options){.size = sizeof(cmm_pack_options)};
-    s->level.level = (cmm_level){.size = sizeof(cmm_level)};
+    s->level.level = (cmm_level_info){.size = sizeof(cmm_level_info)};
     s->kernel.kernel = (cmm_kernel_info){.size = sizeof(cmm_kernel_info)};
 }
 

@@ -634,7 +634,7 @@ static void check_packed(int32_t dtype)
 /* The functions that do not compute. */
 static void check_others(void)
 {
-    cmm_level info = {.size = sizeof info}, untouched;
+    cmm_level_info info = {.size = sizeof info}, untouched;
     const int32_t count = cmm_level_count();
     CHECK(count == 5, "%d levels", count);
     CHECK(cmm_level_get(0, NULL, NULL) == CMM_ERROR_INFO_NULL, "info NULL");

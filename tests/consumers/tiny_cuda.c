@@ -11,7 +11,7 @@ _Static_assert(sizeof(void *) != 8 || (sizeof(cmm_cuda_run) == 48 && offsetof(cm
 int main(void)
 {
     char memory[64]; /* stands for memory on a device: no call here gets as far as using it */
-    cmm_fff layer = {.size = sizeof layer, .dtype = CMM_BF16, .trees = 1, .depth = 1, .d_in = 2, .d_out = 2,
+    cmm_fff layer = {.size = sizeof layer, .dtype = CMM_BF16, .depth = 1, .trees = 1, .d_in = 2, .d_out = 2,
                      .w_in = memory, .w_out = memory};
     cmm_cuda_run run = {.size = sizeof run, .level = "cuda"};
     cmm_kernel_info info = {.size = sizeof info};
