@@ -14,13 +14,13 @@
 /* ---- the table of kernels -------------------------------------------------------------------------------------- */
 
 /* What each kernel file exports: its kernels, one for each pair of types and alike in all else, and a NULL. */
-#define CMM_KERNEL(op, name, architecture, flags) extern const cmm_kernel *const cmm_##op##_##name[];
-#include "kernels.inc"
+#define CMM_KERNEL(op, name) extern const cmm_kernel *const cmm_##op##_##name[];
+#include "kernel_table.inc" /* made by CMake from kernels.inc */
 #undef CMM_KERNEL
 
 static const cmm_kernel *const *const files[] = {
-#define CMM_KERNEL(op, name, architecture, flags) cmm_##op##_##name,
-#include "kernels.inc"
+#define CMM_KERNEL(op, name) cmm_##op##_##name,
+#include "kernel_table.inc"
 #undef CMM_KERNEL
 };
 

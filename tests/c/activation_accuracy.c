@@ -21,15 +21,15 @@
 #define DECLARE_act(name) extern const cmm_kernel *const cmm_act_##name[];
 #define DECLARE_fff(name)
 #define DECLARE_ff(name)
-#define CMM_KERNEL(op, name, architecture, flags) DECLARE_##op(name)
-#include "kernels.inc"
+#define CMM_KERNEL(op, name) DECLARE_##op(name)
+#include "kernel_table.inc"
 #undef CMM_KERNEL
 #define LIST_act(name) cmm_act_##name,
 #define LIST_fff(name)
 #define LIST_ff(name)
-#define CMM_KERNEL(op, name, architecture, flags) LIST_##op(name)
+#define CMM_KERNEL(op, name) LIST_##op(name)
 static const cmm_kernel *const *const files[] = { /* of one kernel each */
-#include "kernels.inc"
+#include "kernel_table.inc"
 };
 
 enum { KERNELS = sizeof files / sizeof *files, ACTIVATIONS = 5, BLOCK = 4096, LANES = 16 };

@@ -3,15 +3,15 @@
 #include "check.h"
 #include "cpu.h"
 
-#define CMM_KERNEL(op, name, architecture, flags) extern const cmm_kernel *const cmm_##op##_##name[];
-#include "kernels.inc"
+#define CMM_KERNEL(op, name) extern const cmm_kernel *const cmm_##op##_##name[];
+#include "kernel_table.inc"
 #undef CMM_KERNEL
 
 #include <string.h>
 
 static const cmm_kernel *const *const files[] = {
-#define CMM_KERNEL(op, name, architecture, flags) cmm_##op##_##name,
-#include "kernels.inc"
+#define CMM_KERNEL(op, name) cmm_##op##_##name,
+#include "kernel_table.inc"
 #undef CMM_KERNEL
 };
 

@@ -1,2 +1,0 @@
-#include "../simd/avx2.h"
-#include "loops.inl"
