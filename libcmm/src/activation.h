@@ -20,11 +20,7 @@
 #include <string.h>
 #endif
 
-#if defined(__CUDACC__)
-#define CMM_HD __host__ __device__
-#else
-#define CMM_HD
-#endif
+#include "host_device.h"
 
 /* Bounds of the errors, in units in the last place of the exact result (of the least subnormal number where that is
  * subnormal). float: the largest over all 2^32 inputs, rounded up. double: somewhat above the largest that was found

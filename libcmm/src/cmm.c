@@ -6,6 +6,7 @@
 #include "checks.h"
 #include "cpu.h"
 #include "kernel.h"
+#include "scratch.h"
 #include "threadpool.h"
 
 #include <stdlib.h>
@@ -218,7 +219,7 @@ static cmm_status run_pieces(const cmm_kernel *kernel, const cmm_task *task, int
     split s = {kernel, task, NULL, 0, threads};
     if (kernel->scratch) {
         const int64_t largest = (task->batch + threads - 1) / threads;
-        s.scratch_stride = (kernel->scratch(task, largest) + CMM_ALIGNMENT - 1) / CMM_ALIGNMENT * CMM_ALIGNMENT;
+        s.scratch_stride = cmm_padded(kernel->scratch(task, largest), CMM_ALIGNMENT);
         if (s.scratch_stride > 0) {
             s.scratch = aligned_alloc(CMM_ALIGNMENT, (size_t)(s.scratch_stride * threads));
             if (!s.scratch)

@@ -79,6 +79,11 @@ static inline int cmm_fits_blas(const cmm_task *task)
            task->ld_out <= INT32_MAX && task->nodes <= INT32_MAX;
 }
 
+static inline int64_t cmm_least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
 /* For kernel files whose name and value are made of macros. */
 #define CMM_JOIN(a, b) CMM_JOIN_(a, b)
 #define CMM_JOIN_(a, b) a##b

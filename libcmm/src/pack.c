@@ -2,6 +2,7 @@
 #ifndef CMM_TYPE
 #include "checks.h"
 #include "kernel.h"
+#include "scratch.h"
 
 #define CMM_BODY "pack.c"
 #define CMM_LIST CMM_NARROW_TYPES
@@ -24,11 +25,6 @@ static void copy_row(int32_t from_type, const char *from, int32_t to_type, char 
     for (size_t i = 0; i < sizeof conversions / sizeof *conversions; i++)
         if (conversions[i].x_type == from_type && conversions[i].w_type == to_type)
             conversions[i].narrow_row(from, to, n);
-}
-
-static int64_t padded(int64_t bytes)
-{
-    return (bytes + CMM_ALIGNMENT - 1) / CMM_ALIGNMENT * CMM_ALIGNMENT;
 }
 
 /* A packed layer: per neuron its two rows, each padded; then the biases. */
@@ -58,8 +54,8 @@ static cmm_status make_plan(const cmm_fff *layer, const cmm_pack_options *given,
             return CMM_ERROR_LAYER_SIZE;
     }
     const int64_t size = cmm_element_size(p->weight_dtype), rows = p->task.trees * p->task.nodes;
-    p->row_in = padded(p->task.d_in * size);
-    p->row = p->row_in + padded(p->task.d_out * size);
+    p->row_in = cmm_padded(p->task.d_in * size, CMM_ALIGNMENT);
+    p->row = p->row_in + cmm_padded(p->task.d_out * size, CMM_ALIGNMENT);
     const int64_t weights = cmm_bytes_of(rows, p->row, 1);
     const int64_t biases = p->task.bias ? rows * cmm_element_size(p->task.dtype) : 0;
     if (weights < 0 || __builtin_add_overflow(weights, biases, &p->bytes))

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(THREADS) fff_block(const cmm_cuda_task task)
                             if (column + c * THREADS < task.d_out)
                                 y[c] = fma_(a, widen(v[column + c * THREADS]), y[c]);
                     }
-                    node = 2 * node + 1 + goes_right(task.tie, logit);
+                    node = child(node, logit, task.tie);
                 }
             }
 #pragma unroll

@@ -6,6 +6,7 @@
  * Sums:   see rows.cuh; y sums levels in order. Its bits are those of walk and wide: the order of the lists varies
  *         from run to run, but decides only which warp does a token.
  * Limit:  instructions: conversions, multiply-adds and reads of L1 each come near their peak. */
+#include "../scratch.h"
 #include "rows.cuh"
 
 constexpr int64_t CHUNK = 65536; /* tokens listed at a time, which bounds the workspace */
@@ -39,11 +40,11 @@ __global__ void __launch_bounds__(32 * TOP_WARPS) fff_group_top(const cmm_cuda_t
         load_x<T, V, FULL>(x, (const T *)task.x + (to.first + token) * task.d_in, w_in.vectors, lane);
         visited seen = {0, 0, 0, 0};
         int node = 0;
-        descend<T, V, FULL, true>(w_in, (const T *)task.bias, threshold_of(task.tie), x, lane, 0, 0, to.split, node, seen);
+        descend<T, V, FULL, true>(w_in, (const T *)task.bias, cmm_threshold_f32(task.tie), x, lane, 0, 0, to.split, node, seen);
         if (lane < to.split)
             to.logits[(int64_t)token * to.split + lane] = seen.logit;
         if (lane == 0) {
-            const int list = node + 1 - (1 << to.split);
+            const int list = node - (int)cmm_descendant(0, to.split, 0);
             to.tokens[(int64_t)list * to.capacity + atomicAdd(to.count + list * COUNTER, 1)] = token;
         }
     }
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(32 * BOTTOM_WARPS<V, ELEMENTS<T>>, 1)
 
     const matrix w_in = matrix_of<T>(task.w_in, task.d_in, task.ld_in, lane);
     const matrix w_out = matrix_of<T>(task.w_out, task.d_out, task.ld_out, lane);
-    const float threshold = threshold_of(task.tie);
+    const float threshold = cmm_threshold_f32(task.tie);
     const int end = (int)((int64_t)from.size * (blockIdx.x + 1) / gridDim.x);
     int list = 0;
     for (int at = (int)((int64_t)from.size * blockIdx.x / gridDim.x) + threadIdx.x / 32; at < end; at += WARPS) {
@@ -90,12 +91,12 @@ __global__ void __launch_bounds__(32 * BOTTOM_WARPS<V, ELEMENTS<T>>, 1)
         const int64_t token = from.first + in_chunk;
         float x[V * ELEMENTS<T>], y[V * ELEMENTS<T>];
         load_x<T, V, FULL>(x, (const T *)task.x + token * task.d_in, w_in.vectors, lane);
-        int node = count - 1 + list;
+        int node = (int)cmm_descendant(0, from.split, list);
         visited seen = {0, 0, 0, from.split};
         if (lane < from.split)
             seen.logit = from.logits[(int64_t)in_chunk * from.split + lane];
         descend<T, V, FULL, true>(w_in, (const T *)task.bias, threshold, x, lane, 0, from.split, levels, node, seen);
-        look_back(seen, (node - 1) / 2, levels, lane);
+        look_back(seen, node, levels, lane);
         clear(y);
         deliver<T, V, FULL, 6 / V>(task, w_out, y, lane, token * levels, seen);
         if (task.wants_y)
@@ -129,18 +130,13 @@ static int is_preferred(const cmm_cuda_task *task)
     return task->batch >= FROM && split_of(task) >= 4 && (task->dtype == CMM_F32 || weights > L2_BYTES);
 }
 
-static int64_t padded(int64_t bytes)
-{
-    return (bytes + CMM_CUDA_ALIGNMENT - 1) / CMM_CUDA_ALIGNMENT * CMM_CUDA_ALIGNMENT;
-}
-
 /* Lay the lists out in a workspace, which may be NULL; return their size. */
 static int64_t lay_out(const cmm_cuda_task *task, char *memory, lists *l)
 {
     l->split = split_of(task);
     l->capacity = (int)(task->batch < CHUNK ? task->batch : CHUNK);
-    const int64_t counts = padded(((int64_t)4 * COUNTER) << l->split);
-    const int64_t logits = padded((int64_t)4 * l->capacity * l->split);
+    const int64_t counts = cmm_padded(((int64_t)4 * COUNTER) << l->split, CMM_CUDA_ALIGNMENT);
+    const int64_t logits = cmm_padded((int64_t)4 * l->capacity * l->split, CMM_CUDA_ALIGNMENT);
     l->count = (int *)memory;
     l->logits = (float *)(memory + counts);
     l->tokens = (int *)(memory + counts + logits);

@@ -38,7 +38,7 @@ template <typename T> __global__ void fff_naive(const cmm_cuda_task task, typena
                     for (int64_t o = 0; o < task.d_out; o++)
                         y[o] = fma_(a, widen(w_out[row * task.ld_out + o]), y[o]);
                 }
-                node = 2 * node + 1 + goes_right(task.tie, logit);
+                node = child(node, logit, task.tie);
             }
         }
         for (int64_t o = 0; task.wants_y && (void *)sums != task.y && o < task.d_out; o++)

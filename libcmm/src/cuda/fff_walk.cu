@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(32 * WARPS, ONE ? BLOCKS<T> : 1) fff_walk(cons
     const int lane = threadIdx.x % 32, levels = task.depth + 1;
     const matrix w_in = matrix_of<T>(task.w_in, task.d_in, task.ld_in, lane);
     const matrix w_out = matrix_of<T>(task.w_out, task.d_out, task.ld_out, lane);
-    const float threshold = threshold_of(task.tie);
+    const float threshold = cmm_threshold_f32(task.tie);
     const int64_t trees = ONE ? 1 : task.trees;
     enter();
     for (int64_t token = blockIdx.x * (int64_t)WARPS + threadIdx.x / 32; token < task.batch;
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(32 * WARPS, ONE ? BLOCKS<T> : 1) fff_walk(cons
             descend<T, V, FULL, ONE>(w_in, (const T *)task.bias, threshold, x, lane, (unsigned)(tree * task.nodes), 0,
                                      levels, node, seen);
             if (ONE)
-                look_back(seen, (node - 1) / 2, levels, lane);
+                look_back(seen, node, levels, lane);
             if (ONE || seen.count + levels > 32 || tree + 1 == trees) {
                 const int count = seen.count;
                 deliver<T, V, FULL, VECTORS_AHEAD<T> / V>(task, w_out, y, lane, step, seen);

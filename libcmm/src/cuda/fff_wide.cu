@@ -38,7 +38,7 @@ template <typename T, int V, bool FULL> __global__ void __launch_bounds__(THREAD
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, levels = task.depth + 1;
     const matrix w_in = matrix_of<T>(task.w_in, task.d_in, task.ld_in, lane);
     const T *const bias = (const T *)task.bias;
-    const float threshold = threshold_of(task.tie);
+    const float threshold = cmm_threshold_f32(task.tie);
     /* A row warp's place in a subtree: so many levels below its root, the so-manieth of that level. */
     const bool adds = warp >= ROW_WARPS;
     const int below = 31 - __clz(warp + 1), along = warp + 1 - (1 << below);
@@ -60,7 +60,7 @@ template <typename T, int V, bool FULL> __global__ void __launch_bounds__(THREAD
             pending<T> last = {};
             for (int from = 0; from < levels; from += AT_ONCE) {
                 if (!adds && from + below < levels) {
-                    const unsigned row = first + (unsigned)(((node + 1) << below) - 1 + along);
+                    const unsigned row = first + (unsigned)cmm_descendant(node, below, along);
                     uint4 words[V];
                     load_row<V, FULL>(words, w_in, row, lane);
                     const float b = bias ? widen(bias[row]) : 0.0f;
@@ -91,8 +91,8 @@ template <typename T, int V, bool FULL> __global__ void __launch_bounds__(THREAD
                             last.rows[l] = load_now((const typename four<T>::word *)(
                                 columns + (uint64_t)(first + (unsigned)node) * pitch));
                         const int right = (int)(rights >> local & 1);
-                        local = 2 * local + 1 + right;
-                        node = 2 * node + 1 + right;
+                        local = (int)cmm_left_child(local) + right;
+                        node = (int)cmm_left_child(node) + right;
                     }
                 }
                 if (warp_has_columns)
@@ -103,7 +103,7 @@ template <typename T, int V, bool FULL> __global__ void __launch_bounds__(THREAD
                 add<T>(y, last, (levels - 1) / AT_ONCE * AT_ONCE, levels);
             if (warp == ROW_WARPS) {
                 visited path;
-                look_back(path, (node - 1) / 2, levels, lane);
+                look_back(path, node, levels, lane);
                 const int64_t step = (token * task.trees + tree) * levels + lane;
                 if (task.nodes_out && lane < levels)
                     task.nodes_out[step] = path.node;

@@ -11,6 +11,7 @@
 
 #include "../activation.h"
 #include "../checks.h"
+#include "../tree.h"
 #include "cmm_cuda.h"
 
 /* A checked call with every default filled in (see ../kernel.h, of whose fields those for CPUs stay 0), and what only
@@ -77,11 +78,8 @@ __device__ inline double activate(int32_t activation, double z)
     }
 }
 
-/* A logit of 0 goes where the tie rule says, NaN goes left. */
-template <typename A> __device__ inline int goes_right(int32_t tie, A logit)
-{
-    return tie == CMM_TIE_RIGHT ? logit >= 0 : logit > 0;
-}
+__device__ inline int64_t child(int64_t node, float logit, int32_t tie) { return cmm_child_f32(node, logit, tie); }
+__device__ inline int64_t child(int64_t node, double logit, int32_t tie) { return cmm_child_f64(node, logit, tie); }
 
 /* The sum over the warp, the same bits in every lane: addition commutes, and each lane adds the same pairs. */
 template <typename A> __device__ inline A warp_sum(A v)

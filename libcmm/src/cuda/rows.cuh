@@ -198,12 +198,6 @@ template <int N> __device__ inline void clear(float (&values)[N])
         values[i] = 0;
 }
 
-/* What a logit must exceed to go right. Under the tie rule "right" that is the largest number below 0. */
-__device__ inline float threshold_of(int32_t tie)
-{
-    return tie == CMM_TIE_RIGHT ? -__int_as_float(1) : 0.0f;
-}
-
 /* Up to 32 visited neurons, one in each lane. */
 struct visited {
     unsigned row;
@@ -212,10 +206,11 @@ struct visited {
     int count;
 };
 
-/* The nodes on the way to a leaf are its ancestors: so in the only tree of a layer, one look at the end tells all. */
-__device__ inline void look_back(visited &seen, int leaf, int levels, int lane)
+/* The nodes on the way to the end, one level below the leaves, are its ancestors: so in the only tree of a layer, one look
+ * at the end tells all. */
+__device__ inline void look_back(visited &seen, int end, int levels, int lane)
 {
-    seen.node = lane < levels ? ((leaf + 1) >> (levels - 1 - lane)) - 1 : 0;
+    seen.node = lane < levels ? (int)cmm_ancestor((unsigned)end, levels - lane) : 0;
     seen.row = (unsigned)seen.node;
 }
 
@@ -239,7 +234,7 @@ __device__ inline void descend(const matrix &w_in, const T *bias, float threshol
             }
         }
         seen.count++;
-        node = 2 * node + 1 + (logit > threshold);
+        node = (int)cmm_left_child(node) + (logit > threshold);
     }
 }
 

@@ -5,6 +5,7 @@
  * Limit:  the calls, and the wait for each row of w_in. Sharing rows between tokens (level 3) moves it. */
 #ifndef CMM_TYPE
 #include "../kernel.h"
+#include "../tree.h"
 
 #define CMM_BODY "fff/blas1.c"
 #define CMM_LIST CMM_SAME_TYPES
@@ -41,7 +42,7 @@ static void NAME(tree)(const cmm_task *task, int64_t tree, const X *x, X *y, int
         if (logits_out)
             logits_out[level] = logit;
         logits[level] = logit;
-        node = 2 * node + 1 + (task->tie == CMM_TIE_RIGHT ? logit >= 0 : logit > 0);
+        node = XNAME(cmm_child)(node, logit, task->tie);
     }
     if (!y)
         return;

@@ -8,6 +8,7 @@
  * Limit:  the cost of one item. Real matrix products over groups of tokens (level 3) move it. */
 #ifndef CMM_TYPE
 #include "../kernel.h"
+#include "../tree.h"
 
 #define CMM_BODY "fff/blas2.c"
 #define CMM_LIST CMM_SAME_TYPES
@@ -74,11 +75,11 @@ static void NAME(descend)(const cmm_task *task, NAME(batch) *b, int32_t items)
             ;
         for (int32_t right = 0; right < 2; right++)
             for (int32_t i = begin; i < end; i++)
-                if ((task->tie == CMM_TIE_RIGHT ? b->logit[i] >= 0 : b->logit[i] > 0) == right)
+                if (CMM_GOES_RIGHT(b->logit[i], task->tie) == right)
                     b->next[to++] = b->order[i];
         for (int32_t i = begin; i < end; i++)
-            b->node[b->order[i]] = (int32_t)(2 * (uint32_t)node + 1) + /* below the deepest leaves it wraps, unused */
-                                   (task->tie == CMM_TIE_RIGHT ? b->logit[i] >= 0 : b->logit[i] > 0);
+            /* below the deepest leaves it wraps, unused */
+            b->node[b->order[i]] = (int32_t)XNAME(cmm_child)(node, b->logit[i], task->tie);
     }
     int32_t *const order = b->order;
     b->order = b->next;

@@ -12,6 +12,8 @@
  *         unvisited ones (native) move it. */
 #ifndef CMM_TYPE
 #include "../kernel.h"
+#include "../scratch.h"
+#include "../tree.h"
 
 #include <string.h>
 
@@ -28,28 +30,15 @@ enum {
     PANEL = (1 << TIER) - 1 + CMM_MAX_DEPTH + 1
 };
 
-static int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 static int64_t merged_trees(const cmm_task *task)
 {
     const int64_t trees = MERGED / task->nodes;
-    return least(trees < 1 ? 1 : trees, task->trees);
+    return cmm_least(trees < 1 ? 1 : trees, task->trees);
 }
 
 static int is_shallow(const cmm_task *task)
 {
     return task->depth < SHALLOW;
-}
-
-/* Hand out the pieces of the scratch memory; with memory == NULL only their sum is wanted. */
-static void *take(char *memory, int64_t *used, int64_t bytes)
-{
-    void *const piece = memory ? memory + *used : NULL;
-    *used += (bytes + CMM_ALIGNMENT - 1) / CMM_ALIGNMENT * CMM_ALIGNMENT;
-    return piece;
 }
 
 #include "../for_each_type.h"
@@ -72,27 +61,22 @@ typedef struct {
 
 static int64_t NAME(lay_out)(const cmm_task *task, int64_t count, char *memory, NAME(work) *w)
 {
-    const int64_t size = sizeof(X), tokens = least(count, CHUNK), block = least(count, BLOCK);
+    const int64_t size = sizeof(X), tokens = cmm_least(count, CHUNK), block = cmm_least(count, BLOCK);
     const int64_t merged = merged_trees(task) * task->nodes, levels = task->depth + 1;
     int64_t used = 0;
-    w->product = take(memory, &used, block * (is_shallow(task) ? merged : (int64_t)PANEL) * size);
+    w->product = cmm_take(memory, &used, block * (is_shallow(task) ? merged : (int64_t)PANEL) * size);
     if (is_shallow(task))
         return used;
-    w->order = take(memory, &used, tokens * (int64_t)sizeof(int32_t));
-    w->sorted = take(memory, &used, tokens * (int64_t)sizeof(int32_t));
-    w->child = take(memory, &used, tokens * (int64_t)sizeof(int32_t));
-    w->node = take(memory, &used, tokens * levels * (int64_t)sizeof(int32_t));
-    w->logit = take(memory, &used, tokens * levels * size);
-    w->x = take(memory, &used, block * task->d_in * size);
-    w->y = take(memory, &used, block * task->d_out * size);
-    w->w_in = take(memory, &used, ((1 << TIER) - 1) * task->d_in * size);
-    w->w_out = take(memory, &used, (int64_t)PANEL * task->d_out * size);
+    w->order = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
+    w->sorted = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
+    w->child = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
+    w->node = cmm_take(memory, &used, tokens * levels * (int64_t)sizeof(int32_t));
+    w->logit = cmm_take(memory, &used, tokens * levels * size);
+    w->x = cmm_take(memory, &used, block * task->d_in * size);
+    w->y = cmm_take(memory, &used, block * task->d_out * size);
+    w->w_in = cmm_take(memory, &used, ((1 << TIER) - 1) * task->d_in * size);
+    w->w_out = cmm_take(memory, &used, (int64_t)PANEL * task->d_out * size);
     return used;
-}
-
-static int NAME(goes_right)(const cmm_task *task, X logit)
-{
-    return task->tie == CMM_TIE_RIGHT ? logit >= 0 : logit > 0;
 }
 
 /* A coefficient of 0 hides a row only if the row is finite. */
@@ -141,7 +125,7 @@ static void NAME(walk_whole)(const cmm_task *task, int64_t token, int64_t tree, 
             ((X *)task->logits_out)[step] = logit;
         visited[level] = (int32_t)node;
         coefficients[level] = logit;
-        node = 2 * node + 1 + NAME(goes_right)(task, logit);
+        node = XNAME(cmm_child)(node, logit, task->tie);
     }
     if (levels > 1)
         memset(logits, 0, (size_t)task->nodes * sizeof(X));
@@ -154,11 +138,11 @@ static void NAME(run_shallow)(const cmm_task *task, int64_t first, int64_t count
     const int64_t nodes = task->nodes, merged = merged_trees(task), d_out = task->d_out;
     const int32_t one = 1, width = (int32_t)d_out;
     for (int64_t done = 0; done < count; done += BLOCK) {
-        const int32_t tokens = (int32_t)least(BLOCK, count - done);
+        const int32_t tokens = (int32_t)cmm_least(BLOCK, count - done);
         const X *const x = (const X *)task->x + (first + done) * task->d_in;
         X *const y = task->y ? (X *)task->y + (first + done) * d_out : NULL;
         for (int64_t tree = 0; tree < task->trees; tree += merged) {
-            const int64_t trees = least(merged, task->trees - tree), rows = trees * nodes;
+            const int64_t trees = cmm_least(merged, task->trees - tree), rows = trees * nodes;
             NAME(logits_of)(task, tokens, x, (int32_t)rows, (const X *)task->w_in + tree * nodes * task->ld_in,
                             task->ld_in, w->product);
             for (int64_t t = 0; t < tokens; t++)
@@ -235,7 +219,7 @@ static void NAME(finish_alone)(const NAME(pass) *p, int32_t token, int64_t node,
         if (p->bias)
             logit += p->bias[node];
         NAME(visit)(p, token, level, node, logit);
-        node = 2 * node + 1 + NAME(goes_right)(p->task, logit);
+        node = XNAME(cmm_child)(node, logit, p->task->tie);
     }
     if (!p->y)
         return;
@@ -249,7 +233,7 @@ static void NAME(finish_alone)(const NAME(pass) *p, int32_t token, int64_t node,
 static void NAME(copy_subtree)(const X *w, int64_t ld, int64_t d, int64_t node, int32_t tier, X *panel)
 {
     int64_t begin = node;
-    for (int32_t level = 0; level < tier; level++, begin = 2 * begin + 1)
+    for (int32_t level = 0; level < tier; level++, begin = cmm_left_child(begin))
         for (int64_t i = 0; i < (int64_t)1 << level; i++, panel += d)
             memcpy(panel, w + (begin + i) * ld, (size_t)d * sizeof(X));
 }
@@ -268,7 +252,7 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
     NAME(copy_subtree)(p->w_out, task->ld_out, d_out, node, tier, w->w_out + level * d_out);
     const int finite = NAME(finite)(w->w_out + level * d_out, (rows - level) * d_out);
     for (int64_t done = begin; done < end; done += BLOCK) {
-        const int32_t tokens = (int32_t)least(BLOCK, end - done);
+        const int32_t tokens = (int32_t)cmm_least(BLOCK, end - done);
         memset(w->product, 0, (size_t)(tokens * rows) * sizeof(X));
         for (int32_t t = 0; t < tokens; t++) {
             const int32_t token = w->order[done + t];
@@ -276,10 +260,9 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
             task->XNAME(activate)(task->activation, levels, logit);
             for (int32_t i = 0; i < level; i++)
                 c[i] = logit[i];
-            /* Level i of the subtree begins at (node + 1) 2^i - 1 in the tree and at 2^i - 1 in the panel. */
             for (int32_t i = 0; i < tier; i++) {
-                const int64_t in_tree = w->node[(int64_t)token * levels + level + i];
-                c[level + in_tree - ((node + 1) << i) + ((int64_t)1 << i)] = logit[level + i];
+                const int64_t place = w->node[(int64_t)token * levels + level + i] - cmm_descendant(node, i, 0);
+                c[level + cmm_descendant(0, i, place)] = logit[level + i];
             }
         }
         if (finite)
@@ -319,7 +302,7 @@ static void NAME(group)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
     }
     int64_t starts[(1 << TIER) + 1] = {0};
     for (int64_t done = begin; done < end; done += BLOCK) {
-        const int32_t tokens = (int32_t)least(BLOCK, end - done);
+        const int32_t tokens = (int32_t)cmm_least(BLOCK, end - done);
         const X *x = p->x + done * task->d_in; /* at the root the tokens are in their own order */
         if (level > 0) {
             for (int32_t t = 0; t < tokens; t++)
@@ -331,12 +314,12 @@ static void NAME(group)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
         for (int32_t t = 0; t < tokens; t++) {
             int64_t at = 0;
             for (int32_t i = 0; i < tier; i++) {
-                const int64_t in_tree = at + (((int64_t)1 << i) * node); /* heap index of a subtree's node */
+                const int64_t in_tree = cmm_descendant(node, i, at - cmm_descendant(0, i, 0));
                 X logit = w->product[t * rows + at];
                 if (p->bias)
                     logit += p->bias[in_tree];
                 NAME(visit)(p, w->order[done + t], level + i, in_tree, logit);
-                at = 2 * at + 1 + NAME(goes_right)(task, logit);
+                at = XNAME(cmm_child)(at, logit, task->tie);
             }
             w->child[done + t] = (int32_t)(at - rows);
             starts[at - rows + 1]++;
@@ -358,7 +341,7 @@ static void NAME(group)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
     memcpy(w->order + begin, w->sorted + begin, (size_t)(end - begin) * sizeof *w->order);
     for (int32_t c = 0; c < 1 << tier; c++)
         if (starts[c] < starts[c + 1])
-            NAME(group)(p, starts[c], starts[c + 1], ((node + 1) << tier) - 1 + c, level + tier);
+            NAME(group)(p, starts[c], starts[c + 1], cmm_descendant(node, tier, c), level + tier);
 }
 
 static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
@@ -370,7 +353,7 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
         return;
     }
     for (int64_t done = 0; done < count; done += CHUNK) {
-        const int64_t tokens = least(CHUNK, count - done);
+        const int64_t tokens = cmm_least(CHUNK, count - done);
         NAME(pass) p = {.task = task, .work = &w, .first = first + done};
         p.x = (const X *)task->x + p.first * task->d_in;
         p.y = task->y ? (X *)task->y + p.first * task->d_out : NULL;

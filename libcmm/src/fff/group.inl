@@ -26,13 +26,6 @@ enum {
     WAVE = 8       /* tokens that go down together at the end: their x fits in L1 */
 };
 
-static void *take(char *memory, int64_t *used, int64_t bytes)
-{
-    void *const piece = memory ? memory + *used : NULL;
-    *used += (bytes + CMM_ALIGNMENT - 1) / CMM_ALIGNMENT * CMM_ALIGNMENT;
-    return piece;
-}
-
 /* Below these sizes there is too little to share. Trees of one or two levels share little but their roots, as walking
  * does too, and grouping would read and write y once per tree. */
 static int is_preferred(const cmm_task *task)
@@ -88,14 +81,14 @@ typedef struct {
 
 static int64_t NAME(lay_out)(const cmm_task *task, int64_t count, char *memory, NAME(pass) *p)
 {
-    const int64_t tokens = least(count, CHUNK), levels = task->depth + 1;
+    const int64_t tokens = cmm_least(count, CHUNK), levels = task->depth + 1;
     int64_t used = 0;
-    p->order = take(memory, &used, tokens * (int64_t)sizeof(int32_t));
-    p->spare = take(memory, &used, tokens * (int64_t)sizeof(int32_t));
-    p->node = take(memory, &used, tokens * (int64_t)sizeof(int32_t));
-    p->logit = take(memory, &used, tokens * levels * (int64_t)sizeof(X));
-    p->c = take(memory, &used, TILE * levels * (int64_t)sizeof(X));
-    p->row = take(memory, &used, TILE * levels * (int64_t)sizeof(W *));
+    p->order = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
+    p->spare = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
+    p->node = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
+    p->logit = cmm_take(memory, &used, tokens * levels * (int64_t)sizeof(X));
+    p->c = cmm_take(memory, &used, TILE * levels * (int64_t)sizeof(X));
+    p->row = cmm_take(memory, &used, TILE * levels * (int64_t)sizeof(W *));
     return used;
 }
 
@@ -113,7 +106,7 @@ static int64_t NAME(visit)(NAME(pass) *p, int64_t begin, int64_t end, int64_t no
     const W *const row = p->w_in + node * task->ld_in;
     int64_t left = begin, right = 0;
     for (int64_t i = begin; i < end; i += TILE) {
-        const int tokens = (int)least(TILE, end - i);
+        const int tokens = (int)cmm_least(TILE, end - i);
         const X *x[TILE];
         X logits[TILE];
         int32_t token[TILE];
@@ -125,7 +118,7 @@ static int64_t NAME(visit)(NAME(pass) *p, int64_t begin, int64_t end, int64_t no
         NAME(dots)(tokens, row, x, d_in, logits, ahead);
         for (int t = 0; t < tokens; t++) {
             const X logit = p->bias ? logits[t] + p->bias[node] : logits[t];
-            const int goes_right = NAME(goes_right)(task, logit);
+            const int goes_right = CMM_GOES_RIGHT(logit, task->tie);
             p->logit[token[t] * levels + level] = logit;
             p->order[left] = token[t];
             p->spare[right] = token[t];
@@ -153,12 +146,12 @@ static void NAME(wave)(NAME(pass) *p, int64_t begin, int64_t end, int64_t node, 
                 NAME(prefetch_later)(p->w_out + node * task->ld_out, task->d_out);
             const int64_t left = i + NAME(visit)(p, i, next, node, level);
             for (int64_t t = i; t < next; t++)
-                p->node[p->order[t]] = (int32_t)(2 * node + 1 + (t >= left));
+                p->node[p->order[t]] = (int32_t)(cmm_left_child(node) + (t >= left));
             if (level + 1 < stop) {
                 if (left > i)
-                    NAME(prefetch_later)(p->w_in + (2 * node + 1) * task->ld_in, task->d_in);
+                    NAME(prefetch_later)(p->w_in + cmm_left_child(node) * task->ld_in, task->d_in);
                 if (left < next)
-                    NAME(prefetch_later)(p->w_in + (2 * node + 2) * task->ld_in, task->d_in);
+                    NAME(prefetch_later)(p->w_in + (cmm_left_child(node) + 1) * task->ld_in, task->d_in);
             }
         }
 }
@@ -173,13 +166,13 @@ static void NAME(descend)(NAME(pass) *p, int64_t begin, int64_t end, int64_t nod
             return;
         }
         if (level + 1 < stop) {
-            NAME(prefetch_head)(p->w_in + (2 * node + 1) * task->ld_in, task->d_in);
-            NAME(prefetch_head)(p->w_in + (2 * node + 2) * task->ld_in, task->d_in);
+            NAME(prefetch_head)(p->w_in + cmm_left_child(node) * task->ld_in, task->d_in);
+            NAME(prefetch_head)(p->w_in + (cmm_left_child(node) + 1) * task->ld_in, task->d_in);
         }
         if (p->y && stop == task->depth + 1) /* needed when this block leaves the tree */
             NAME(prefetch_later)(p->w_out + node * task->ld_out, task->d_out);
         const int64_t left = NAME(visit)(p, begin, end, node, level);
-        node = 2 * node + 1;
+        node = cmm_left_child(node);
         if (left == end - begin)
             continue;
         if (left > 0)
@@ -191,35 +184,28 @@ static void NAME(descend)(NAME(pass) *p, int64_t begin, int64_t end, int64_t nod
         p->node[p->order[i]] = (int32_t)node;
 }
 
-/* How many rows two tokens have in common, from where they left the tree. */
-static inline int NAME(shared_rows)(int32_t a, int32_t b, int32_t levels)
-{
-    const uint32_t differ = ((uint32_t)a + 1) ^ ((uint32_t)b + 1);
-    return differ ? levels - (31 - __builtin_clz(differ)) : levels;
-}
-
 /* The path and the outputs of the tokens order[begin .. end), which have left the tree, in the order of their leaves. */
 static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end)
 {
     const cmm_task *const task = p->task;
     const int32_t levels = task->depth + 1;
     for (int64_t i = begin; i < end; i += TILE) {
-        const int tokens = (int)least(TILE, end - i);
+        const int tokens = (int)cmm_least(TILE, end - i);
         NAME(share) share[TILE];
         for (int t = 0; t < tokens; t++) {
             const int64_t token = p->order[i + t];
-            const uint32_t leaf = (uint32_t)p->node[token] + 1; /* one level below the last visited node */
+            const uint32_t end_node = (uint32_t)p->node[token]; /* one level below the last visited node */
             const X *const logit = p->logit + token * levels;
             X *const c = p->c + t * levels;
             const W **const row = p->row + t * levels;
             for (int32_t level = 0; level < levels; level++) {
-                const int64_t node = (int64_t)(leaf >> (levels - level)) - 1;
+                const int64_t node = cmm_ancestor(end_node, levels - level);
                 c[level] = logit[level];
                 row[level] = p->y ? p->w_out + node * task->ld_out : NULL;
             }
             const int64_t step = ((p->first + token) * task->trees + p->tree) * levels;
             for (int32_t level = 0; task->nodes_out && level < levels; level++)
-                task->nodes_out[step + level] = (int32_t)(leaf >> (levels - level)) - 1;
+                task->nodes_out[step + level] = (int32_t)cmm_ancestor(end_node, levels - level);
             if (task->logits_out)
                 memcpy((X *)task->logits_out + step, logit, (size_t)levels * sizeof(X));
             share[t] = (NAME(share)){row, c, p->y ? p->y + token * task->d_out : NULL};
@@ -227,8 +213,8 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end)
         if (!p->y)
             continue;
         task->XNAME(activate)(task->activation, tokens * levels, p->c);
-        const int shared =
-            NAME(shared_rows)(p->node[p->order[i]], p->node[p->order[i + tokens - 1]], levels);
+        const int shared = cmm_shared_prefix((uint32_t)p->node[p->order[i]],
+                                             (uint32_t)p->node[p->order[i + tokens - 1]], levels);
         NAME(outputs)(tokens, share, task->d_out, p->way, shared, levels);
     }
 }
@@ -239,9 +225,9 @@ static void NAME(through)(NAME(pass) *p, int64_t begin, int64_t end, int64_t nod
                           int64_t last)
 {
     for (int64_t at = begin; at < end; at += BLOCK) {
-        const int64_t stop = least(at + BLOCK, end);
+        const int64_t stop = cmm_least(at + BLOCK, end);
         p->next = stop < end ? stop : after;
-        p->next_end = least(p->next + BLOCK, stop < end ? end : last);
+        p->next_end = cmm_least(p->next + BLOCK, stop < end ? end : last);
         NAME(descend)(p, at, stop, node, level, p->task->depth + 1);
         NAME(leave)(p, at, stop);
     }
@@ -277,14 +263,14 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
     NAME(pass) p = {.task = task};
     (void)NAME(lay_out)(task, count, memory, &p);
     for (int64_t done = 0; done < count; done += CHUNK) {
-        const int64_t tokens = least(CHUNK, count - done);
+        const int64_t tokens = cmm_least(CHUNK, count - done);
         const int32_t split = NAME(split_level)(task, tokens);
         p.first = first + done;
         p.x = (const X *)task->x + p.first * task->d_in;
         p.y = task->y ? (X *)task->y + p.first * task->d_out : NULL;
         if (split == 0) {
             for (int64_t at = 0; at < tokens; at += TURN) {
-                const int64_t end = least(at + TURN, tokens);
+                const int64_t end = cmm_least(at + TURN, tokens);
                 for (int64_t i = at; i < end; i++)
                     p.order[i] = (int32_t)i;
                 for (int64_t tree = 0; tree < task->trees; tree++) {
@@ -301,12 +287,12 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
                 p.order[i] = (int32_t)i;
             for (int64_t at = 0; at < tokens; at += BLOCK) {
                 p.next = at + BLOCK;
-                p.next_end = least(at + 2 * BLOCK, tokens);
-                NAME(descend)(&p, at, least(at + BLOCK, tokens), 0, 0, split);
+                p.next_end = cmm_least(at + 2 * BLOCK, tokens);
+                NAME(descend)(&p, at, cmm_least(at + BLOCK, tokens), 0, 0, split);
             }
             NAME(sort)(&p, tokens, split, start);
             for (int32_t b = 0; b < 1 << split; b++)
-                NAME(through)(&p, start[b], start[b + 1], ((int64_t)1 << split) - 1 + b, split, start[b + 1], tokens);
+                NAME(through)(&p, start[b], start[b + 1], cmm_descendant(0, split, b), split, start[b + 1], tokens);
         }
     }
     vec_fence();

@@ -5,6 +5,7 @@
  * Limit:  the chain of d_in dependent additions, 3 to 4 cycles each. Keeping several sums at once would break it. */
 #ifndef CMM_TYPE
 #include "../kernel.h"
+#include "../tree.h"
 
 #define CMM_BODY "fff/naive.c"
 #define CMM_LIST CMM_TYPES
@@ -45,7 +46,7 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
                     for (int64_t o = 0; o < task->d_out; o++)
                         y[o] += activation * NAME(widen)(w_out[row * task->ld_out + o]);
                 }
-                node = 2 * node + 1 + (task->tie == CMM_TIE_RIGHT ? logit >= 0 : logit > 0);
+                node = XNAME(cmm_child)(node, logit, task->tie);
             }
         }
     }

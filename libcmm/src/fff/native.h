@@ -3,14 +3,11 @@
 #define CMM_NATIVE_H
 
 #include "../kernel.h"
+#include "../scratch.h"
+#include "../tree.h"
 
 #include <stddef.h>
 #include <string.h>
-
-static inline int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
 
 /* Rows in the type of the tokens are loaded as those are, and need nothing more of the CPU. */
 enum { LOAD_CPU_f32 = 0, LOAD_CPU_f64 = 0 };

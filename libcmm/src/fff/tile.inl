@@ -152,11 +152,6 @@ static inline int64_t NAME(row_bytes)(const cmm_task *task)
     return (task->d_in + task->d_out) * (int64_t)sizeof(W);
 }
 
-static inline int NAME(goes_right)(const cmm_task *task, X logit)
-{
-    return task->tie == CMM_TIE_RIGHT ? logit >= 0 : logit > 0;
-}
-
 /* Prefetch a row into L2, for use in a while. */
 static inline void NAME(prefetch_later)(const W *row, int64_t d)
 {

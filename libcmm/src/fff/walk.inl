@@ -43,7 +43,7 @@ static int64_t NAME(most_trees)(const cmm_task *task)
         trees = TILE;
     if (trees > 256)
         trees = 256;
-    return least(trees, task->trees);
+    return cmm_least(trees, task->trees);
 }
 
 static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
@@ -107,7 +107,7 @@ static inline int64_t NAME(visit)(const NAME(handful) *h, int64_t token, int64_t
         if (task->depth > 0) /* the rows of trees of one node follow each other */
             NAME(prefetch_head)(h->row[place], task->d_out);
     }
-    return 2 * node + 1 + NAME(goes_right)(task, logit);
+    return XNAME(cmm_child)(node, logit, task->tie);
 }
 
 /* The roots of the handful: `tokens` tokens share a root's row, ROWS roots the tokens. */
@@ -160,7 +160,7 @@ static void NAME(through)(const NAME(handful) *h, int64_t token, int tokens)
     NAME(roots)(h, token, tokens, x);
     for (int64_t k = 0; k < h->trees && levels > 1; k += TILE)
         for (int t = 0; t < tokens; t++)
-            NAME(lockstep)(h, token + t, t, k, (int)least(TILE, h->trees - k));
+            NAME(lockstep)(h, token + t, t, k, (int)cmm_least(TILE, h->trees - k));
     if (!task->y)
         return;
     task->XNAME(activate)(task->activation, tokens * rows, h->c);
@@ -178,11 +178,11 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
     h.row = (const W **)(h.node + TILE * most);
     h.c = (X *)(h.row + TILE * most * (task->depth + 1));
     for (int64_t begin = first; begin < first + count; begin += BLOCK) {
-        const int64_t end = least(begin + BLOCK, first + count);
+        const int64_t end = cmm_least(begin + BLOCK, first + count);
         for (h.tree = 0; h.tree < task->trees; h.tree += most) {
-            h.trees = least(most, task->trees - h.tree);
+            h.trees = cmm_least(most, task->trees - h.tree);
             for (int64_t token = begin; token < end; token += TILE)
-                NAME(through)(&h, token, (int)least(TILE, end - token));
+                NAME(through)(&h, token, (int)cmm_least(TILE, end - token));
         }
     }
 }

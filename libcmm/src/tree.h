@@ -1,0 +1,56 @@
+/* A tree, and the rule by which a token goes through it. Plain C, C++ and CUDA include this file.
+ *
+ * Nodes are numbered in heap order: the root is 0, the children of a node are 2 node + 1, on the left, and 2 node + 2. With
+ * 1 added a number is, in binary, a leading 1 and then the way down from the root, a bit for each level: so ancestors are
+ * its prefixes. A number of 32 bits without sign also has the level below the leaves of the deepest tree. */
+#ifndef CMM_TREE_H
+#define CMM_TREE_H
+
+#include "cmm.h"
+#include "host_device.h"
+
+/* THE TIE RULE: whether a logit, float or double, sends a token to the right. NaN, which is neither, goes left. */
+#define CMM_GOES_RIGHT(logit, tie) ((tie) == CMM_TIE_RIGHT ? (logit) >= 0 : (logit) > 0)
+
+/* The same rule as a number that a float must exceed to go right: under "right" it is the largest number below 0. */
+CMM_HD static inline float cmm_threshold_f32(int32_t tie)
+{
+    return tie == CMM_TIE_RIGHT ? -0x1p-149f : 0.0f;
+}
+
+CMM_HD static inline int64_t cmm_left_child(int64_t node)
+{
+    return 2 * node + 1;
+}
+
+/* Where a token with this logit at a node goes. */
+CMM_HD static inline int64_t cmm_child_f32(int64_t node, float logit, int32_t tie)
+{
+    return cmm_left_child(node) + CMM_GOES_RIGHT(logit, tie);
+}
+
+CMM_HD static inline int64_t cmm_child_f64(int64_t node, double logit, int32_t tie)
+{
+    return cmm_left_child(node) + CMM_GOES_RIGHT(logit, tie);
+}
+
+/* So many levels above a node. */
+CMM_HD static inline int64_t cmm_ancestor(uint32_t node, int32_t up)
+{
+    return (int64_t)((node + 1) >> up) - 1;
+}
+
+/* The so-manieth node, counted from the left, of those that lie `down` levels below a node. */
+CMM_HD static inline int64_t cmm_descendant(int64_t node, int32_t down, int64_t place)
+{
+    return ((node + 1) << down) - 1 + place;
+}
+
+/* How many of `levels` nodes the paths share that lead to a and b, of which both lie in the level below those. */
+static inline int32_t cmm_shared_prefix(uint32_t a, uint32_t b, int32_t levels)
+{
+    const uint32_t differ = (a + 1) ^ (b + 1);
+    return differ ? levels - (31 - __builtin_clz(differ)) : levels;
+}
+
+#endif
