@@ -1,12 +1,17 @@
 """How the files of the package import each other: in one direction, and no other file's private names."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import reference
 from building import ROOT
+from cmm._native import ACTIVATIONS
+from cmm.typing import Activation
 
 PACKAGE = ROOT / "python/cmm"
 
@@ -140,3 +145,13 @@ def test_these_tests_see_what_they_look_for() -> None:
     assert list(foreign_privates("p.a", wrong["p.a"], wrong)) == ["p.a:2 from p.b import _h", "p.a imports p.q._r"]
     assert list(foreign_privates("p.b", wrong["p.b"], wrong)) == ["p.b:4 x._y", "p.b:4 a._z"]
     assert list(foreign_privates("p.q._r", wrong["p.q._r"], wrong)) == []
+
+
+def test_the_activations_are_those_of_the_list() -> None:
+    text = (ROOT / "libcmm/src/activations.inc").read_text(encoding="utf-8")
+    listed = re.findall(r"^    ACTIVATION\((\w+), (\w+),", text, re.MULTILINE)
+    assert listed
+    assert all(number.lower() == name for number, name in listed)
+    names = [name for _, name in listed]
+    assert list(get_args(Activation)) == names == list(reference.ACTIVATIONS)
+    assert [ACTIVATIONS[name] for name in names] == list(range(len(names)))

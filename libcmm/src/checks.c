@@ -1,6 +1,7 @@
 /* The checks that every call goes through, see checks.h. */
 #include "checks.h"
 
+#include "activations.inc"
 #include "types.h"
 
 #include <string.h>
@@ -152,13 +153,23 @@ int cmm_rows_may_be(int32_t dtype, int32_t weight_dtype)
     return weight_dtype == dtype;
 }
 
+/* The activations are numbered in the order of their list. */
+enum {
+#define IN_ORDER(NAME, name, ...) IN_ORDER_##NAME,
+    CMM_ACTIVATIONS(IN_ORDER) ACTIVATIONS
+#undef IN_ORDER
+};
+#define SAME_NUMBER(NAME, name, ...) \
+    _Static_assert((int)CMM_##NAME == (int)IN_ORDER_##NAME, "cmm.h numbers activations in the order of activations.inc");
+CMM_ACTIVATIONS(SAME_NUMBER)
+
 cmm_status cmm_check_layer(const cmm_task *task, int32_t dtypes)
 {
     if (task->dtype < 0 || task->dtype >= dtypes)
         return CMM_ERROR_DTYPE;
     if (!cmm_rows_may_be(task->dtype, task->weight_dtype))
         return CMM_ERROR_WEIGHT_DTYPE;
-    if (task->activation < CMM_GELU || task->activation > CMM_IDENTITY)
+    if (task->activation < 0 || task->activation >= ACTIVATIONS)
         return CMM_ERROR_ACTIVATION;
     if (task->d_in < 1)
         return CMM_ERROR_D_IN;

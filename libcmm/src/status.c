@@ -1,6 +1,10 @@
 /* What each status says. */
 #include "cmm.h"
 
+#include "activations.inc"
+
+#define NAME_AND_COMMA(NAME, name, ...) "CMM_" #NAME ", "
+
 static const struct {
     cmm_status status;
     const char *name, *message;
@@ -11,7 +15,7 @@ static const struct {
     STATUS(CMM_ERROR_LAYER_SIZE, "layer->size is not the size of the struct, or what it has beyond this version's fields is not 0; set it to sizeof the struct, and all that you do not use to 0"),
     STATUS(CMM_ERROR_DTYPE, "layer->dtype is unknown; it should be CMM_F32 or CMM_F64, or with libcmm_cuda CMM_BF16 or CMM_F16"),
     STATUS(CMM_ERROR_ACTIVATION,
-           "layer->activation is unknown; it should be CMM_GELU, CMM_GELU_TANH, CMM_RELU, CMM_SILU or CMM_IDENTITY"),
+           "layer->activation is unknown; it should be one of " CMM_ACTIVATIONS(NAME_AND_COMMA) "which cmm.h lists"),
     STATUS(CMM_ERROR_TIE, "layer->tie is unknown; it should be CMM_TIE_LEFT or CMM_TIE_RIGHT"),
     STATUS(CMM_ERROR_TREES, "layer->trees is less than 1; it should count the trees"),
     STATUS(CMM_ERROR_DEPTH, "layer->depth is out of range; it should be the edges from root to leaf, 0 to 30"),

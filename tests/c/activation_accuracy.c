@@ -9,6 +9,7 @@
  * hash; NaNs count as equal. Special values, and every short length.
  * Fails when an error exceeds the bound that activation.h promises. */
 #include "activation.h"
+#include "activations.inc"
 #include "cpu.h"
 #include "kernel.h"
 
@@ -32,11 +33,15 @@ static const cmm_kernel *const *const files[] = { /* of one kernel each */
 #include "kernel_table.inc"
 };
 
-enum { KERNELS = sizeof files / sizeof *files, ACTIVATIONS = 5, BLOCK = 4096, LANES = 16 };
+#define ONE_MORE(NUMBER, name, ...) +1
+enum { KERNELS = sizeof files / sizeof *files, ACTIVATIONS = 0 CMM_ACTIVATIONS(ONE_MORE), BLOCK = 4096, LANES = 16 };
 
-static const char *const names[ACTIVATIONS] = {"gelu", "gelu_tanh", "relu", "silu", "identity"};
-static const double bounds_f32[ACTIVATIONS] = {CMM_GELU_ULP_F32, CMM_GELU_TANH_ULP_F32, 0, CMM_SILU_ULP_F32, 0};
-static const double bounds_f64[ACTIVATIONS] = {CMM_GELU_ULP_F64, CMM_GELU_TANH_ULP_F64, 0, CMM_SILU_ULP_F64, 0};
+#define NAME_OF(NUMBER, name, ...) #name,
+#define BOUND_F32(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64) ulp_f32,
+#define BOUND_F64(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64) ulp_f64,
+static const char *const names[] = {CMM_ACTIVATIONS(NAME_OF)};
+static const double bounds_f32[] = {CMM_ACTIVATIONS(BOUND_F32)};
+static const double bounds_f64[] = {CMM_ACTIVATIONS(BOUND_F64)};
 
 static const cmm_kernel *kernels[KERNELS]; /* those that this CPU can run, the best last */
 static int kernel_count, failures;

@@ -3,6 +3,7 @@
 #define ORACLE_H
 
 #include "activation.h"
+#include "activations.inc"
 #include "check.h"
 #include "example.h"
 
@@ -36,14 +37,15 @@ static inline double activation_of(int32_t activation, double z)
  * the result by at most m e, where m is the argument itself for exp, and below 1 + z^2 for erfc(z / sqrt(2)). */
 static inline double activation_error(int32_t dtype, int32_t activation, double z)
 {
-    static const double ulps[2][5] = {{CMM_GELU_ULP_F32, CMM_GELU_TANH_ULP_F32, 0, CMM_SILU_ULP_F32, 0},
-                                      {CMM_GELU_ULP_F64, CMM_GELU_TANH_ULP_F64, 0, CMM_SILU_ULP_F64, 0}};
+#define ULP_F32(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64) ulp_f32,
+#define ULP_F64(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64) ulp_f64,
+    static const double ulps_f32[] = {CMM_ACTIVATIONS(ULP_F32)}, ulps_f64[] = {CMM_ACTIVATIONS(ULP_F64)};
     const double m = activation == CMM_GELU   ? 1 + z * z
                      : activation == CMM_SILU ? fabs(z)
                                               : 1.6 * fabs(z) * (1 + 0.045 * z * z);
     return activation == CMM_RELU || activation == CMM_IDENTITY
                ? 0
-               : ulps[dtype][activation] * 2 * roundoff(dtype) + (16 + 8 * m) * roundoff(CMM_F64);
+               : (dtype == CMM_F32 ? ulps_f32 : ulps_f64)[activation] * 2 * roundoff(dtype) + (16 + 8 * m) * roundoff(CMM_F64);
 }
 
 /* Check the path, the logits and, unless e->y is not wanted, the outputs of an example that has run.

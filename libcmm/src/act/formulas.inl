@@ -1,6 +1,6 @@
 /* The formulas of the activations, once for float and once for double: activation.h includes this text twice, with
  *     CMM_R      the type; CMM_U the unsigned integer of its size; CMM_F(name) the name for this type
- *     CMM_K(name) the constant of that name for this type
+ *     CMM_K(name) the constant of that name for this type; CMM_EITHER(f32, f64) the one of two that is for it
  * See docs/internals/activation.md for the derivation. Each formula is a chain of +, -, *, / and selects. */
 
 CMM_HD static inline CMM_U CMM_F(cmm_bits)(CMM_R x)
@@ -57,7 +57,8 @@ CMM_HD static inline CMM_F(cmm_decay) CMM_F(cmm_decay_at)(CMM_R v, CMM_R w)
 CMM_HD static inline CMM_R CMM_F(cmm_act_gelu)(CMM_R x)
 {
     CMM_R b = CMM_F(cmm_abs)(x);
-    CMM_R a = b > CMM_K(GELU_END) ? CMM_K(GELU_END) : b;
+    const CMM_R end = CMM_EITHER(14.5f, 38.75); /* from -end down the result is 0 */
+    CMM_R a = b > end ? end : b;
     CMM_R h = CMM_F(cmm_upper)(a); /* a^2 = h^2 + (a - h)(a + h), and h^2 is exact */
     CMM_R s = a + CMM_K(MILLS_SHIFT);
     CMM_R e = a - (s - CMM_K(MILLS_SHIFT)); /* what the sum lost */
@@ -91,7 +92,8 @@ CMM_HD static inline CMM_R CMM_F(cmm_logistic)(CMM_R x, CMM_R v0, CMM_R v1, CMM_
 CMM_HD static inline CMM_R CMM_F(cmm_act_silu)(CMM_R x)
 {
     CMM_R a = CMM_F(cmm_abs)(x);
-    return CMM_F(cmm_logistic)(x, a > CMM_K(SILU_END) ? CMM_K(SILU_END) : a, 0, CMM_K(SILU_END));
+    const CMM_R end = CMM_EITHER(110.0f, 755.0);
+    return CMM_F(cmm_logistic)(x, a > end ? end : a, 0, end);
 }
 
 /* 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)), 2u = x (c0 + c1 x^2). The error of 2u becomes the relative error of the
@@ -99,7 +101,8 @@ CMM_HD static inline CMM_R CMM_F(cmm_act_silu)(CMM_R x)
 CMM_HD static inline CMM_R CMM_F(cmm_act_gelu_tanh)(CMM_R x)
 {
     CMM_R b = CMM_F(cmm_abs)(x);
-    CMM_R a = b > CMM_K(GELU_TANH_END) ? CMM_K(GELU_TANH_END) : b;
+    const CMM_R end = CMM_EITHER(11.0f, 22.0);
+    CMM_R a = b > end ? end : b;
     CMM_R ah = CMM_F(cmm_upper)(a), al = a - ah;
     CMM_R q = a * a; /* q + ql = a^2 */
     CMM_R ql = ((ah * ah - q) + 2 * (ah * al)) + al * al;
@@ -111,7 +114,7 @@ CMM_HD static inline CMM_R CMM_F(cmm_act_gelu_tanh)(CMM_R x)
     CMM_R gh = CMM_F(cmm_upper)(g);
     CMM_R v = a * g; /* v + vl = a (g + gl) */
     CMM_R vl = ((ah * gh - v) + (ah * (g - gh) + al * gh)) + (al * (g - gh) + a * gl);
-    return CMM_F(cmm_logistic)(x, v, vl, CMM_K(GELU_TANH_END));
+    return CMM_F(cmm_logistic)(x, v, vl, end);
 }
 
 CMM_HD static inline CMM_R CMM_F(cmm_act_relu)(CMM_R x)

@@ -4,6 +4,7 @@
 #ifndef CMM_TYPE
 #include "../kernel.h"
 #include "../activation.h"
+#include "../activations.inc"
 
 #define CMM_BODY "act/loops.inl"
 #define CMM_LIST CMM_SAME_TYPES
@@ -24,13 +25,15 @@ const cmm_kernel *const CMM_JOIN(cmm_act_, ISA)[] = {&kernel, NULL};
 
 #else
 
+#define CASE(NUMBER, name, ...) \
+    case CMM_##NUMBER: LOOP(XNAME(cmm_act_##name))
 #define LOOP(FUNCTION)                                     \
     {                                                      \
         for (; n >= 64; n -= 64, z += 64)                  \
             for (int i = 0; i < 64; i++)                   \
                 z[i] = FUNCTION(z[i]);                     \
         for (; n > 0; n -= 16, z += 16) {                  \
-            X block[16] = {0};                          \
+            X block[16] = {0};                             \
             const int count = n < 16 ? (int)n : 16;        \
             for (int i = 0; i < count; i++)                \
                 block[i] = z[i];                           \
@@ -45,13 +48,10 @@ const cmm_kernel *const CMM_JOIN(cmm_act_, ISA)[] = {&kernel, NULL};
 static void XNAME(activate)(int32_t activation, int64_t n, X *z)
 {
     switch (activation) {
-    case CMM_GELU: LOOP(XNAME(cmm_act_gelu))
-    case CMM_GELU_TANH: LOOP(XNAME(cmm_act_gelu_tanh))
-    case CMM_RELU: LOOP(XNAME(cmm_act_relu))
-    case CMM_SILU: LOOP(XNAME(cmm_act_silu))
-    default: break; /* CMM_IDENTITY */
+        CMM_ACTIVATIONS(CASE)
     }
 }
 
+#undef CASE
 #undef LOOP
 #endif

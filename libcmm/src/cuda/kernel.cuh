@@ -10,6 +10,7 @@
 #include <cuda_runtime.h>
 
 #include "../activation.h"
+#include "../activations.inc"
 #include "../checks.h"
 #include "../tree.h"
 #include "cmm_cuda.h"
@@ -59,22 +60,22 @@ __device__ inline double fma_(double a, double b, double c) { return __fma_rn(a,
 __device__ inline float activate(int32_t activation, float z)
 {
     switch (activation) {
-    case CMM_GELU: return cmm_act_gelu_f32(z);
-    case CMM_GELU_TANH: return cmm_act_gelu_tanh_f32(z);
-    case CMM_RELU: return cmm_act_relu_f32(z);
-    case CMM_SILU: return cmm_act_silu_f32(z);
-    default: return z;
+#define CASE(NUMBER, name, ...) \
+    case CMM_##NUMBER: return cmm_act_##name##_f32(z);
+        CMM_ACTIVATIONS(CASE)
+#undef CASE
+    default: return z; /* there is none more */
     }
 }
 
 __device__ inline double activate(int32_t activation, double z)
 {
     switch (activation) {
-    case CMM_GELU: return cmm_act_gelu_f64(z);
-    case CMM_GELU_TANH: return cmm_act_gelu_tanh_f64(z);
-    case CMM_RELU: return cmm_act_relu_f64(z);
-    case CMM_SILU: return cmm_act_silu_f64(z);
-    default: return z;
+#define CASE(NUMBER, name, ...) \
+    case CMM_##NUMBER: return cmm_act_##name##_f64(z);
+        CMM_ACTIVATIONS(CASE)
+#undef CASE
+    default: return z; /* there is none more */
     }
 }
 

@@ -11,6 +11,7 @@
  * Limit:  logits computed and not visited, and the gathering of x. Kernels that share rows without computing the
  *         unvisited ones (native) move it. */
 #ifndef CMM_TYPE
+#include "../activations.inc"
 #include "../kernel.h"
 #include "../scratch.h"
 #include "../tree.h"
@@ -36,9 +37,19 @@ static int64_t merged_trees(const cmm_task *task)
     return cmm_least(trees < 1 ? 1 : trees, task->trees);
 }
 
+static int is_zero_at_zero(int32_t activation)
+{
+#define IS_ZERO(NUMBER, name, zero_at_zero, ...) [CMM_##NUMBER] = zero_at_zero,
+    static const char is_zero[] = {CMM_ACTIVATIONS(IS_ZERO)};
+#undef IS_ZERO
+    return is_zero[activation];
+}
+
+/* Computed whole, a tree has nodes that a token does not visit: their logits are set to 0, and so must what is made of
+ * them be. */
 static int is_shallow(const cmm_task *task)
 {
-    return task->depth < SHALLOW;
+    return task->depth < SHALLOW && (task->depth == 0 || is_zero_at_zero(task->activation));
 }
 
 #include "../for_each_type.h"
@@ -150,7 +161,6 @@ static void NAME(run_shallow)(const cmm_task *task, int64_t first, int64_t count
                     NAME(walk_whole)(task, first + done + t, tree + k, w->product + t * rows + k * nodes);
             if (!y)
                 continue;
-            /* Where act(0) is not what an unvisited node should give, this would be wrong; it is 0 for all of them. */
             task->XNAME(activate)(task->activation, tokens * rows, w->product);
             const X *const w_out = (const X *)task->w_out + tree * nodes * task->ld_out;
             int finite = 1;
