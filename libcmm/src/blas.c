@@ -3,7 +3,7 @@
 #include "cmm.h"
 
 #include "caller.h"
-#include "checks.h"
+#include "validate.h"
 
 #include <dlfcn.h>
 #include <pthread.h>

@@ -1,6 +1,6 @@
 /* What a kernel is, and what it sees of a call.
  *
- * The front door (cmm.c) checks a call, widens it into a cmm_task with every default filled in, picks one kernel and
+ * The front door (api.c) checks a call, widens it into a cmm_task with every default filled in, picks one kernel and
  * gives it scratch memory. A kernel trusts its task: it is arithmetic only and cannot fail. */
 #ifndef CMM_KERNEL_H
 #define CMM_KERNEL_H
@@ -71,13 +71,6 @@ typedef struct cmm_kernel {
     cmm_activate_f32 *activate_f32; /* of CMM_OP_ACT, whose kernels are for both types of tokens at once */
     cmm_activate_f64 *activate_f64;
 } cmm_kernel;
-
-/* A kernel of a BLAS level can do what fits the 32 bits that BLAS counts in. */
-static inline int cmm_fits_blas(const cmm_task *task)
-{
-    return task->d_in <= INT32_MAX && task->d_out <= INT32_MAX && task->ld_in <= INT32_MAX &&
-           task->ld_out <= INT32_MAX && task->nodes <= INT32_MAX;
-}
 
 static inline int64_t cmm_least(int64_t a, int64_t b)
 {

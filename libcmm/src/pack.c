@@ -1,6 +1,6 @@
 /* Packing: a layer's rows in memory of the caller's, aligned, side by side, and in the type of rows that is asked for. */
 #ifndef CMM_TYPE
-#include "checks.h"
+#include "validate.h"
 #include "kernel.h"
 #include "scratch.h"
 

@@ -1,5 +1,5 @@
-/* The front door of libcmm_cuda: every check (../checks.h), every default, the choice of a kernel. */
-#include "../checks.h"
+/* The front door of libcmm_cuda: every check (../validate.h), every default, the choice of a kernel. */
+#include "../validate.h"
 #include "kernel.cuh"
 
 #include <cstring>

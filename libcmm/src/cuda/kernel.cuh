@@ -11,7 +11,7 @@
 
 #include "../activation.h"
 #include "../activations.inc"
-#include "../checks.h"
+#include "../validate.h"
 #include "../tree.h"
 #include "cmm_cuda.h"
 

@@ -5,7 +5,7 @@
  * Sums:   the dot of the BLAS, then the bias; y sums the neurons in order.
  * Limit:  two loads for each fused multiply-add, and the calls. */
 #ifndef CMM_TYPE
-#include "../kernel.h"
+#include "../blas_kernel.h"
 
 #define CMM_BODY "ff/blas1.c"
 #define CMM_LIST CMM_SAME_TYPES
@@ -51,16 +51,6 @@ static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
     return NAME(chunk_tokens)(task, count) * (int64_t)sizeof(X);
 }
 
-static const cmm_kernel NAME(kernel) = {.op = CMM_OP_FF,
-                                        .name = "blas1",
-                                        .level = "blas1",
-                                        .method = "",
-                                        .isa = "any",
-                                        .blas = 1,
-                                        .x_type = X_TYPE,
-                                        .w_type = W_TYPE,
-                                        .can_implement = cmm_fits_blas,
-                                        .scratch = NAME(scratch),
-                                        .run = NAME(run)};
+BLAS_KERNEL(FF, 1, NAME(scratch))
 
 #endif

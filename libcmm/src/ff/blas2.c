@@ -4,7 +4,7 @@
  * Sums:   those of the BLAS, then the bias; y sums the blocks in order.
  * Limit:  the bandwidth of L2: a matrix-vector product uses each weight once. */
 #ifndef CMM_TYPE
-#include "../kernel.h"
+#include "../blas_kernel.h"
 
 #define CMM_BODY "ff/blas2.c"
 #define CMM_LIST CMM_SAME_TYPES
@@ -64,16 +64,6 @@ static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
     return NAME(block_neurons)(task) * (int64_t)sizeof(X);
 }
 
-static const cmm_kernel NAME(kernel) = {.op = CMM_OP_FF,
-                                        .name = "blas2",
-                                        .level = "blas2",
-                                        .method = "",
-                                        .isa = "any",
-                                        .blas = 2,
-                                        .x_type = X_TYPE,
-                                        .w_type = W_TYPE,
-                                        .can_implement = cmm_fits_blas,
-                                        .scratch = NAME(scratch),
-                                        .run = NAME(run)};
+BLAS_KERNEL(FF, 2, NAME(scratch))
 
 #endif

@@ -4,7 +4,7 @@
  * Sums:   those of the BLAS, then the bias.
  * Limit:  the rate of gemm. */
 #ifndef CMM_TYPE
-#include "../kernel.h"
+#include "../blas_kernel.h"
 
 #define CMM_BODY "ff/blas3.c"
 #define CMM_LIST CMM_SAME_TYPES
@@ -63,16 +63,6 @@ static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
     return NAME(chunk_tokens)(task, count) * hidden_stride(task) * (int64_t)sizeof(X);
 }
 
-static const cmm_kernel NAME(kernel) = {.op = CMM_OP_FF,
-                                        .name = "blas3",
-                                        .level = "blas3",
-                                        .method = "",
-                                        .isa = "any",
-                                        .blas = 3,
-                                        .x_type = X_TYPE,
-                                        .w_type = W_TYPE,
-                                        .can_implement = cmm_fits_blas,
-                                        .scratch = NAME(scratch),
-                                        .run = NAME(run)};
+BLAS_KERNEL(FF, 3, NAME(scratch))
 
 #endif

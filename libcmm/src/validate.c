@@ -1,5 +1,5 @@
-/* The checks that every call goes through, see checks.h. */
-#include "checks.h"
+/* The checks that every call goes through, see validate.h. */
+#include "validate.h"
 
 #include "activations.inc"
 #include "types.h"

@@ -4,10 +4,10 @@
  * Sums:   the dot of the BLAS, then the bias; y sums trees, then levels, in order.
  * Limit:  the calls, and the wait for each row of w_in. Sharing rows between tokens (level 3) moves it. */
 #ifndef CMM_TYPE
-#include "../kernel.h"
+#include "../blas_kernel.h"
 #include "../tree.h"
 
-#define CMM_BODY "fff/blas1.c"
+#define CMM_BODY "baseline/blas1.c"
 #define CMM_LIST CMM_SAME_TYPES
 #include "../for_each_type.h"
 
@@ -68,15 +68,6 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
     }
 }
 
-static const cmm_kernel NAME(kernel) = {.op = CMM_OP_FFF,
-                                        .name = "blas1",
-                                        .level = "blas1",
-                                        .method = "",
-                                        .isa = "any",
-                                        .blas = 1,
-                                        .x_type = X_TYPE,
-                                        .w_type = W_TYPE,
-                                        .can_implement = cmm_fits_blas,
-                                        .run = NAME(run)};
+BLAS_KERNEL(FFF, 1, NULL)
 
 #endif

@@ -12,13 +12,13 @@
  *         unvisited ones (native) move it. */
 #ifndef CMM_TYPE
 #include "../activations.inc"
-#include "../kernel.h"
+#include "../blas_kernel.h"
 #include "../scratch.h"
 #include "../tree.h"
 
 #include <string.h>
 
-#define CMM_BODY "fff/blas3.c"
+#define CMM_BODY "baseline/blas3.c"
 #define CMM_LIST CMM_SAME_TYPES
 
 enum {
@@ -383,16 +383,6 @@ static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
     return NAME(lay_out)(task, count, NULL, &(NAME(work)){0});
 }
 
-static const cmm_kernel NAME(kernel) = {.op = CMM_OP_FFF,
-                                        .name = "blas3",
-                                        .level = "blas3",
-                                        .method = "",
-                                        .isa = "any",
-                                        .blas = 3,
-                                        .x_type = X_TYPE,
-                                        .w_type = W_TYPE,
-                                        .can_implement = cmm_fits_blas,
-                                        .scratch = NAME(scratch),
-                                        .run = NAME(run)};
+BLAS_KERNEL(FFF, 3, NAME(scratch))
 
 #endif

@@ -7,10 +7,10 @@
  * Sums:   those of the BLAS, then the bias; y sums trees, then levels, in order.
  * Limit:  the cost of one item. Real matrix products over groups of tokens (level 3) move it. */
 #ifndef CMM_TYPE
-#include "../kernel.h"
+#include "../blas_kernel.h"
 #include "../tree.h"
 
-#define CMM_BODY "fff/blas2.c"
+#define CMM_BODY "baseline/blas2.c"
 #define CMM_LIST CMM_SAME_TYPES
 #include "../for_each_type.h"
 
@@ -150,16 +150,6 @@ static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
     return chunk * (int64_t)(3 * sizeof(void *) + sizeof(X) + 3 * sizeof(int32_t));
 }
 
-static const cmm_kernel NAME(kernel) = {.op = CMM_OP_FFF,
-                                        .name = "blas2",
-                                        .level = "blas2",
-                                        .method = "",
-                                        .isa = "any",
-                                        .blas = 2,
-                                        .x_type = X_TYPE,
-                                        .w_type = W_TYPE,
-                                        .can_implement = cmm_fits_blas,
-                                        .scratch = NAME(scratch),
-                                        .run = NAME(run)};
+BLAS_KERNEL(FFF, 2, NAME(scratch))
 
 #endif

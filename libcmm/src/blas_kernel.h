@@ -1,0 +1,30 @@
+/* What the kernels of the BLAS levels have in common. */
+#ifndef CMM_BLAS_KERNEL_H
+#define CMM_BLAS_KERNEL_H
+
+#include "kernel.h"
+
+/* They can do what fits the 32 bits that BLAS counts in. */
+static inline int cmm_fits_blas(const cmm_task *task)
+{
+    return task->d_in <= INT32_MAX && task->d_out <= INT32_MAX && task->ld_in <= INT32_MAX &&
+           task->ld_out <= INT32_MAX && task->nodes <= INT32_MAX;
+}
+
+/* The value that ends the body of a kernel of level blas<NUMBER>. */
+#define BLAS_KERNEL(OP, NUMBER, SCRATCH)     \
+    static const cmm_kernel NAME(kernel) = { \
+        .op = CMM_OP_##OP,                   \
+        .name = "blas" #NUMBER,              \
+        .level = "blas" #NUMBER,             \
+        .method = "",                        \
+        .isa = "any",                        \
+        .blas = NUMBER,                      \
+        .x_type = X_TYPE,                    \
+        .w_type = W_TYPE,                    \
+        .can_implement = cmm_fits_blas,      \
+        .scratch = SCRATCH,                  \
+        .run = NAME(run),                    \
+    };
+
+#endif

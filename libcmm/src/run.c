@@ -1,0 +1,106 @@
+/* How a call runs: what the caller asked for, threads, scratch memory. */
+#include "run.h"
+
+#include "blas_threads.h"
+#include "caller.h"
+#include "scratch.h"
+#include "threadpool.h"
+#include "validate.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+cmm_status cmm_choose(const cmm_run *given, cmm_choice *chosen)
+{
+    memset(chosen, 0, offsetof(cmm_choice, table));
+    if (given) {
+        cmm_run read;
+        const cmm_run *const run = &read;
+        if (!cmm_read_struct(&read, sizeof read, sizeof read, given))
+            return CMM_ERROR_RUN_SIZE;
+        if (run->threads < 0)
+            return CMM_ERROR_THREADS;
+        chosen->level = run->level && strcmp(run->level, "auto") != 0 ? run->level : NULL;
+        chosen->isa = run->isa;
+        chosen->method = run->method;
+        chosen->threads = run->threads;
+        if (chosen->level && !cmm_is_level(chosen->level))
+            return CMM_ERROR_LEVEL;
+        if (chosen->isa && !cmm_is_isa(chosen->isa))
+            return CMM_ERROR_ISA;
+        if (run->blas && !cmm_read_struct(&chosen->table, sizeof chosen->table, sizeof chosen->table, run->blas))
+            return CMM_ERROR_BLAS_SIZE;
+        if (run->blas)
+            chosen->blas = &chosen->table;
+    }
+    if (!chosen->blas && cmm_blas_linked(&chosen->table) == CMM_OK)
+        chosen->blas = &chosen->table;
+    return CMM_OK;
+}
+
+/* Waking a thread costs some microseconds; a piece of work below this many flops is not worth it. */
+static const double FLOPS_PER_PIECE = 2e6;
+
+typedef struct split {
+    const cmm_kernel *kernel;
+    const cmm_task *task;
+    char *scratch;
+    int64_t scratch_stride;
+    int32_t pieces;
+} split;
+
+static void run_piece(void *context, int32_t index)
+{
+    const split *const s = context;
+    const int64_t batch = s->task->batch;
+    const int64_t first = batch / s->pieces * index + (index < batch % s->pieces ? index : batch % s->pieces);
+    const int64_t count = batch / s->pieces + (index < batch % s->pieces);
+    s->kernel->run(s->task, first, count, s->scratch ? s->scratch + index * s->scratch_stride : NULL);
+}
+
+/* How many threads a call is worth: at most `threads`, of which each gets a token and enough work. */
+static int32_t worth_threads(const cmm_kernel *kernel, const cmm_task *task, int32_t threads)
+{
+    const double visited = kernel->op == CMM_OP_FFF ? (double)task->depth + 1 : (double)task->nodes;
+    const double flops = 2.0 * visited * (double)task->trees * (double)(task->d_in + task->d_out) * (double)task->batch;
+    const double pieces = flops / FLOPS_PER_PIECE;
+    if (pieces < 2)
+        return 1;
+    if (threads == 0)
+        threads = cmm_threads_default();
+    if (threads > pieces)
+        threads = (int32_t)pieces;
+    return threads > task->batch ? (int32_t)task->batch : threads;
+}
+
+/* Share the tokens out over the threads that there are. Scratch memory is taken for these alone. */
+static cmm_status run_pieces(const cmm_kernel *kernel, const cmm_task *task, int32_t threads)
+{
+    split s = {kernel, task, NULL, 0, threads};
+    if (kernel->scratch) {
+        const int64_t largest = (task->batch + threads - 1) / threads;
+        s.scratch_stride = cmm_padded(kernel->scratch(task, largest), CMM_ALIGNMENT);
+        if (s.scratch_stride > 0) {
+            s.scratch = aligned_alloc(CMM_ALIGNMENT, (size_t)(s.scratch_stride * threads));
+            if (!s.scratch)
+                return CMM_ERROR_MEMORY;
+        }
+    }
+    if (kernel->blas)
+        cmm_blas_threads_borrow(task->blas);
+    cmm_threadpool_run(threads, run_piece, &s);
+    if (kernel->blas)
+        cmm_blas_threads_return(task->blas);
+    free(s.scratch);
+    return CMM_OK;
+}
+
+cmm_status cmm_run_kernel(const cmm_kernel *kernel, const cmm_task *task, int32_t threads)
+{
+    const cmm_caller caller = cmm_caller_enter();
+    threads = cmm_threadpool_acquire(worth_threads(kernel, task, threads));
+    const cmm_status status = run_pieces(kernel, task, threads);
+    cmm_threadpool_release(threads);
+    cmm_caller_leave(&caller);
+    return status;
+}

@@ -1,0 +1,13 @@
+/* Reading how a call is to run, and running it. */
+#ifndef CMM_RUN_H
+#define CMM_RUN_H
+
+#include "dispatch.h"
+
+/* Fill in the defaults of a caller's cmm_run, of which NULL has none but those. */
+cmm_status cmm_choose(const cmm_run *given, cmm_choice *chosen);
+
+/* Share a task's tokens, of which there is one at least, out over at most so many threads; 0: over every core. */
+cmm_status cmm_run_kernel(const cmm_kernel *kernel, const cmm_task *task, int32_t threads);
+
+#endif
