@@ -5,7 +5,7 @@
 #include "kernel.h"
 
 /* They can do what fits the 32 bits that BLAS counts in. */
-static inline int cmm_fits_blas(const cmm_task *task)
+static inline int cmm_fits_blas(const cmm_problem *task)
 {
     return task->d_in <= INT32_MAX && task->d_out <= INT32_MAX && task->ld_in <= INT32_MAX &&
            task->ld_out <= INT32_MAX && task->nodes <= INT32_MAX;

@@ -75,14 +75,14 @@ cmm_status cmm_check_blas(const cmm_blas *blas, int32_t number, int32_t dtype)
     return (dtype == CMM_F32 ? f32 : f64) ? CMM_OK : CMM_ERROR_BLAS_INCOMPLETE;
 }
 
-cmm_status cmm_find_activation(const cmm_choice *chosen, cmm_task *task)
+cmm_status cmm_find_activation(const cmm_choice *chosen, cmm_context *cpu)
 {
     cmm_status status = CMM_ERROR_ISA_UNUSABLE;
     for (int i = 0; i < FILES; i++) {
         const cmm_kernel *const kernel = files[i][0];
         if (kernel->op == CMM_OP_ACT && same(chosen->isa, kernel->isa) && runs_here(kernel)) {
-            task->activate_f32 = kernel->activate_f32;
-            task->activate_f64 = kernel->activate_f64;
+            cpu->activate_f32 = kernel->activate_f32;
+            cpu->activate_f64 = kernel->activate_f64;
             status = CMM_OK;
         }
     }
@@ -97,7 +97,7 @@ static const cmm_kernel *of_types(const cmm_kernel *const *file, int32_t x_type,
     return *file;
 }
 
-cmm_status cmm_find_kernel(cmm_op op, const cmm_choice *chosen, const cmm_task *task, const cmm_kernel **found)
+cmm_status cmm_find_kernel(cmm_op op, const cmm_choice *chosen, const cmm_problem *task, const cmm_kernel **found)
 {
     cmm_status blame = CMM_ERROR_LEVEL_UNUSABLE;
     for (int i = FILES - 1; i >= 0; i--) {

@@ -24,10 +24,10 @@ const cmm_kernel *cmm_kernel_at(int32_t index, int32_t *count);
 cmm_status cmm_check_blas(const cmm_blas *blas, int32_t number, int32_t dtype);
 
 /* The activation functions: of the forced instruction set, or of the best one. */
-cmm_status cmm_find_activation(const cmm_choice *chosen, cmm_task *task);
+cmm_status cmm_find_activation(const cmm_choice *chosen, cmm_context *cpu);
 
 /* The kernel for a task: the last one of the list that can run, is what was asked for, can do it and is preferred. */
-cmm_status cmm_find_kernel(cmm_op op, const cmm_choice *chosen, const cmm_task *task, const cmm_kernel **found);
+cmm_status cmm_find_kernel(cmm_op op, const cmm_choice *chosen, const cmm_problem *task, const cmm_kernel **found);
 
 /* Why a kernel cannot run here, or "". */
 const char *cmm_why_absent(const cmm_kernel *kernel);

@@ -1,7 +1,7 @@
 /* What a kernel is, and what it sees of a call.
  *
- * The front door (api.c) checks a call, widens it into a cmm_task with every default filled in, picks one kernel and
- * gives it scratch memory. A kernel trusts its task: it is arithmetic only and cannot fail. */
+ * The front door (api.c) checks a call, widens it into a cmm_problem with every default filled in, picks one kernel and
+ * gives it a context and scratch memory. A kernel trusts what it is given: it is arithmetic only and cannot fail. */
 #ifndef CMM_KERNEL_H
 #define CMM_KERNEL_H
 
@@ -24,22 +24,28 @@ typedef struct cmm_machine {
 typedef void cmm_activate_f32(int32_t activation, int64_t n, float *z);
 typedef void cmm_activate_f64(int32_t activation, int64_t n, double *z);
 
-/* A checked call. A cmm_ff layer is a task with nodes = neurons, trees = 1 and no path. */
-typedef struct cmm_task {
+/* A checked call, every default filled in: plain data, which a device may be given as it is. A cmm_ff layer has nodes =
+ * neurons, trees = 1 and no path. */
+typedef struct cmm_problem {
     int32_t dtype, weight_dtype; /* of tokens, sums and bias; of the rows of w_in and w_out */
     int32_t activation, tie, depth;
+    int32_t wants_y; /* 0: the path alone is wanted */
     int64_t trees, nodes, d_in, d_out, ld_in, ld_out;
     const void *w_in, *bias, *w_out;
     int64_t batch;
     const void *x;
-    void *y;        /* NULL: the path alone is wanted */
+    void *y;            /* NULL: not wanted */
     int32_t *nodes_out; /* NULL: not wanted */
     void *logits_out;   /* NULL: not wanted */
-    const cmm_blas *blas;
+} cmm_problem;
+
+/* What a CPU's kernels call and go by besides. */
+typedef struct cmm_context {
     const cmm_machine *machine;
+    const cmm_blas *blas; /* NULL: none */
     cmm_activate_f32 *activate_f32;
     cmm_activate_f64 *activate_f64;
-} cmm_task;
+} cmm_context;
 
 /* What a kernel computes. */
 typedef enum cmm_op { CMM_OP_FFF, CMM_OP_FF, CMM_OP_ACT, CMM_OPS } cmm_op;
@@ -61,12 +67,12 @@ typedef struct cmm_kernel {
 
     /* Whether this kernel can do a task of its types at all, and whether it is the one to take where the kernel further
      * up the list could do it too. NULL: always. */
-    int (*can_implement)(const cmm_task *task);
-    int (*is_preferred)(const cmm_task *task);
+    int (*can_implement)(const cmm_problem *task);
+    int (*is_preferred)(const cmm_problem *task);
     /* Bytes of scratch memory that run() needs for count tokens, aligned to CMM_ALIGNMENT. NULL means none. */
-    int64_t (*scratch)(const cmm_task *task, int64_t count);
+    int64_t (*scratch)(const cmm_problem *task, const cmm_context *cpu, int64_t count);
     /* Do tokens first .. first + count - 1. count is at least 1. */
-    void (*run)(const cmm_task *task, int64_t first, int64_t count, void *scratch);
+    void (*run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *scratch);
 
     cmm_activate_f32 *activate_f32; /* of CMM_OP_ACT, whose kernels are for both types of tokens at once */
     cmm_activate_f64 *activate_f64;

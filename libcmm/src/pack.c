@@ -29,7 +29,7 @@ static void copy_row(int32_t from_type, const char *from, int32_t to_type, char 
 
 /* A packed layer: per neuron its two rows, each padded; then the biases. */
 typedef struct plan {
-    cmm_task task;
+    cmm_problem task;
     int32_t weight_dtype; /* of the packed rows */
     int64_t row_in, row;  /* bytes of a row of w_in, and of both rows */
     int64_t bytes;        /* of all */
@@ -80,7 +80,7 @@ cmm_status cmm_fff_pack_as(const cmm_fff *layer, const cmm_pack_options *options
     plan p;
     cmm_status status = make_plan(layer, options, &p);
     if (status == CMM_OK)
-        status = cmm_check_weights(&p.task, 1);
+        status = cmm_check_weights(&p.task);
     if (status != CMM_OK)
         return status;
     if (!packed)
@@ -93,12 +93,12 @@ cmm_status cmm_fff_pack_as(const cmm_fff *layer, const cmm_pack_options *options
         return CMM_ERROR_MEMORY_SIZE;
     const cmm_extent mine = cmm_extent_of(memory, p.bytes);
     cmm_extent inputs[CMM_INPUTS];
-    cmm_input_extents(&p.task, 1, inputs);
+    cmm_input_extents(&p.task, inputs);
     for (int i = 0; i < CMM_WEIGHTS; i++)
         if (cmm_overlap(mine, inputs[i]))
             return CMM_ERROR_MEMORY_OVERLAP;
 
-    const cmm_task *const task = &p.task;
+    const cmm_problem *const task = &p.task;
     const int64_t from_size = cmm_element_size(task->weight_dtype), size = cmm_element_size(p.weight_dtype);
     const int64_t in = task->d_in * size, out = task->d_out * size, rows = task->trees * task->nodes;
     char *to = memory;

@@ -43,7 +43,8 @@ static const double FLOPS_PER_PIECE = 2e6;
 
 typedef struct split {
     const cmm_kernel *kernel;
-    const cmm_task *task;
+    const cmm_problem *task;
+    const cmm_context *cpu;
     char *scratch;
     int64_t scratch_stride;
     int32_t pieces;
@@ -55,11 +56,11 @@ static void run_piece(void *context, int32_t index)
     const int64_t batch = s->task->batch;
     const int64_t first = batch / s->pieces * index + (index < batch % s->pieces ? index : batch % s->pieces);
     const int64_t count = batch / s->pieces + (index < batch % s->pieces);
-    s->kernel->run(s->task, first, count, s->scratch ? s->scratch + index * s->scratch_stride : NULL);
+    s->kernel->run(s->task, s->cpu, first, count, s->scratch ? s->scratch + index * s->scratch_stride : NULL);
 }
 
 /* How many threads a call is worth: at most `threads`, of which each gets a token and enough work. */
-static int32_t worth_threads(const cmm_kernel *kernel, const cmm_task *task, int32_t threads)
+static int32_t worth_threads(const cmm_kernel *kernel, const cmm_problem *task, int32_t threads)
 {
     const double visited = kernel->op == CMM_OP_FFF ? (double)task->depth + 1 : (double)task->nodes;
     const double flops = 2.0 * visited * (double)task->trees * (double)(task->d_in + task->d_out) * (double)task->batch;
@@ -74,12 +75,13 @@ static int32_t worth_threads(const cmm_kernel *kernel, const cmm_task *task, int
 }
 
 /* Share the tokens out over the threads that there are. Scratch memory is taken for these alone. */
-static cmm_status run_pieces(const cmm_kernel *kernel, const cmm_task *task, int32_t threads)
+static cmm_status run_pieces(const cmm_kernel *kernel, const cmm_problem *task, const cmm_context *cpu,
+                             int32_t threads)
 {
-    split s = {kernel, task, NULL, 0, threads};
+    split s = {kernel, task, cpu, NULL, 0, threads};
     if (kernel->scratch) {
         const int64_t largest = (task->batch + threads - 1) / threads;
-        s.scratch_stride = cmm_padded(kernel->scratch(task, largest), CMM_ALIGNMENT);
+        s.scratch_stride = cmm_padded(kernel->scratch(task, cpu, largest), CMM_ALIGNMENT);
         if (s.scratch_stride > 0) {
             s.scratch = aligned_alloc(CMM_ALIGNMENT, (size_t)(s.scratch_stride * threads));
             if (!s.scratch)
@@ -87,19 +89,20 @@ static cmm_status run_pieces(const cmm_kernel *kernel, const cmm_task *task, int
         }
     }
     if (kernel->blas)
-        cmm_blas_threads_borrow(task->blas);
+        cmm_blas_threads_borrow(cpu->blas);
     cmm_threadpool_run(threads, run_piece, &s);
     if (kernel->blas)
-        cmm_blas_threads_return(task->blas);
+        cmm_blas_threads_return(cpu->blas);
     free(s.scratch);
     return CMM_OK;
 }
 
-cmm_status cmm_run_kernel(const cmm_kernel *kernel, const cmm_task *task, int32_t threads)
+cmm_status cmm_run_kernel(const cmm_kernel *kernel, const cmm_problem *task, const cmm_context *cpu,
+                          int32_t threads)
 {
     const cmm_caller caller = cmm_caller_enter();
     threads = cmm_threadpool_acquire(worth_threads(kernel, task, threads));
-    const cmm_status status = run_pieces(kernel, task, threads);
+    const cmm_status status = run_pieces(kernel, task, cpu, threads);
     cmm_threadpool_release(threads);
     cmm_caller_leave(&caller);
     return status;

@@ -8,6 +8,7 @@
 cmm_status cmm_choose(const cmm_run *given, cmm_choice *chosen);
 
 /* Share a task's tokens, of which there is one at least, out over at most so many threads; 0: over every core. */
-cmm_status cmm_run_kernel(const cmm_kernel *kernel, const cmm_task *task, int32_t threads);
+cmm_status cmm_run_kernel(const cmm_kernel *kernel, const cmm_problem *task, const cmm_context *cpu,
+                          int32_t threads);
 
 #endif

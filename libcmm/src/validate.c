@@ -79,7 +79,7 @@ int cmm_misaligned(const void *pointer, int64_t size)
     return ((uintptr_t)pointer & ((uintptr_t)size - 1)) != 0;
 }
 
-cmm_status cmm_read_fff(const cmm_fff *given, int wants_y, cmm_task *task)
+cmm_status cmm_read_fff(const cmm_fff *given, int wants_y, cmm_problem *task)
 {
     cmm_fff read;
     const cmm_fff *const layer = &read;
@@ -104,6 +104,7 @@ cmm_status cmm_read_fff(const cmm_fff *given, int wants_y, cmm_task *task)
     task->depth = layer->depth;
     task->trees = layer->trees;
     task->nodes = ((int64_t)2 << layer->depth) - 1;
+    task->wants_y = wants_y;
     task->d_in = layer->d_in;
     task->d_out = wants_y ? layer->d_out : 1;
     task->ld_in = layer->ld_in ? layer->ld_in : layer->d_in;
@@ -114,7 +115,7 @@ cmm_status cmm_read_fff(const cmm_fff *given, int wants_y, cmm_task *task)
     return CMM_OK;
 }
 
-cmm_status cmm_read_ff(const cmm_ff *given, cmm_task *task)
+cmm_status cmm_read_ff(const cmm_ff *given, cmm_problem *task)
 {
     cmm_ff read;
     const cmm_ff *const layer = &read;
@@ -132,6 +133,7 @@ cmm_status cmm_read_ff(const cmm_ff *given, cmm_task *task)
     task->depth = 0;
     task->trees = 1;
     task->nodes = layer->neurons;
+    task->wants_y = 1;
     task->d_in = layer->d_in;
     task->d_out = layer->d_out;
     task->ld_in = layer->ld_in ? layer->ld_in : layer->d_in;
@@ -163,7 +165,7 @@ enum {
     _Static_assert((int)CMM_##NAME == (int)IN_ORDER_##NAME, "cmm.h numbers activations in the order of activations.inc");
 CMM_ACTIVATIONS(SAME_NUMBER)
 
-cmm_status cmm_check_layer(const cmm_task *task, int32_t dtypes)
+cmm_status cmm_check_layer(const cmm_problem *task, int32_t dtypes)
 {
     if (task->dtype < 0 || task->dtype >= dtypes)
         return CMM_ERROR_DTYPE;
@@ -187,66 +189,68 @@ cmm_status cmm_check_layer(const cmm_task *task, int32_t dtypes)
     return CMM_OK;
 }
 
-cmm_status cmm_check_batch(const cmm_task *task, int wants_y)
+cmm_status cmm_check_batch(const cmm_problem *task)
 {
     const int64_t path = cmm_bytes_of(task->batch, task->trees, task->depth + 1), size = cmm_logit_size(task->dtype);
     if (task->batch < 0)
         return CMM_ERROR_BATCH;
     /* sizes of sums, for workspaces hold those */
-    if (cmm_bytes_of(task->batch, task->d_in, size) < 0 || (wants_y && cmm_bytes_of(task->batch, task->d_out, size) < 0) ||
-        path < 0 || cmm_bytes_of(path, 8, 1) < 0)
+    if (cmm_bytes_of(task->batch, task->d_in, size) < 0 ||
+        (task->wants_y && cmm_bytes_of(task->batch, task->d_out, size) < 0) || path < 0 ||
+        cmm_bytes_of(path, 8, 1) < 0)
         return CMM_ERROR_BATCH_TOO_LARGE;
     return CMM_OK;
 }
 
-cmm_status cmm_check_weights(const cmm_task *task, int wants_y)
+cmm_status cmm_check_weights(const cmm_problem *task)
 {
     const int64_t size = cmm_element_size(task->weight_dtype);
     if (task->nodes > 0 && !task->w_in)
         return CMM_ERROR_W_IN_NULL;
-    if (task->nodes > 0 && wants_y && !task->w_out)
+    if (task->nodes > 0 && task->wants_y && !task->w_out)
         return CMM_ERROR_W_OUT_NULL;
     if (cmm_misaligned(task->w_in, size))
         return CMM_ERROR_W_IN_ALIGN;
-    if (wants_y && cmm_misaligned(task->w_out, size))
+    if (task->wants_y && cmm_misaligned(task->w_out, size))
         return CMM_ERROR_W_OUT_ALIGN;
     if (cmm_misaligned(task->bias, cmm_element_size(task->dtype)))
         return CMM_ERROR_BIAS_ALIGN;
     return CMM_OK;
 }
 
-void cmm_input_extents(const cmm_task *task, int wants_y, cmm_extent *inputs)
+void cmm_input_extents(const cmm_problem *task, cmm_extent *inputs)
 {
     const int64_t size = cmm_element_size(task->dtype), weight_size = cmm_element_size(task->weight_dtype);
     const int64_t rows = task->trees * task->nodes, last = rows > 0 ? rows - 1 : 0;
     inputs[0] = cmm_extent_of(rows ? task->w_in : NULL, (last * task->ld_in + task->d_in) * weight_size);
-    inputs[1] = cmm_extent_of(rows && wants_y ? task->w_out : NULL, (last * task->ld_out + task->d_out) * weight_size);
+    inputs[1] = cmm_extent_of(rows && task->wants_y ? task->w_out : NULL,
+                              (last * task->ld_out + task->d_out) * weight_size);
     inputs[2] = cmm_extent_of(task->bias, rows * size);
     inputs[CMM_WEIGHTS] = cmm_extent_of(task->x, task->batch * task->d_in * size);
 }
 
-void cmm_output_extents(const cmm_task *task, int wants_y, cmm_extent *outputs)
+void cmm_output_extents(const cmm_problem *task, cmm_extent *outputs)
 {
     const int64_t path = task->batch * task->trees * (task->depth + 1);
-    outputs[0] = cmm_extent_of(task->y, wants_y ? task->batch * task->d_out * cmm_element_size(task->dtype) : 0);
+    outputs[0] = cmm_extent_of(task->y, task->wants_y ? task->batch * task->d_out * cmm_element_size(task->dtype) : 0);
     outputs[1] = cmm_extent_of(task->nodes_out, path * (int64_t)sizeof(int32_t));
     outputs[2] = cmm_extent_of(task->logits_out, path * cmm_logit_size(task->dtype));
 }
 
-cmm_status cmm_check_arrays(const cmm_task *task, int wants_y)
+cmm_status cmm_check_arrays(const cmm_problem *task)
 {
     static const cmm_status overlaps[CMM_OUTPUTS] = {CMM_ERROR_Y_OVERLAP, CMM_ERROR_NODES_OVERLAP,
                                                      CMM_ERROR_LOGITS_OVERLAP};
     const int64_t size = cmm_element_size(task->dtype);
-    const cmm_status status = cmm_check_weights(task, wants_y);
+    const cmm_status status = cmm_check_weights(task);
     if (status != CMM_OK)
         return status;
     if (task->batch > 0) {
         if (!task->x)
             return CMM_ERROR_X_NULL;
-        if (wants_y && !task->y)
+        if (task->wants_y && !task->y)
             return CMM_ERROR_Y_NULL;
-        if (!wants_y && !task->nodes_out && !task->logits_out)
+        if (!task->wants_y && !task->nodes_out && !task->logits_out)
             return CMM_ERROR_PATH_NULL;
     }
     if (cmm_misaligned(task->x, size))
@@ -259,8 +263,8 @@ cmm_status cmm_check_arrays(const cmm_task *task, int wants_y)
         return CMM_ERROR_LOGITS_ALIGN;
 
     cmm_extent inputs[CMM_INPUTS], outputs[CMM_OUTPUTS];
-    cmm_input_extents(task, wants_y, inputs);
-    cmm_output_extents(task, wants_y, outputs);
+    cmm_input_extents(task, inputs);
+    cmm_output_extents(task, outputs);
     for (int o = 0; o < CMM_OUTPUTS; o++) {
         for (int i = 0; i < CMM_INPUTS; i++)
             if (cmm_overlap(outputs[o], inputs[i]))

@@ -37,27 +37,27 @@ int cmm_overlap(cmm_extent a, cmm_extent b);
 int cmm_misaligned(const void *pointer, int64_t size);
 
 /* Widen a layer into a task, after the checks of the fields that only cmm_fff or cmm_ff has. */
-cmm_status cmm_read_fff(const cmm_fff *layer, int wants_y, cmm_task *task);
-cmm_status cmm_read_ff(const cmm_ff *layer, cmm_task *task);
+cmm_status cmm_read_fff(const cmm_fff *layer, int wants_y, cmm_problem *task);
+cmm_status cmm_read_ff(const cmm_ff *layer, cmm_problem *task);
 
 /* Whether rows of weight_dtype may go with tokens of dtype: the same, or a line of the list of types. */
 int cmm_rows_may_be(int32_t dtype, int32_t weight_dtype);
 
 /* Then what both have in common; dtypes: how many of CMM_F32, CMM_F64, CMM_BF16, CMM_F16 are known: to libcmm two. */
 enum { CMM_CPU_DTYPES = 2 };
-cmm_status cmm_check_layer(const cmm_task *task, int32_t dtypes);
+cmm_status cmm_check_layer(const cmm_problem *task, int32_t dtypes);
 
 /* Then the sizes of the arrays; their pointers and alignment; and that no output overlaps anything. */
-cmm_status cmm_check_batch(const cmm_task *task, int wants_y);
-cmm_status cmm_check_weights(const cmm_task *task, int wants_y);
-cmm_status cmm_check_arrays(const cmm_task *task, int wants_y);
+cmm_status cmm_check_batch(const cmm_problem *task);
+cmm_status cmm_check_weights(const cmm_problem *task);
+cmm_status cmm_check_arrays(const cmm_problem *task);
 
 /* Where the arrays of a task lie: w_in, w_out, bias, x; y, nodes, logits. The rows of a weight lie ld elements apart;
  * all memory from the start of the first row to the end of the last one counts as the weight, what lies between two
  * rows too. */
 enum { CMM_WEIGHTS = 3, CMM_INPUTS = 4, CMM_OUTPUTS = 3 };
-void cmm_input_extents(const cmm_task *task, int wants_y, cmm_extent *inputs);
-void cmm_output_extents(const cmm_task *task, int wants_y, cmm_extent *outputs);
+void cmm_input_extents(const cmm_problem *task, cmm_extent *inputs);
+void cmm_output_extents(const cmm_problem *task, cmm_extent *outputs);
 
 #ifdef __cplusplus
 }

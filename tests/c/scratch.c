@@ -15,10 +15,11 @@ static const cmm_kernel *const *const files[] = {
 #undef CMM_KERNEL
 };
 
-static void check_kernel(const cmm_kernel *kernel, const cmm_task *task)
+static void check_kernel(const cmm_kernel *kernel, const cmm_problem *task)
 {
+    const cmm_context cpu = {.machine = cmm_cpu_machine()};
     const long long trees = (long long)task->trees;
-    const int64_t bytes = kernel->scratch(task, 16384), more = kernel->scratch(task, 1000000);
+    const int64_t bytes = kernel->scratch(task, &cpu, 16384), more = kernel->scratch(task, &cpu, 1000000);
     printf("%s, types %d and %d, %lldx%d: %lld bytes\n", kernel->name, kernel->x_type, kernel->w_type, trees, task->depth,
            (long long)bytes);
     CHECK(bytes > 0 && bytes <= 64 * 16384 * (int64_t)(task->depth + 1), "%s, %lldx%d", kernel->name, trees,
@@ -30,9 +31,8 @@ static void check_kernel(const cmm_kernel *kernel, const cmm_task *task)
 
 static void check_shape(int32_t dtype, int64_t trees, int32_t depth)
 {
-    const cmm_task task = {.dtype = dtype, .depth = depth, .trees = trees, .nodes = ((int64_t)2 << depth) - 1,
-                           .d_in = 768, .d_out = 768, .ld_in = 768, .ld_out = 768,
-                           .machine = cmm_cpu_machine()};
+    const cmm_problem task = {.dtype = dtype, .depth = depth, .trees = trees, .nodes = ((int64_t)2 << depth) - 1,
+                           .d_in = 768, .d_out = 768, .ld_in = 768, .ld_out = 768};
     for (size_t file = 0; file < sizeof files / sizeof *files; file++)
         for (const cmm_kernel *const *kernel = files[file]; *kernel; kernel++)
             if (!(*kernel)->absent && strcmp((*kernel)->level, "native") == 0 && (*kernel)->x_type == dtype &&

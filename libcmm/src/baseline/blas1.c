@@ -22,8 +22,8 @@ static void NAME(prefetch)(const X *row, int64_t n)
 }
 
 /* One tree and one token: the path down, all activations at once, and the weighted sum into y. */
-static void NAME(tree)(const cmm_task *task, int64_t tree, const X *x, X *y, int32_t *nodes_out,
-                       X *logits_out)
+static void NAME(tree)(const cmm_problem *task, const cmm_context *cpu, int64_t tree, const X *x, X *y,
+                       int32_t *nodes_out, X *logits_out)
 {
     const int32_t one = 1, d_in = (int32_t)task->d_in, d_out = (int32_t)task->d_out, levels = task->depth + 1;
     const X *const w_in = task->w_in, *const bias = task->bias, *const w_out = task->w_out;
@@ -34,7 +34,7 @@ static void NAME(tree)(const cmm_task *task, int64_t tree, const X *x, X *y, int
         const int64_t row = rows[level] = base + node;
         if (y)
             NAME(prefetch)(w_out + row * task->ld_out, d_out);
-        X logit = task->blas->BLAS(dot)(&d_in, w_in + row * task->ld_in, &one, x, &one);
+        X logit = cpu->blas->BLAS(dot)(&d_in, w_in + row * task->ld_in, &one, x, &one);
         if (bias)
             logit += bias[row];
         if (nodes_out)
@@ -46,12 +46,12 @@ static void NAME(tree)(const cmm_task *task, int64_t tree, const X *x, X *y, int
     }
     if (!y)
         return;
-    task->XNAME(activate)(task->activation, levels, logits);
+    cpu->XNAME(activate)(task->activation, levels, logits);
     for (int32_t level = 0; level < levels; level++)
-        task->blas->BLAS(axpy)(&d_out, &logits[level], w_out + rows[level] * task->ld_out, &one, y, &one);
+        cpu->blas->BLAS(axpy)(&d_out, &logits[level], w_out + rows[level] * task->ld_out, &one, y, &one);
 }
 
-static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *scratch)
+static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
 {
     (void)scratch;
     const int64_t levels = task->depth + 1;
@@ -62,7 +62,7 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
             y[o] = 0;
         for (int64_t tree = 0; tree < task->trees; tree++) {
             const int64_t path = (token * task->trees + tree) * levels;
-            NAME(tree)(task, tree, x, y, task->nodes_out ? task->nodes_out + path : NULL,
+            NAME(tree)(task, cpu, tree, x, y, task->nodes_out ? task->nodes_out + path : NULL,
                        task->logits_out ? (X *)task->logits_out + path : NULL);
         }
     }

@@ -19,10 +19,10 @@ CMM_EXPORT(cmm_fff_blas2)
 #else
 
 /* Tokens of a chunk: their x and y take half of L2. */
-static int64_t NAME(chunk_tokens)(const cmm_task *task)
+static int64_t NAME(chunk_tokens)(const cmm_problem *task, const cmm_context *cpu)
 {
     const int64_t size = sizeof(X);
-    const int64_t tokens = task->machine->l2 / 2 / ((task->d_in + task->d_out) * size);
+    const int64_t tokens = cpu->machine->l2 / 2 / ((task->d_in + task->d_out) * size);
     return tokens < 16 ? 16 : tokens > 8192 ? 8192 : tokens;
 }
 
@@ -66,7 +66,7 @@ static void NAME(axpys)(const cmm_blas *blas, const NAME(batch) *b, int32_t item
 
 /* Move every token to its child, and bring the order from nodes of one level to nodes of the next: within each run of
  * tokens at one node, those that go left come first. */
-static void NAME(descend)(const cmm_task *task, NAME(batch) *b, int32_t items)
+static void NAME(descend)(const cmm_problem *task, NAME(batch) *b, int32_t items)
 {
     int32_t to = 0;
     for (int32_t begin = 0, end; begin < items; begin = end) {
@@ -86,7 +86,7 @@ static void NAME(descend)(const cmm_task *task, NAME(batch) *b, int32_t items)
     b->next = order;
 }
 
-static void NAME(chunk)(const cmm_task *task, int64_t first, int32_t items, NAME(batch) *b)
+static void NAME(chunk)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int32_t items, NAME(batch) *b)
 {
     const int32_t levels = task->depth + 1, d_in = (int32_t)task->d_in, d_out = (int32_t)task->d_out;
     const X *const x = (const X *)task->x + first * d_in, *const bias = task->bias;
@@ -105,7 +105,7 @@ static void NAME(chunk)(const cmm_task *task, int64_t first, int32_t items, NAME
                 b->row[i] = w_in + b->node[b->order[i]] * task->ld_in;
                 b->x[i] = x + (int64_t)b->order[i] * d_in;
             }
-            NAME(dots)(task->blas, b, items, d_in, (int32_t)task->ld_in);
+            NAME(dots)(cpu->blas, b, items, d_in, (int32_t)task->ld_in);
             for (int32_t i = 0; i < items; i++) {
                 const int32_t token = b->order[i], node = b->node[token];
                 const int64_t step = ((first + token) * task->trees + tree) * levels + level;
@@ -122,16 +122,16 @@ static void NAME(chunk)(const cmm_task *task, int64_t first, int32_t items, NAME
             }
             NAME(descend)(task, b, items);
             if (y) {
-                task->XNAME(activate)(task->activation, items, b->logit);
-                NAME(axpys)(task->blas, b, items, d_out, (int32_t)task->ld_out);
+                cpu->XNAME(activate)(task->activation, items, b->logit);
+                NAME(axpys)(cpu->blas, b, items, d_out, (int32_t)task->ld_out);
             }
         }
     }
 }
 
-static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
+static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
-    const int64_t limit = NAME(chunk_tokens)(task), chunk = limit < count ? limit : count;
+    const int64_t limit = NAME(chunk_tokens)(task, cpu), chunk = limit < count ? limit : count;
     NAME(batch) b;
     b.row = memory;
     b.x = b.row + chunk;
@@ -141,12 +141,12 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
     b.next = b.order + chunk;
     b.node = b.next + chunk;
     for (int64_t done = 0; done < count; done += chunk)
-        NAME(chunk)(task, first + done, (int32_t)(chunk < count - done ? chunk : count - done), &b);
+        NAME(chunk)(task, cpu, first + done, (int32_t)(chunk < count - done ? chunk : count - done), &b);
 }
 
-static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
+static int64_t NAME(scratch)(const cmm_problem *task, const cmm_context *cpu, int64_t count)
 {
-    const int64_t chunk = NAME(chunk_tokens)(task) < count ? NAME(chunk_tokens)(task) : count;
+    const int64_t chunk = NAME(chunk_tokens)(task, cpu) < count ? NAME(chunk_tokens)(task, cpu) : count;
     return chunk * (int64_t)(3 * sizeof(void *) + sizeof(X) + 3 * sizeof(int32_t));
 }
 

@@ -31,7 +31,7 @@ enum {
     PANEL = (1 << TIER) - 1 + CMM_MAX_DEPTH + 1
 };
 
-static int64_t merged_trees(const cmm_task *task)
+static int64_t merged_trees(const cmm_problem *task)
 {
     const int64_t trees = MERGED / task->nodes;
     return cmm_least(trees < 1 ? 1 : trees, task->trees);
@@ -47,7 +47,7 @@ static int is_zero_at_zero(int32_t activation)
 
 /* Computed whole, a tree has nodes that a token does not visit: their logits are set to 0, and so must what is made of
  * them be. */
-static int is_shallow(const cmm_task *task)
+static int is_shallow(const cmm_problem *task)
 {
     return task->depth < SHALLOW && (task->depth == 0 || is_zero_at_zero(task->activation));
 }
@@ -70,7 +70,7 @@ typedef struct {
     X *product;         /* [BLOCK][max(PANEL, merged rows)] logits, and then coefficients */
 } NAME(work);
 
-static int64_t NAME(lay_out)(const cmm_task *task, int64_t count, char *memory, NAME(work) *w)
+static int64_t NAME(lay_out)(const cmm_problem *task, int64_t count, char *memory, NAME(work) *w)
 {
     const int64_t size = sizeof(X), tokens = cmm_least(count, CHUNK), block = cmm_least(count, BLOCK);
     const int64_t merged = merged_trees(task) * task->nodes, levels = task->depth + 1;
@@ -101,27 +101,27 @@ static int NAME(finite)(const X *row, int64_t n)
 
 /* product[tokens][rows] = x[tokens][d_in] times the rows of w, transposed. BLAS is column-major: what it calls
  * rows x tokens is our row-major tokens x rows. */
-static void NAME(logits_of)(const cmm_task *task, int32_t tokens, const X *x, int32_t rows, const X *w,
-                            int64_t ld, X *product)
+static void NAME(logits_of)(const cmm_problem *task, const cmm_context *cpu, int32_t tokens, const X *x, int32_t rows,
+                            const X *w, int64_t ld, X *product)
 {
     const int32_t d_in = (int32_t)task->d_in, ld_in = (int32_t)ld;
     const X unit = 1, zero = 0;
-    task->blas->BLAS(gemm)("T", "N", &rows, &tokens, &d_in, &unit, w, &ld_in, x, &d_in, &zero, product, &rows);
+    cpu->blas->BLAS(gemm)("T", "N", &rows, &tokens, &d_in, &unit, w, &ld_in, x, &d_in, &zero, product, &rows);
 }
 
 /* y[tokens][d_out] = beta y + product[tokens][rows] times the rows of w. */
-static void NAME(outputs_of)(const cmm_task *task, int32_t tokens, X *y, int32_t rows, const X *w, int64_t ld,
-                             const X *product, X beta)
+static void NAME(outputs_of)(const cmm_problem *task, const cmm_context *cpu, int32_t tokens, X *y, int32_t rows,
+                             const X *w, int64_t ld, const X *product, X beta)
 {
     const int32_t d_out = (int32_t)task->d_out, ld_out = (int32_t)ld;
     const X unit = 1;
-    task->blas->BLAS(gemm)("N", "N", &d_out, &tokens, &rows, &unit, w, &ld_out, product, &rows, &beta, y, &d_out);
+    cpu->blas->BLAS(gemm)("N", "N", &d_out, &tokens, &rows, &unit, w, &ld_out, product, &rows, &beta, y, &d_out);
 }
 
 /* ---- shallow trees: all their nodes, many trees at once --------------------------------------------------------- */
 
 /* Walk one token through the logits of one whole tree, and leave coefficients in their place: 0 where it was not. */
-static void NAME(walk_whole)(const cmm_task *task, int64_t token, int64_t tree, X *logits)
+static void NAME(walk_whole)(const cmm_problem *task, int64_t token, int64_t tree, X *logits)
 {
     const int32_t levels = task->depth + 1;
     const X *const bias = task->bias ? (const X *)task->bias + tree * task->nodes : NULL;
@@ -144,7 +144,8 @@ static void NAME(walk_whole)(const cmm_task *task, int64_t token, int64_t tree, 
         logits[visited[level]] = coefficients[level];
 }
 
-static void NAME(run_shallow)(const cmm_task *task, int64_t first, int64_t count, const NAME(work) *w)
+static void NAME(run_shallow)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count,
+                              const NAME(work) *w)
 {
     const int64_t nodes = task->nodes, merged = merged_trees(task), d_out = task->d_out;
     const int32_t one = 1, width = (int32_t)d_out;
@@ -154,27 +155,28 @@ static void NAME(run_shallow)(const cmm_task *task, int64_t first, int64_t count
         X *const y = task->y ? (X *)task->y + (first + done) * d_out : NULL;
         for (int64_t tree = 0; tree < task->trees; tree += merged) {
             const int64_t trees = cmm_least(merged, task->trees - tree), rows = trees * nodes;
-            NAME(logits_of)(task, tokens, x, (int32_t)rows, (const X *)task->w_in + tree * nodes * task->ld_in,
+            NAME(logits_of)(task, cpu, tokens, x, (int32_t)rows, (const X *)task->w_in + tree * nodes * task->ld_in,
                             task->ld_in, w->product);
             for (int64_t t = 0; t < tokens; t++)
                 for (int64_t k = 0; k < trees; k++)
                     NAME(walk_whole)(task, first + done + t, tree + k, w->product + t * rows + k * nodes);
             if (!y)
                 continue;
-            task->XNAME(activate)(task->activation, tokens * rows, w->product);
+            cpu->XNAME(activate)(task->activation, tokens * rows, w->product);
             const X *const w_out = (const X *)task->w_out + tree * nodes * task->ld_out;
             int finite = 1;
             for (int64_t r = 0; nodes > 1 && r < rows; r++)
                 finite &= NAME(finite)(w_out + r * task->ld_out, d_out);
             if (finite) {
-                NAME(outputs_of)(task, tokens, y, (int32_t)rows, w_out, task->ld_out, w->product, tree == 0 ? 0 : 1);
+                NAME(outputs_of)(task, cpu, tokens, y, (int32_t)rows, w_out, task->ld_out, w->product,
+                                 tree == 0 ? 0 : 1);
                 continue;
             }
             memset(y, 0, tree == 0 ? (size_t)(tokens * d_out) * sizeof(X) : 0);
             for (int64_t t = 0; t < tokens; t++)
                 for (int64_t r = 0; r < rows; r++)
                     if (w->product[t * rows + r] != 0)
-                        task->blas->BLAS(axpy)(&width, &w->product[t * rows + r], w_out + r * task->ld_out, &one,
+                        cpu->blas->BLAS(axpy)(&width, &w->product[t * rows + r], w_out + r * task->ld_out, &one,
                                                y + t * d_out, &one);
         }
     }
@@ -184,7 +186,8 @@ static void NAME(run_shallow)(const cmm_task *task, int64_t first, int64_t count
 
 /* One tree over one chunk of tokens. */
 typedef struct {
-    const cmm_task *task;
+    const cmm_problem *task;
+    const cmm_context *cpu;
     const NAME(work) *work;
     int64_t first, tree;
     const X *w_in, *bias, *w_out; /* of this tree */
@@ -203,7 +206,7 @@ static void NAME(add_row)(const NAME(pass) *p, int32_t token, int32_t level)
 {
     const int32_t one = 1, d_out = (int32_t)p->task->d_out;
     const int64_t step = (int64_t)token * (p->task->depth + 1) + level;
-    p->task->blas->BLAS(axpy)(&d_out, &p->work->logit[step], p->w_out + p->work->node[step] * p->task->ld_out, &one,
+    p->cpu->blas->BLAS(axpy)(&d_out, &p->work->logit[step], p->w_out + p->work->node[step] * p->task->ld_out, &one,
                               p->y + (int64_t)token * d_out, &one);
 }
 
@@ -224,7 +227,7 @@ static void NAME(finish_alone)(const NAME(pass) *p, int32_t token, int64_t node,
 {
     const int32_t one = 1, levels = p->task->depth + 1, d_in = (int32_t)p->task->d_in;
     for (; level < levels; level++) {
-        X logit = p->task->blas->BLAS(dot)(&d_in, p->w_in + node * p->task->ld_in, &one,
+        X logit = p->cpu->blas->BLAS(dot)(&d_in, p->w_in + node * p->task->ld_in, &one,
                                               p->x + (int64_t)token * d_in, &one);
         if (p->bias)
             logit += p->bias[node];
@@ -234,7 +237,7 @@ static void NAME(finish_alone)(const NAME(pass) *p, int32_t token, int64_t node,
     if (!p->y)
         return;
     NAME(clear)(p, token);
-    p->task->XNAME(activate)(p->task->activation, levels, p->work->logit + (int64_t)token * levels);
+    p->cpu->XNAME(activate)(p->task->activation, levels, p->work->logit + (int64_t)token * levels);
     for (level = 0; level < levels; level++)
         NAME(add_row)(p, token, level);
 }
@@ -252,7 +255,7 @@ static void NAME(copy_subtree)(const X *w, int64_t ld, int64_t d, int64_t node, 
  * further on. */
 static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level, int32_t tier)
 {
-    const cmm_task *const task = p->task;
+    const cmm_problem *const task = p->task;
     const NAME(work) *const w = p->work;
     const int32_t levels = task->depth + 1, rows = level + (1 << tier) - 1;
     const int64_t d_out = task->d_out;
@@ -267,7 +270,7 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
         for (int32_t t = 0; t < tokens; t++) {
             const int32_t token = w->order[done + t];
             X *const logit = w->logit + (int64_t)token * levels, *const c = w->product + t * rows;
-            task->XNAME(activate)(task->activation, levels, logit);
+            p->cpu->XNAME(activate)(task->activation, levels, logit);
             for (int32_t i = 0; i < level; i++)
                 c[i] = logit[i];
             for (int32_t i = 0; i < tier; i++) {
@@ -276,7 +279,7 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
             }
         }
         if (finite)
-            NAME(outputs_of)(task, tokens, w->y, rows, w->w_out, d_out, w->product, 0);
+            NAME(outputs_of)(task, p->cpu, tokens, w->y, rows, w->w_out, d_out, w->product, 0);
         for (int32_t t = 0; t < tokens; t++) {
             const int32_t token = w->order[done + t];
             X *const y = p->y + token * d_out;
@@ -293,7 +296,7 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
 /* The group order[begin .. end), all at `node` of level `level`: through the tree to its end. */
 static void NAME(group)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level)
 {
-    const cmm_task *const task = p->task;
+    const cmm_problem *const task = p->task;
     const NAME(work) *const w = p->work;
     const int32_t left = task->depth + 1 - level, tiers = (left + TIER - 1) / TIER, tier = (left + tiers - 1) / tiers;
     const int32_t rows = (1 << tier) - 1;
@@ -320,7 +323,7 @@ static void NAME(group)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
                        (size_t)task->d_in * sizeof(X));
             x = w->x;
         }
-        NAME(logits_of)(task, tokens, x, rows, panel, ld, w->product);
+        NAME(logits_of)(task, p->cpu, tokens, x, rows, panel, ld, w->product);
         for (int32_t t = 0; t < tokens; t++) {
             int64_t at = 0;
             for (int32_t i = 0; i < tier; i++) {
@@ -354,17 +357,17 @@ static void NAME(group)(const NAME(pass) *p, int64_t begin, int64_t end, int64_t
             NAME(group)(p, starts[c], starts[c + 1], cmm_descendant(node, tier, c), level + tier);
 }
 
-static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
+static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
     NAME(work) w = {0};
     (void)NAME(lay_out)(task, count, memory, &w);
     if (is_shallow(task)) {
-        NAME(run_shallow)(task, first, count, &w);
+        NAME(run_shallow)(task, cpu, first, count, &w);
         return;
     }
     for (int64_t done = 0; done < count; done += CHUNK) {
         const int64_t tokens = cmm_least(CHUNK, count - done);
-        NAME(pass) p = {.task = task, .work = &w, .first = first + done};
+        NAME(pass) p = {.task = task, .cpu = cpu, .work = &w, .first = first + done};
         p.x = (const X *)task->x + p.first * task->d_in;
         p.y = task->y ? (X *)task->y + p.first * task->d_out : NULL;
         for (p.tree = 0; p.tree < task->trees; p.tree++) {
@@ -378,8 +381,9 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
     }
 }
 
-static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
+static int64_t NAME(scratch)(const cmm_problem *task, const cmm_context *cpu, int64_t count)
 {
+    (void)cpu;
     return NAME(lay_out)(task, count, NULL, &(NAME(work)){0});
 }
 

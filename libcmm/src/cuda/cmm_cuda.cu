@@ -55,8 +55,8 @@ static cmm_status check_workspace(const cmm_cuda_task *task, const cmm_cuda_run 
     if (run->workspace_bytes < needed)
         return CMM_ERROR_WORKSPACE_SIZE;
     cmm_extent arrays[CMM_INPUTS + CMM_OUTPUTS];
-    cmm_input_extents(task, task->wants_y, arrays);
-    cmm_output_extents(task, task->wants_y, arrays + CMM_INPUTS);
+    cmm_input_extents(task, arrays);
+    cmm_output_extents(task, arrays + CMM_INPUTS);
     for (const cmm_extent &array : arrays)
         if (cmm_overlap(cmm_extent_of(run->workspace, needed), array))
             return CMM_ERROR_WORKSPACE_OVERLAP;
@@ -124,9 +124,9 @@ static cmm_status forward(const char *op, cmm_cuda_task *task, const cmm_cuda_ru
     if (status == CMM_OK && task->weight_dtype != task->dtype)
         status = CMM_ERROR_LEVEL_WEIGHT_DTYPE; /* no kernel here widens rows */
     if (status == CMM_OK)
-        status = cmm_check_batch(task, task->wants_y);
+        status = cmm_check_batch(task);
     if (status == CMM_OK && !bytes)
-        status = cmm_check_arrays(task, task->wants_y);
+        status = cmm_check_arrays(task);
     if (status == CMM_OK)
         status = find_device(task);
     if (status != CMM_OK)
@@ -166,7 +166,6 @@ static cmm_status fff(const cmm_fff *layer, const cmm_cuda_run *run, int64_t bat
 {
     cmm_cuda_task task = {};
     const cmm_status status = cmm_read_fff(layer, wants_y, &task);
-    task.wants_y = wants_y;
     task.batch = batch;
     task.x = x;
     task.y = y;
@@ -179,7 +178,6 @@ static cmm_status ff(const cmm_ff *layer, const cmm_cuda_run *run, int64_t batch
 {
     cmm_cuda_task task = {};
     const cmm_status status = cmm_read_ff(layer, &task);
-    task.wants_y = 1;
     task.batch = batch;
     task.x = x;
     task.y = y;

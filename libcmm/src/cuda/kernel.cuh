@@ -17,8 +17,7 @@
 
 /* A checked call with every default filled in (see ../kernel.h, of whose fields those for CPUs stay 0), and what only
  * these kernels look at. A dense layer at level cuda-naive has nodes = neurons, trees = 1. */
-struct cmm_cuda_task : cmm_task {
-    int wants_y;
+struct cmm_cuda_task : cmm_problem {
     int aligned; /* rows of w_in, w_out, x and y all start at multiples of 16 bytes and end there */
     int processors;
     int overlaps; /* see launch_overlapping() in rows.cuh */

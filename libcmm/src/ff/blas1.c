@@ -15,19 +15,19 @@ CMM_EXPORT(cmm_ff_blas1)
 
 #else
 
-static int64_t NAME(chunk_tokens)(const cmm_task *task, int64_t count)
+static int64_t NAME(chunk_tokens)(const cmm_problem *task, const cmm_context *cpu, int64_t count)
 {
     const int64_t size = sizeof(X);
-    int64_t tokens = task->machine->l2 / 2 / ((task->d_in + task->d_out) * size);
+    int64_t tokens = cpu->machine->l2 / 2 / ((task->d_in + task->d_out) * size);
     tokens = tokens < 16 ? 16 : tokens > 1024 ? 1024 : tokens;
     return tokens < count ? tokens : count;
 }
 
-static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
+static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
     X *const h = memory;
     const int32_t one = 1, d_in = (int32_t)task->d_in, d_out = (int32_t)task->d_out;
-    const int64_t chunk = NAME(chunk_tokens)(task, count);
+    const int64_t chunk = NAME(chunk_tokens)(task, cpu, count);
     const X *const w_in = task->w_in, *const bias = task->bias, *const w_out = task->w_out;
     for (int64_t done = 0; done < count; done += chunk) {
         const int64_t tokens = chunk < count - done ? chunk : count - done;
@@ -37,18 +37,18 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
             y[i] = 0;
         for (int64_t row = 0; row < task->nodes; row++) {
             for (int64_t t = 0; t < tokens; t++)
-                h[t] = task->blas->BLAS(dot)(&d_in, w_in + row * task->ld_in, &one, x + t * d_in, &one) +
+                h[t] = cpu->blas->BLAS(dot)(&d_in, w_in + row * task->ld_in, &one, x + t * d_in, &one) +
                        (bias ? bias[row] : 0);
-            task->XNAME(activate)(task->activation, tokens, h);
+            cpu->XNAME(activate)(task->activation, tokens, h);
             for (int64_t t = 0; t < tokens; t++)
-                task->blas->BLAS(axpy)(&d_out, &h[t], w_out + row * task->ld_out, &one, y + t * d_out, &one);
+                cpu->blas->BLAS(axpy)(&d_out, &h[t], w_out + row * task->ld_out, &one, y + t * d_out, &one);
         }
     }
 }
 
-static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
+static int64_t NAME(scratch)(const cmm_problem *task, const cmm_context *cpu, int64_t count)
 {
-    return NAME(chunk_tokens)(task, count) * (int64_t)sizeof(X);
+    return NAME(chunk_tokens)(task, cpu, count) * (int64_t)sizeof(X);
 }
 
 BLAS_KERNEL(FF, 1, NAME(scratch))

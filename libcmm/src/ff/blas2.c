@@ -18,20 +18,20 @@ CMM_EXPORT(cmm_ff_blas2)
 #else
 
 /* Neurons of a block: their rows of w_in and w_out take half of L2. */
-static int64_t NAME(block_neurons)(const cmm_task *task)
+static int64_t NAME(block_neurons)(const cmm_problem *task, const cmm_context *cpu)
 {
     const int64_t size = sizeof(X);
-    int64_t rows = task->machine->l2 / 2 / ((task->d_in + task->d_out) * size);
+    int64_t rows = cpu->machine->l2 / 2 / ((task->d_in + task->d_out) * size);
     rows = rows < 8 ? 8 : rows / 8 * 8;
     return rows < task->nodes ? rows : task->nodes;
 }
 
-static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
+static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
     X *const h = memory;
     const int32_t one = 1, d_in = (int32_t)task->d_in, d_out = (int32_t)task->d_out;
     const int32_t ld_in = (int32_t)task->ld_in, ld_out = (int32_t)task->ld_out;
-    const int64_t block = NAME(block_neurons)(task);
+    const int64_t block = NAME(block_neurons)(task, cpu);
     const X unit = 1, zero = 0;
     const X *const bias = task->bias;
     for (int64_t i = 0; i < block; i++)
@@ -48,20 +48,20 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
             for (int64_t t = first + done; t < first + done + tokens; t++) {
                 const X *const x = (const X *)task->x + t * d_in;
                 X *const y = (X *)task->y + t * d_out;
-                task->blas->BLAS(gemv)("T", &d_in, &rows, &unit, w_in, &ld_in, x, &one, &zero, h, &one);
+                cpu->blas->BLAS(gemv)("T", &d_in, &rows, &unit, w_in, &ld_in, x, &one, &zero, h, &one);
                 for (int32_t i = 0; bias && i < rows; i++)
                     h[i] += bias[row + i];
-                task->XNAME(activate)(task->activation, rows, h);
-                task->blas->BLAS(gemv)("N", &d_out, &rows, &unit, w_out, &ld_out, h, &one, &unit, y, &one);
+                cpu->XNAME(activate)(task->activation, rows, h);
+                cpu->blas->BLAS(gemv)("N", &d_out, &rows, &unit, w_out, &ld_out, h, &one, &unit, y, &one);
             }
         }
     }
 }
 
-static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
+static int64_t NAME(scratch)(const cmm_problem *task, const cmm_context *cpu, int64_t count)
 {
     (void)count;
-    return NAME(block_neurons)(task) * (int64_t)sizeof(X);
+    return NAME(block_neurons)(task, cpu) * (int64_t)sizeof(X);
 }
 
 BLAS_KERNEL(FF, 2, NAME(scratch))

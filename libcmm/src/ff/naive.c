@@ -14,7 +14,7 @@ CMM_EXPORT(cmm_ff_naive)
 
 #else
 
-static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *scratch)
+static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
 {
     (void)scratch;
     const X *const w_in = task->w_in, *const bias = task->bias, *const w_out = task->w_out;
@@ -29,7 +29,7 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
                 logit += w_in[row * task->ld_in + i] * x[i];
             if (bias)
                 logit += bias[row];
-            task->XNAME(activate)(task->activation, 1, &logit);
+            cpu->XNAME(activate)(task->activation, 1, &logit);
             for (int64_t o = 0; o < task->d_out; o++)
                 y[o] += logit * w_out[row * task->ld_out + o];
         }

@@ -28,7 +28,7 @@ enum {
 
 /* Below these sizes there is too little to share. Trees of one or two levels share little but their roots, as walking
  * does too, and grouping would read and write y once per tree. */
-static int is_preferred(const cmm_task *task)
+static int is_preferred(const cmm_problem *task)
 {
     return task->depth >= 2 && task->batch >= (task->trees == 1 ? 8 : 16);
 }
@@ -42,9 +42,9 @@ NATIVE_EXPORT(group)
 
 /* Levels of the first phase: 0 when one phase is enough, because the tree is small or the tokens are few. Else as many
  * as leave BUCKET tokens to each subtree, as long as the rows above the subtrees stay in L2. */
-static int32_t NAME(split_level)(const cmm_task *task, int64_t tokens)
+static int32_t NAME(split_level)(const cmm_problem *task, const cmm_context *cpu, int64_t tokens)
 {
-    const int64_t row_in = task->d_in * (int64_t)sizeof(W), l2 = task->machine->l2;
+    const int64_t row_in = task->d_in * (int64_t)sizeof(W), l2 = cpu->machine->l2;
     if (task->nodes * NAME(row_bytes)(task) <= 4 * l2 || tokens <= 2 * BLOCK)
         return 0;
     int32_t level = 0;
@@ -54,16 +54,17 @@ static int32_t NAME(split_level)(const cmm_task *task, int64_t tokens)
 }
 
 /* Whether y goes past the caches: it is done with, and would leave them anyway before anyone reads it. */
-static int NAME(streams)(const cmm_task *task)
+static int NAME(streams)(const cmm_problem *task, const cmm_context *cpu)
 {
     const int64_t y_row = task->d_out * (int64_t)sizeof(X), x_row = task->d_in * (int64_t)sizeof(X);
     return task->trees == 1 && (uintptr_t)task->y % CMM_ALIGNMENT == 0 && y_row % CMM_ALIGNMENT == 0 &&
-           task->nodes * NAME(row_bytes)(task) + task->batch * (x_row + y_row) > task->machine->l3;
+           task->nodes * NAME(row_bytes)(task) + task->batch * (x_row + y_row) > cpu->machine->l3;
 }
 
 /* One tree over one chunk of tokens; tokens are counted from the chunk's first. */
 typedef struct {
-    const cmm_task *task;
+    const cmm_problem *task;
+    const cmm_context *cpu;
     int64_t first, tree;
     int way; /* what becomes of y */
     const W *w_in, *w_out; /* of this tree */
@@ -79,7 +80,7 @@ typedef struct {
     int64_t next, next_end; /* places in `order` of the tokens whose x comes nearer meanwhile */
 } NAME(pass);
 
-static int64_t NAME(lay_out)(const cmm_task *task, int64_t count, char *memory, NAME(pass) *p)
+static int64_t NAME(lay_out)(const cmm_problem *task, int64_t count, char *memory, NAME(pass) *p)
 {
     const int64_t tokens = cmm_least(count, CHUNK), levels = task->depth + 1;
     int64_t used = 0;
@@ -92,8 +93,9 @@ static int64_t NAME(lay_out)(const cmm_task *task, int64_t count, char *memory, 
     return used;
 }
 
-static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
+static int64_t NAME(scratch)(const cmm_problem *task, const cmm_context *cpu, int64_t count)
 {
+    (void)cpu;
     return NAME(lay_out)(task, count, NULL, &(NAME(pass)){0});
 }
 
@@ -101,7 +103,7 @@ static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
  * number. */
 static int64_t NAME(visit)(NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level)
 {
-    const cmm_task *const task = p->task;
+    const cmm_problem *const task = p->task;
     const int64_t levels = task->depth + 1, d_in = task->d_in;
     const W *const row = p->w_in + node * task->ld_in;
     int64_t left = begin, right = 0;
@@ -134,7 +136,7 @@ static int64_t NAME(visit)(NAME(pass) *p, int64_t begin, int64_t end, int64_t no
  * of them visit their nodes, the row that each goes to comes nearer. Their x is in L1 meanwhile. */
 static void NAME(wave)(NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level, int32_t stop)
 {
-    const cmm_task *const task = p->task;
+    const cmm_problem *const task = p->task;
     for (int64_t i = begin; i < end; i++)
         p->node[p->order[i]] = (int32_t)node;
     for (; level < stop; level++)
@@ -159,7 +161,7 @@ static void NAME(wave)(NAME(pass) *p, int64_t begin, int64_t end, int64_t node, 
 /* The tokens order[begin .. end), all at `node` of `level`, down to level `stop`. */
 static void NAME(descend)(NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level, int32_t stop)
 {
-    const cmm_task *const task = p->task;
+    const cmm_problem *const task = p->task;
     for (; level < stop; level++) {
         if (end - begin <= WAVE) {
             NAME(wave)(p, begin, end, node, level, stop);
@@ -187,7 +189,7 @@ static void NAME(descend)(NAME(pass) *p, int64_t begin, int64_t end, int64_t nod
 /* The path and the outputs of the tokens order[begin .. end), which have left the tree, in the order of their leaves. */
 static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end)
 {
-    const cmm_task *const task = p->task;
+    const cmm_problem *const task = p->task;
     const int32_t levels = task->depth + 1;
     for (int64_t i = begin; i < end; i += TILE) {
         const int tokens = (int)cmm_least(TILE, end - i);
@@ -212,7 +214,7 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end)
         }
         if (!p->y)
             continue;
-        task->XNAME(activate)(task->activation, tokens * levels, p->c);
+        p->cpu->XNAME(activate)(task->activation, tokens * levels, p->c);
         const int shared = cmm_shared_prefix((uint32_t)p->node[p->order[i]],
                                              (uint32_t)p->node[p->order[i + tokens - 1]], levels);
         NAME(outputs)(tokens, share, task->d_out, p->way, shared, levels);
@@ -250,21 +252,21 @@ static void NAME(sort)(const NAME(pass) *p, int64_t tokens, int32_t level, int32
 
 static void NAME(aim)(NAME(pass) *p, int64_t tree)
 {
-    const cmm_task *const task = p->task;
+    const cmm_problem *const task = p->task;
     p->tree = tree;
-    p->way = tree > 0 ? NAME(Y_ADD) : NAME(streams)(task) ? NAME(Y_STREAM) : NAME(Y_STORE);
+    p->way = tree > 0 ? NAME(Y_ADD) : NAME(streams)(task, p->cpu) ? NAME(Y_STREAM) : NAME(Y_STORE);
     p->w_in = (const W *)task->w_in + tree * task->nodes * task->ld_in;
     p->bias = task->bias ? (const X *)task->bias + tree * task->nodes : NULL;
     p->w_out = task->y ? (const W *)task->w_out + tree * task->nodes * task->ld_out : NULL;
 }
 
-static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
+static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
-    NAME(pass) p = {.task = task};
+    NAME(pass) p = {.task = task, .cpu = cpu};
     (void)NAME(lay_out)(task, count, memory, &p);
     for (int64_t done = 0; done < count; done += CHUNK) {
         const int64_t tokens = cmm_least(CHUNK, count - done);
-        const int32_t split = NAME(split_level)(task, tokens);
+        const int32_t split = NAME(split_level)(task, cpu, tokens);
         p.first = first + done;
         p.x = (const X *)task->x + p.first * task->d_in;
         p.y = task->y ? (X *)task->y + p.first * task->d_out : NULL;

@@ -15,7 +15,7 @@ CMM_EXPORT(cmm_fff_naive)
 
 #else
 
-static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *scratch)
+static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
 {
     (void)scratch;
     const int64_t levels = task->depth + 1;
@@ -42,7 +42,7 @@ static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *
                     ((X *)task->logits_out)[step] = logit;
                 if (y) {
                     X activation = logit;
-                    task->XNAME(activate)(task->activation, 1, &activation);
+                    cpu->XNAME(activate)(task->activation, 1, &activation);
                     for (int64_t o = 0; o < task->d_out; o++)
                         y[o] += activation * NAME(widen)(w_out[row * task->ld_out + o]);
                 }

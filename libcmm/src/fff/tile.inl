@@ -147,7 +147,7 @@ static void NAME(outputs)(int tokens, const NAME(share) *s, int64_t d, int way, 
 }
 
 /* Bytes of both rows of one neuron. */
-static inline int64_t NAME(row_bytes)(const cmm_task *task)
+static inline int64_t NAME(row_bytes)(const cmm_problem *task)
 {
     return (task->d_in + task->d_out) * (int64_t)sizeof(W);
 }

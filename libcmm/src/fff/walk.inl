@@ -36,9 +36,9 @@ NATIVE_EXPORT(walk)
 #include "dot.inl"
 
 /* Trees of a handful: half of L2, but enough for lockstep, and not more than there are. */
-static int64_t NAME(most_trees)(const cmm_task *task)
+static int64_t NAME(most_trees)(const cmm_problem *task, const cmm_context *cpu)
 {
-    int64_t trees = task->machine->l2 / 2 / (task->nodes * NAME(row_bytes)(task));
+    int64_t trees = cpu->machine->l2 / 2 / (task->nodes * NAME(row_bytes)(task));
     if (trees < TILE)
         trees = TILE;
     if (trees > 256)
@@ -46,15 +46,16 @@ static int64_t NAME(most_trees)(const cmm_task *task)
     return cmm_least(trees, task->trees);
 }
 
-static int64_t NAME(scratch)(const cmm_task *task, int64_t count)
+static int64_t NAME(scratch)(const cmm_problem *task, const cmm_context *cpu, int64_t count)
 {
     (void)count;
-    return TILE * NAME(most_trees)(task) *
+    return TILE * NAME(most_trees)(task, cpu) *
            ((task->depth + 1) * (int64_t)(sizeof(void *) + sizeof(X)) + (int64_t)sizeof(int64_t));
 }
 
 typedef struct {
-    const cmm_task *task;
+    const cmm_problem *task;
+    const cmm_context *cpu;
     int64_t tree, trees; /* of the handful */
     const W **row;       /* [TILE][trees][levels] */
     X *c;                /* [TILE][trees][levels] logits, and then activations */
@@ -91,7 +92,7 @@ static void NAME(dots_of_rows)(int tokens, const W *const w[ROWS], const X *cons
 static inline int64_t NAME(visit)(const NAME(handful) *h, int64_t token, int64_t t, int64_t k, int32_t level,
                                   int64_t node, X logit)
 {
-    const cmm_task *const task = h->task;
+    const cmm_problem *const task = h->task;
     const int64_t levels = task->depth + 1, tree = h->tree + k, at = tree * task->nodes + node;
     const int64_t place = (t * h->trees + k) * levels + level;
     const int64_t step = (token * task->trees + tree) * levels + level;
@@ -113,7 +114,7 @@ static inline int64_t NAME(visit)(const NAME(handful) *h, int64_t token, int64_t
 /* The roots of the handful: `tokens` tokens share a root's row, ROWS roots the tokens. */
 static void NAME(roots)(const NAME(handful) *h, int64_t token, int tokens, const X *const *x)
 {
-    const cmm_task *const task = h->task;
+    const cmm_problem *const task = h->task;
     const int64_t stride = task->nodes * task->ld_in;
     const W *const first = (const W *)task->w_in + h->tree * stride;
     for (int64_t k = 0, n; k < h->trees; k += n) {
@@ -135,7 +136,7 @@ static void NAME(roots)(const NAME(handful) *h, int64_t token, int tokens, const
 /* Below their roots: trees k .. k + n - 1 of the handful, for one token in place t. */
 static void NAME(lockstep)(const NAME(handful) *h, int64_t token, int64_t t, int64_t k, int n)
 {
-    const cmm_task *const task = h->task;
+    const cmm_problem *const task = h->task;
     const X *const x = (const X *)task->x + token * task->d_in;
     int64_t *const node = h->node + t * h->trees + k; /* where it goes to */
     for (int32_t level = 1; level <= task->depth; level++) {
@@ -152,7 +153,7 @@ static void NAME(lockstep)(const NAME(handful) *h, int64_t token, int64_t t, int
 /* Tokens token .. token + tokens - 1 through the handful. */
 static void NAME(through)(const NAME(handful) *h, int64_t token, int tokens)
 {
-    const cmm_task *const task = h->task;
+    const cmm_problem *const task = h->task;
     const int64_t levels = task->depth + 1, rows = h->trees * levels;
     const X *x[TILE];
     for (int t = 0; t < tokens; t++)
@@ -163,7 +164,7 @@ static void NAME(through)(const NAME(handful) *h, int64_t token, int tokens)
             NAME(lockstep)(h, token + t, t, k, (int)cmm_least(TILE, h->trees - k));
     if (!task->y)
         return;
-    task->XNAME(activate)(task->activation, tokens * rows, h->c);
+    h->cpu->XNAME(activate)(task->activation, tokens * rows, h->c);
     NAME(share) share[TILE];
     for (int t = 0; t < tokens; t++)
         share[t] = (NAME(share)){h->row + t * rows, h->c + t * rows, (X *)task->y + (token + t) * task->d_out};
@@ -171,10 +172,10 @@ static void NAME(through)(const NAME(handful) *h, int64_t token, int tokens)
     NAME(outputs)(tokens, share, task->d_out, h->tree > 0 ? NAME(Y_ADD) : NAME(Y_STORE), shared, (int)rows);
 }
 
-static void NAME(run)(const cmm_task *task, int64_t first, int64_t count, void *memory)
+static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
-    const int64_t most = NAME(most_trees)(task);
-    NAME(handful) h = {.task = task, .node = memory};
+    const int64_t most = NAME(most_trees)(task, cpu);
+    NAME(handful) h = {.task = task, .cpu = cpu, .node = memory};
     h.row = (const W **)(h.node + TILE * most);
     h.c = (X *)(h.row + TILE * most * (task->depth + 1));
     for (int64_t begin = first; begin < first + count; begin += BLOCK) {
