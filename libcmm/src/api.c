@@ -8,29 +8,45 @@
 
 /* A dense layer at level native, or at the level of our choice: the best gemm there is. Without a BLAS, or when one of
  * our own methods is asked for, it is a forest: as many trees of one node as it has neurons. */
-static cmm_op choose_dense(cmm_choice *chosen, cmm_problem *task)
+static cmm_op choose_dense(cmm_request *wanted, cmm_problem *task)
 {
-    if (chosen->level && strcmp(chosen->level, "native") != 0)
+    if (wanted->level && strcmp(wanted->level, "native") != 0)
         return CMM_OP_FF;
     if (task->nodes == 0) {
-        chosen->level = "naive";
-        chosen->method = NULL; /* naive has no methods */
+        wanted->level = "naive";
+        wanted->method = NULL; /* naive has no methods */
         return CMM_OP_FF;
     }
-    if (!chosen->method && cmm_fits_blas(task) && cmm_check_blas(chosen->blas, 3, task->dtype) == CMM_OK) {
-        chosen->level = "blas3";
+    if (!wanted->method && cmm_fits_blas(task) && cmm_check_blas(wanted->blas, 3, task->dtype) == CMM_OK) {
+        wanted->level = "blas3";
         return CMM_OP_FF;
     }
-    chosen->level = "native";
+    wanted->level = "native";
     task->trees = task->nodes;
     task->nodes = 1;
     return CMM_OP_FFF;
 }
 
+/* The activation functions: of the forced instruction set, or of the best one. */
+static cmm_status find_activation(const cmm_request *wanted, cmm_context *cpu)
+{
+    cmm_status status = CMM_ERROR_ISA_UNUSABLE;
+    for (int i = 0; i < cmm_kernel_file_count; i++) {
+        const cmm_kernel *const kernel = (const cmm_kernel *)cmm_kernel_files[i][0];
+        if (kernel->traits.op == CMM_OP_ACT && cmm_is_of_isa(&kernel->traits, wanted->isa) &&
+            cmm_why_absent(&kernel->traits, wanted->cpu)[0] == '\0') {
+            cpu->activate_f32 = kernel->activate_f32;
+            cpu->activate_f64 = kernel->activate_f64;
+            status = CMM_OK;
+        }
+    }
+    return status;
+}
+
 static cmm_status forward(cmm_op op, cmm_problem *task, const cmm_run *how)
 {
     cmm_choice chosen;
-    const cmm_kernel *kernel;
+    const cmm_traits *kernel;
     cmm_status status = cmm_check_layer(task, CMM_CPU_DTYPES);
     if (status == CMM_OK)
         status = cmm_choose(how, &chosen);
@@ -40,15 +56,15 @@ static cmm_status forward(cmm_op op, cmm_problem *task, const cmm_run *how)
         status = cmm_check_arrays(task);
     if (status != CMM_OK)
         return status;
-    cmm_context cpu = {.machine = cmm_cpu_machine(), .blas = chosen.blas};
+    cmm_context cpu = {.machine = cmm_cpu_machine(), .blas = chosen.wanted.blas};
     if (op == CMM_OP_FF)
-        op = choose_dense(&chosen, task);
-    status = cmm_find_activation(&chosen, &cpu);
+        op = choose_dense(&chosen.wanted, task);
+    status = find_activation(&chosen.wanted, &cpu);
     if (status == CMM_OK)
-        status = cmm_find_kernel(op, &chosen, task, &kernel);
+        status = cmm_find_kernel(op, &chosen.wanted, task, &kernel);
     if (status != CMM_OK)
         return status;
-    return task->batch > 0 ? cmm_run_kernel(kernel, task, &cpu, chosen.threads) : CMM_OK;
+    return task->batch > 0 ? cmm_run_kernel((const cmm_kernel *)kernel, task, &cpu, chosen.threads) : CMM_OK;
 }
 
 static cmm_status fff_forward(const cmm_fff *layer, const cmm_run *how, cmm_problem *task, int wants_y)

@@ -12,19 +12,19 @@ static inline int cmm_fits_blas(const cmm_problem *task)
 }
 
 /* The value that ends the body of a kernel of level blas<NUMBER>. */
-#define BLAS_KERNEL(OP, NUMBER, SCRATCH)     \
+#define BLAS_KERNEL(OP, NUMBER, SCRATCH) \
     static const cmm_kernel NAME(kernel) = { \
-        .op = CMM_OP_##OP,                   \
-        .name = "blas" #NUMBER,              \
-        .level = "blas" #NUMBER,             \
-        .method = "",                        \
-        .isa = "any",                        \
-        .blas = NUMBER,                      \
-        .x_type = X_TYPE,                    \
-        .w_type = W_TYPE,                    \
-        .can_implement = cmm_fits_blas,      \
-        .scratch = SCRATCH,                  \
-        .run = NAME(run),                    \
+        .traits.op = CMM_OP_##OP, \
+        .traits.name = "blas" #NUMBER, \
+        .traits.level = "blas" #NUMBER, \
+        .traits.method = "", \
+        .traits.isa = "any", \
+        .traits.blas = NUMBER, \
+        .traits.x_type = X_TYPE, \
+        .traits.w_type = W_TYPE, \
+        .traits.can_implement = cmm_fits_blas, \
+        .scratch = SCRATCH, \
+        .run = NAME(run), \
     };
 
 #endif

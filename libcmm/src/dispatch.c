@@ -1,39 +1,29 @@
 /* The choice of a kernel, see dispatch.h. */
 #include "dispatch.h"
 
-#include "cpu.h"
+#include "validate.h"
 
+#include <stddef.h>
 #include <string.h>
-
-/* What each kernel file exports: its kernels, one for each pair of types and alike in all else, and a NULL. */
-#define CMM_KERNEL(op, name) extern const cmm_kernel *const cmm_##op##_##name[];
-#include "kernel_table.inc" /* made by CMake from kernels.inc */
-#undef CMM_KERNEL
-
-static const cmm_kernel *const *const files[] = {
-#define CMM_KERNEL(op, name) cmm_##op##_##name,
-#include "kernel_table.inc"
-#undef CMM_KERNEL
-};
-
-enum { FILES = (int)(sizeof files / sizeof files[0]) };
 
 const char *cmm_level_at(int32_t index)
 {
     const char *level = "";
-    for (int i = 0; i < FILES; i++)
-        if (files[i][0]->op == CMM_OP_FFF && strcmp(level, files[i][0]->level) != 0) { /* its lines stand together */
-            level = files[i][0]->level;
+    for (int i = 0; i < cmm_kernel_file_count; i++) {
+        const cmm_traits *const kernel = cmm_kernel_files[i][0];
+        if (kernel->op == CMM_OP_FFF && strcmp(level, kernel->level) != 0) { /* the lines of a level stand together */
+            level = kernel->level;
             if (index-- == 0)
                 return level;
         }
+    }
     return NULL;
 }
 
 int cmm_is_level(const char *name)
 {
-    for (int i = 0; i < FILES; i++)
-        if (files[i][0]->op == CMM_OP_FFF && strcmp(name, files[i][0]->level) == 0)
+    for (int i = 0; i < cmm_kernel_file_count; i++)
+        if (cmm_kernel_files[i][0]->op == CMM_OP_FFF && strcmp(name, cmm_kernel_files[i][0]->level) == 0)
             return 1;
     return 0;
 }
@@ -41,8 +31,8 @@ int cmm_is_level(const char *name)
 /* The instruction sets are those that have activations. */
 int cmm_is_isa(const char *name)
 {
-    for (int i = 0; i < FILES; i++)
-        if (files[i][0]->op == CMM_OP_ACT && strcmp(name, files[i][0]->isa) == 0)
+    for (int i = 0; i < cmm_kernel_file_count; i++)
+        if (cmm_kernel_files[i][0]->op == CMM_OP_ACT && strcmp(name, cmm_kernel_files[i][0]->isa) == 0)
             return 1;
     return 0;
 }
@@ -52,16 +42,21 @@ static int same(const char *wanted, const char *name)
     return !wanted || strcmp(wanted, name) == 0;
 }
 
-const char *cmm_why_absent(const cmm_kernel *kernel)
+int cmm_is_of_isa(const cmm_traits *kernel, const char *isa)
+{
+    return strcmp(kernel->isa, "any") == 0 || same(isa, kernel->isa);
+}
+
+const char *cmm_why_absent(const cmm_traits *kernel, uint32_t cpu)
 {
     if (kernel->absent)
         return kernel->absent;
-    return (kernel->cpu & ~cmm_cpu_machine()->cpu) == 0 ? "" : "this CPU lacks its instructions";
+    return (kernel->cpu & ~cpu) == 0 ? "" : "this CPU lacks its instructions";
 }
 
-static int runs_here(const cmm_kernel *kernel)
+static int runs_on(const cmm_traits *kernel, uint32_t cpu)
 {
-    return cmm_why_absent(kernel)[0] == '\0';
+    return cmm_why_absent(kernel, cpu)[0] == '\0';
 }
 
 cmm_status cmm_check_blas(const cmm_blas *blas, int32_t number, int32_t dtype)
@@ -75,77 +70,63 @@ cmm_status cmm_check_blas(const cmm_blas *blas, int32_t number, int32_t dtype)
     return (dtype == CMM_F32 ? f32 : f64) ? CMM_OK : CMM_ERROR_BLAS_INCOMPLETE;
 }
 
-cmm_status cmm_find_activation(const cmm_choice *chosen, cmm_context *cpu)
-{
-    cmm_status status = CMM_ERROR_ISA_UNUSABLE;
-    for (int i = 0; i < FILES; i++) {
-        const cmm_kernel *const kernel = files[i][0];
-        if (kernel->op == CMM_OP_ACT && same(chosen->isa, kernel->isa) && runs_here(kernel)) {
-            cpu->activate_f32 = kernel->activate_f32;
-            cpu->activate_f64 = kernel->activate_f64;
-            status = CMM_OK;
-        }
-    }
-    return status;
-}
-
 /* Of a file's kernels the one for these types, or NULL. */
-static const cmm_kernel *of_types(const cmm_kernel *const *file, int32_t x_type, int32_t w_type)
+static const cmm_traits *of_types(const cmm_traits *const *file, int32_t x_type, int32_t w_type)
 {
-    while (*file && ((*file)->x_type != x_type || (*file)->w_type != w_type))
-        file++;
-    return *file;
+    for (; *file; file++) {
+        const cmm_traits *const kernel = *file;
+        if (kernel->x_type == CMM_EVERY_TYPE ? x_type == w_type : kernel->x_type == x_type && kernel->w_type == w_type)
+            return kernel;
+    }
+    return NULL;
 }
 
-cmm_status cmm_find_kernel(cmm_op op, const cmm_choice *chosen, const cmm_problem *task, const cmm_kernel **found)
+cmm_status cmm_find_kernel(cmm_op op, const cmm_request *wanted, const cmm_problem *task, const cmm_traits **found)
 {
     cmm_status blame = CMM_ERROR_LEVEL_UNUSABLE;
-    for (int i = FILES - 1; i >= 0; i--) {
-        const cmm_kernel *kernel = files[i][0];
-        if (kernel->op != op || !same(chosen->level, kernel->level))
+    for (int i = cmm_kernel_file_count - 1; i >= 0; i--) {
+        const cmm_traits *kernel = cmm_kernel_files[i][0];
+        if (kernel->op != op || !same(wanted->level, kernel->level) || !cmm_is_of_isa(kernel, wanted->isa))
             continue;
-        if (strcmp(kernel->isa, "any") != 0 && !same(chosen->isa, kernel->isa))
-            continue;
-        kernel = of_types(files[i], task->dtype, task->weight_dtype);
+        kernel = of_types(cmm_kernel_files[i], task->dtype, task->weight_dtype);
         if (!kernel) {
             blame = CMM_ERROR_LEVEL_WEIGHT_DTYPE;
             continue;
         }
-        if (!runs_here(kernel)) { /* the instruction set has activations here, but not what these rows take */
-            blame = same(chosen->isa, kernel->isa) && chosen->isa ? CMM_ERROR_ISA_UNUSABLE : blame;
+        if (!runs_on(kernel, wanted->cpu)) { /* the instruction set has activations here, but not what these rows take */
+            blame = wanted->isa && strcmp(wanted->isa, kernel->isa) == 0 ? CMM_ERROR_ISA_UNUSABLE : blame;
             continue;
         }
-        if (!same(chosen->method, kernel->method)) {
+        if (!same(wanted->method, kernel->method)) {
             blame = CMM_ERROR_METHOD;
             continue;
         }
-        if (!chosen->method && kernel->is_preferred && !kernel->is_preferred(task))
-            continue;
-        cmm_status status = cmm_check_blas(chosen->blas, kernel->blas, task->dtype);
+        cmm_status status = cmm_check_blas(wanted->blas, kernel->blas, task->dtype);
         if (status == CMM_OK && kernel->can_implement && !kernel->can_implement(task))
-            status = CMM_ERROR_LAYER_TOO_LARGE;
-        if (status == CMM_OK) {
-            *found = kernel;
-            return CMM_OK;
+            status = kernel->blas ? CMM_ERROR_LAYER_TOO_LARGE : CMM_ERROR_METHOD;
+        if (status != CMM_OK) {
+            blame = status;
+            continue;
         }
-        blame = status;
+        if (!wanted->method && kernel->is_preferred && !kernel->is_preferred(task))
+            continue;
+        *found = kernel;
+        return CMM_OK;
     }
     return blame;
 }
 
-const char *cmm_why_not(const char *level, const cmm_choice *chosen, const char **isa)
+const char *cmm_why_not(const char *level, const cmm_request *wanted, const char **isa)
 {
     const char *why = "this build has no kernel for it";
-    for (int i = FILES - 1; i >= 0; i--) {
-        const cmm_kernel *const kernel = files[i][0];
-        if (kernel->op != CMM_OP_FFF || strcmp(kernel->level, level) != 0)
+    for (int i = cmm_kernel_file_count - 1; i >= 0; i--) {
+        const cmm_traits *const kernel = cmm_kernel_files[i][0];
+        if (kernel->op != CMM_OP_FFF || strcmp(kernel->level, level) != 0 || !cmm_is_of_isa(kernel, wanted->isa))
             continue;
-        if (chosen->isa && strcmp(kernel->isa, "any") != 0 && strcmp(kernel->isa, chosen->isa) != 0)
-            continue;
-        if (!runs_here(kernel))
-            why = cmm_why_absent(kernel);
-        else if (cmm_check_blas(chosen->blas, kernel->blas, CMM_F32) != CMM_OK)
-            why = chosen->blas ? "the BLAS lacks functions it needs" : "no BLAS: none is linked, and none was given";
+        if (!runs_on(kernel, wanted->cpu))
+            why = cmm_why_absent(kernel, wanted->cpu);
+        else if (cmm_check_blas(wanted->blas, kernel->blas, CMM_F32) != CMM_OK)
+            why = wanted->blas ? "the BLAS lacks functions it needs" : "no BLAS: none is linked, and none was given";
         else {
             *isa = kernel->isa;
             return "";
@@ -154,12 +135,50 @@ const char *cmm_why_not(const char *level, const cmm_choice *chosen, const char 
     return why;
 }
 
-const cmm_kernel *cmm_kernel_at(int32_t index, int32_t *count)
+/* Kernel number `index` of all files, or NULL with the number of all kernels. */
+static const cmm_traits *kernel_at(int32_t index, int32_t *count)
 {
     *count = 0;
-    for (int i = 0; i < FILES; i++)
-        for (const cmm_kernel *const *kernel = files[i]; *kernel; kernel++)
+    for (int i = 0; i < cmm_kernel_file_count; i++)
+        for (const cmm_traits *const *kernel = cmm_kernel_files[i]; *kernel; kernel++)
             if ((*count)++ == index)
                 return *kernel;
     return NULL;
+}
+
+int32_t cmm_count_kernels(void)
+{
+    int32_t count;
+    (void)kernel_at(-1, &count);
+    return count;
+}
+
+static const char *type_name(int32_t type)
+{
+    return type == CMM_EVERY_TYPE ? "" : cmm_dtype_name(type);
+}
+
+cmm_status cmm_describe_kernel(int32_t index, const char *(*why)(const cmm_traits *kernel), cmm_kernel_info *info)
+{
+    static const char *const operations[CMM_OPS] = {"fff", "ff", "act"};
+    cmm_kernel_info found;
+    int32_t count;
+    if (!info)
+        return CMM_ERROR_INFO_NULL;
+    if (!cmm_read_struct(&found, sizeof found, offsetof(cmm_kernel_info, x_type), info))
+        return CMM_ERROR_INFO_SIZE;
+    const cmm_traits *const kernel = kernel_at(index, &count);
+    if (!kernel)
+        return CMM_ERROR_INDEX;
+    found.operation = operations[kernel->op];
+    found.name = kernel->name;
+    found.level = kernel->level;
+    found.method = kernel->method;
+    found.isa = kernel->isa;
+    found.why = why(kernel);
+    found.usable = found.why[0] == '\0';
+    found.x_type = type_name(kernel->x_type);
+    found.w_type = type_name(kernel->w_type);
+    cmm_write_struct(info, sizeof found, &found);
+    return CMM_OK;
 }

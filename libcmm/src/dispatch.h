@@ -1,38 +1,51 @@
-/* The choice of a kernel: the table of kernels, and what can be asked of it. */
+/* The choice of a kernel, for libcmm and for libcmm_cuda: what can be asked of a table of kernels. */
 #ifndef CMM_DISPATCH_H
 #define CMM_DISPATCH_H
 
 #include "kernel.h"
 
-/* A cmm_run with its defaults filled in. */
-typedef struct cmm_choice {
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The table, which each library brings: what its kernel files export, in the order of the list. A file's kernels are one
+ * for each pair of types and alike in all else; a NULL follows them. */
+extern const cmm_traits *const *const cmm_kernel_files[];
+extern const int32_t cmm_kernel_file_count;
+
+/* What a kernel must be, and what there is for it. */
+typedef struct cmm_request {
     const char *level, *isa, *method; /* NULL: any */
-    int32_t threads;
-    const cmm_blas *blas; /* NULL: none */
-    cmm_blas table;       /* what blas points to */
-} cmm_choice;
+    const cmm_blas *blas;             /* NULL: none */
+    uint32_t cpu;                     /* CMM_CPU_ bits that are there */
+} cmm_request;
 
 /* Level number `index`, in the order of the table, or NULL where there are no more. */
 const char *cmm_level_at(int32_t index);
 int cmm_is_level(const char *name);
 int cmm_is_isa(const char *name);
 
-/* Kernel number `index` of the table, or NULL with the number of all kernels. */
-const cmm_kernel *cmm_kernel_at(int32_t index, int32_t *count);
-
 /* CMM_OK when the BLAS has what level number 1, 2 or 3 needs. A level uses only functions of its own number or below. */
 cmm_status cmm_check_blas(const cmm_blas *blas, int32_t number, int32_t dtype);
 
-/* The activation functions: of the forced instruction set, or of the best one. */
-cmm_status cmm_find_activation(const cmm_choice *chosen, cmm_context *cpu);
+/* Whether a kernel is of the instruction set that was asked for, or for any. */
+int cmm_is_of_isa(const cmm_traits *kernel, const char *isa);
 
-/* The kernel for a task: the last one of the list that can run, is what was asked for, can do it and is preferred. */
-cmm_status cmm_find_kernel(cmm_op op, const cmm_choice *chosen, const cmm_problem *task, const cmm_kernel **found);
+/* Why a kernel cannot run on a CPU with these bits, or "". */
+const char *cmm_why_absent(const cmm_traits *kernel, uint32_t cpu);
 
-/* Why a kernel cannot run here, or "". */
-const char *cmm_why_absent(const cmm_kernel *kernel);
+/* The kernel for a problem: the last one of the table that can run, is what was asked for, can do it and is preferred. Else
+ * what the last kernel that came near it lacked. */
+cmm_status cmm_find_kernel(cmm_op op, const cmm_request *wanted, const cmm_problem *task, const cmm_traits **found);
 
-/* Why no kernel of the level can run, the last reason found in the order of the list; or "", and the instruction set. */
-const char *cmm_why_not(const char *level, const cmm_choice *chosen, const char **isa);
+/* Why no kernel of the level can run, the last reason found in the order of the table; or "", and the instruction set. */
+const char *cmm_why_not(const char *level, const cmm_request *wanted, const char **isa);
 
+/* Kernels, for people: how many, and what number `index` is; why says why it is not usable, or "". */
+int32_t cmm_count_kernels(void);
+cmm_status cmm_describe_kernel(int32_t index, const char *(*why)(const cmm_traits *kernel), cmm_kernel_info *info);
+
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -50,25 +50,32 @@ typedef struct cmm_context {
 /* What a kernel computes. */
 typedef enum cmm_op { CMM_OP_FFF, CMM_OP_FF, CMM_OP_ACT, CMM_OPS } cmm_op;
 
-/* One kernel is for one type of tokens and one of rows: a kernel file holds one for each pair of its list of types
- * (for_each_type.h), and they are alike in everything above x_type. */
-typedef struct cmm_kernel {
+enum { CMM_EVERY_TYPE = -1 };
+
+/* What the choice of a kernel goes by. A kernel of a CPU and a kernel of a GPU begin with it. One kernel is for one type of
+ * tokens and one of rows: a kernel file holds one for each pair of its list of types (for_each_type.h), and they are alike
+ * in everything above x_type. */
+typedef struct cmm_traits {
     cmm_op op;
     const char *name;   /* its file's name */
-    const char *level;  /* "naive", "blas1", ..., "native" */
+    const char *level;  /* "naive", "blas1", ..., "native"; "" for CMM_OP_ACT */
     const char *method; /* of several kernels of one level and isa: "walk", "group"; else "" */
-    const char *isa;    /* "any": whatever the compiler chose; else "scalar", "avx2", ... */
+    const char *isa;    /* "any": whatever the compiler chose; else "scalar", "avx2", ...; "cuda" */
     int32_t blas;       /* 0: none; 1: needs dot and axpy; 2: gemv too; 3: gemm too */
     const char *absent; /* NULL, or why this build left the kernel out */
 
-    int32_t x_type; /* of tokens, bias, sums, logits and outputs: CMM_F32, CMM_F64 */
-    int32_t w_type; /* of rows of w_in and w_out: CMM_F32, ... */
+    int32_t x_type; /* of tokens, bias, sums, logits and outputs: CMM_F32, CMM_F64; CMM_EVERY_TYPE */
+    int32_t w_type; /* of rows of w_in and w_out: CMM_F32, ...; CMM_EVERY_TYPE: as the tokens */
     uint32_t cpu;   /* CMM_CPU_ bits that must be there */
 
-    /* Whether this kernel can do a task of its types at all, and whether it is the one to take where the kernel further
+    /* Whether this kernel can do a problem of its types at all, and whether it is the one to take where the kernel further
      * up the list could do it too. NULL: always. */
     int (*can_implement)(const cmm_problem *task);
     int (*is_preferred)(const cmm_problem *task);
+} cmm_traits;
+
+typedef struct cmm_kernel {
+    cmm_traits traits;
     /* Bytes of scratch memory that run() needs for count tokens, aligned to CMM_ALIGNMENT. NULL means none. */
     int64_t (*scratch)(const cmm_problem *task, const cmm_context *cpu, int64_t count);
     /* Do tokens first .. first + count - 1. count is at least 1. */

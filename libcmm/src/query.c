@@ -1,4 +1,5 @@
 /* What this library and this machine can do. */
+#include "cpu.h"
 #include "run.h"
 #include "validate.h"
 
@@ -26,7 +27,7 @@ cmm_status cmm_level_get(int32_t index, const cmm_run *how, cmm_level_info *info
         return status;
     found.name = name;
     found.isa = "any";
-    found.why = cmm_why_not(found.name, &chosen, &found.isa);
+    found.why = cmm_why_not(found.name, &chosen.wanted, &found.isa);
     found.usable = found.why[0] == '\0';
     cmm_write_struct(info, sizeof found, &found);
     return CMM_OK;
@@ -34,34 +35,17 @@ cmm_status cmm_level_get(int32_t index, const cmm_run *how, cmm_level_info *info
 
 int32_t cmm_kernel_count(void)
 {
-    int32_t count;
-    (void)cmm_kernel_at(-1, &count);
-    return count;
+    return cmm_count_kernels();
+}
+
+static const char *why_absent_here(const cmm_traits *kernel)
+{
+    return cmm_why_absent(kernel, cmm_cpu_machine()->cpu);
 }
 
 cmm_status cmm_kernel_get(int32_t index, cmm_kernel_info *info)
 {
-    static const char *const operations[CMM_OPS] = {"fff", "ff", "act"};
-    cmm_kernel_info found;
-    int32_t count;
-    if (!info)
-        return CMM_ERROR_INFO_NULL;
-    if (!cmm_read_struct(&found, sizeof found, offsetof(cmm_kernel_info, x_type), info))
-        return CMM_ERROR_INFO_SIZE;
-    const cmm_kernel *const kernel = cmm_kernel_at(index, &count);
-    if (!kernel)
-        return CMM_ERROR_INDEX;
-    found.operation = operations[kernel->op];
-    found.name = kernel->name;
-    found.level = kernel->op == CMM_OP_ACT ? "" : kernel->level;
-    found.method = kernel->method;
-    found.isa = kernel->isa;
-    found.why = cmm_why_absent(kernel);
-    found.usable = found.why[0] == '\0';
-    found.x_type = kernel->op == CMM_OP_ACT ? "" : cmm_dtype_name(kernel->x_type);
-    found.w_type = kernel->op == CMM_OP_ACT ? "" : cmm_dtype_name(kernel->w_type);
-    cmm_write_struct(info, sizeof found, &found);
-    return CMM_OK;
+    return cmm_describe_kernel(index, why_absent_here, info);
 }
 
 const char *cmm_version(void)

@@ -3,6 +3,7 @@
 
 #include "blas_threads.h"
 #include "caller.h"
+#include "cpu.h"
 #include "scratch.h"
 #include "threadpool.h"
 #include "validate.h"
@@ -13,6 +14,8 @@
 cmm_status cmm_choose(const cmm_run *given, cmm_choice *chosen)
 {
     memset(chosen, 0, offsetof(cmm_choice, table));
+    cmm_request *const wanted = &chosen->wanted;
+    wanted->cpu = cmm_cpu_machine()->cpu;
     if (given) {
         cmm_run read;
         const cmm_run *const run = &read;
@@ -20,21 +23,21 @@ cmm_status cmm_choose(const cmm_run *given, cmm_choice *chosen)
             return CMM_ERROR_RUN_SIZE;
         if (run->threads < 0)
             return CMM_ERROR_THREADS;
-        chosen->level = run->level && strcmp(run->level, "auto") != 0 ? run->level : NULL;
-        chosen->isa = run->isa;
-        chosen->method = run->method;
+        wanted->level = run->level && strcmp(run->level, "auto") != 0 ? run->level : NULL;
+        wanted->isa = run->isa;
+        wanted->method = run->method;
         chosen->threads = run->threads;
-        if (chosen->level && !cmm_is_level(chosen->level))
+        if (wanted->level && !cmm_is_level(wanted->level))
             return CMM_ERROR_LEVEL;
-        if (chosen->isa && !cmm_is_isa(chosen->isa))
+        if (wanted->isa && !cmm_is_isa(wanted->isa))
             return CMM_ERROR_ISA;
         if (run->blas && !cmm_read_struct(&chosen->table, sizeof chosen->table, sizeof chosen->table, run->blas))
             return CMM_ERROR_BLAS_SIZE;
         if (run->blas)
-            chosen->blas = &chosen->table;
+            wanted->blas = &chosen->table;
     }
-    if (!chosen->blas && cmm_blas_linked(&chosen->table) == CMM_OK)
-        chosen->blas = &chosen->table;
+    if (!wanted->blas && cmm_blas_linked(&chosen->table) == CMM_OK)
+        wanted->blas = &chosen->table;
     return CMM_OK;
 }
 
@@ -62,7 +65,7 @@ static void run_piece(void *context, int32_t index)
 /* How many threads a call is worth: at most `threads`, of which each gets a token and enough work. */
 static int32_t worth_threads(const cmm_kernel *kernel, const cmm_problem *task, int32_t threads)
 {
-    const double visited = kernel->op == CMM_OP_FFF ? (double)task->depth + 1 : (double)task->nodes;
+    const double visited = kernel->traits.op == CMM_OP_FFF ? (double)task->depth + 1 : (double)task->nodes;
     const double flops = 2.0 * visited * (double)task->trees * (double)(task->d_in + task->d_out) * (double)task->batch;
     const double pieces = flops / FLOPS_PER_PIECE;
     if (pieces < 2)
@@ -88,10 +91,10 @@ static cmm_status run_pieces(const cmm_kernel *kernel, const cmm_problem *task, 
                 return CMM_ERROR_MEMORY;
         }
     }
-    if (kernel->blas)
+    if (kernel->traits.blas)
         cmm_blas_threads_borrow(cpu->blas);
     cmm_threadpool_run(threads, run_piece, &s);
-    if (kernel->blas)
+    if (kernel->traits.blas)
         cmm_blas_threads_return(cpu->blas);
     free(s.scratch);
     return CMM_OK;

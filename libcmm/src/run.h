@@ -4,6 +4,13 @@
 
 #include "dispatch.h"
 
+/* A cmm_run with its defaults filled in. */
+typedef struct cmm_choice {
+    cmm_request wanted;
+    int32_t threads;
+    cmm_blas table; /* what wanted.blas points to */
+} cmm_choice;
+
 /* Fill in the defaults of a caller's cmm_run, of which NULL has none but those. */
 cmm_status cmm_choose(const cmm_run *given, cmm_choice *chosen);
 

@@ -106,8 +106,8 @@ static inline f16 narrow_f32_f16(float x)
     return (f16){(uint16_t)(sign | (significand + (1u << (shift - 1)) - 1 + (significand >> shift & 1)) >> shift)};
 }
 
-/* What a kernel file gives to the table: its kernels, one for each line of its list. */
-#define CMM_EXPORT(symbol) const cmm_kernel *const symbol[] = {CMM_LIST(CMM_KERNEL_OF) NULL};
-#define CMM_KERNEL_OF(name, x, w) &kernel_##name,
+/* What a kernel file gives to the table: its kernels, one for each line of its list, by their traits. */
+#define CMM_EXPORT(symbol) const cmm_traits *const symbol[] = {CMM_LIST(CMM_TRAITS_OF) NULL};
+#define CMM_TRAITS_OF(name, x, w) &kernel_##name.traits,
 
 #endif

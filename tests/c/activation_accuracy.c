@@ -11,30 +11,15 @@
 #include "activation.h"
 #include "activations.inc"
 #include "cpu.h"
-#include "kernel.h"
+#include "dispatch.h"
 
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-/* The kernels of the list whose operation is act (a stub stands in for those of other architectures). */
-#define DECLARE_act(name) extern const cmm_kernel *const cmm_act_##name[];
-#define DECLARE_fff(name)
-#define DECLARE_ff(name)
-#define CMM_KERNEL(op, name) DECLARE_##op(name)
-#include "kernel_table.inc"
-#undef CMM_KERNEL
-#define LIST_act(name) cmm_act_##name,
-#define LIST_fff(name)
-#define LIST_ff(name)
-#define CMM_KERNEL(op, name) LIST_##op(name)
-static const cmm_kernel *const *const files[] = { /* of one kernel each */
-#include "kernel_table.inc"
-};
-
 #define ONE_MORE(NUMBER, name, ...) +1
-enum { KERNELS = sizeof files / sizeof *files, ACTIVATIONS = 0 CMM_ACTIVATIONS(ONE_MORE), BLOCK = 4096, LANES = 16 };
+enum { KERNELS = 16, ACTIVATIONS = 0 CMM_ACTIVATIONS(ONE_MORE), BLOCK = 4096, LANES = 16 };
 
 #define NAME_OF(NUMBER, name, ...) #name,
 #define BOUND_F32(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64) ulp_f32,
@@ -43,7 +28,7 @@ static const char *const names[] = {CMM_ACTIVATIONS(NAME_OF)};
 static const double bounds_f32[] = {CMM_ACTIVATIONS(BOUND_F32)};
 static const double bounds_f64[] = {CMM_ACTIVATIONS(BOUND_F64)};
 
-static const cmm_kernel *kernels[KERNELS]; /* those that this CPU can run, the best last */
+static const cmm_kernel *kernels[KERNELS]; /* those of operation act that this CPU can run, the best last */
 static int kernel_count, failures;
 
 static void expect(int good, const char *what, const char *activation, double x, double got)
@@ -168,7 +153,7 @@ static void check_f32(int activation, uint32_t stride, int first)
             if (memcmp(z[first], z[k], sizeof x) != 0)
                 for (int i = 0; i < BLOCK; i++)
                     expect((isnan(z[first][i]) && isnan(z[k][i])) || memcmp(&z[first][i], &z[k][i], 4) == 0,
-                           kernels[k]->name, names[activation], x[i], z[k][i]);
+                           kernels[k]->traits.name, names[activation], x[i], z[k][i]);
     }
     printf("%-10s float  %7.4f ulp (at most %.2f), worst at %a, of every %u. input\n", names[activation], worst,
            bounds_f32[activation], worst_x, (unsigned)stride);
@@ -229,7 +214,7 @@ static void check_f64(int activation, uint64_t inputs)
             kernels[k]->activate_f64(activation, BLOCK, z[k]);
             for (int i = 0; i < BLOCK; i++)
                 expect((isnan(z[0][i]) && isnan(z[k][i])) || memcmp(&z[0][i], &z[k][i], 8) == 0,
-                       kernels[k]->name, names[activation], x[i], z[k][i]);
+                       kernels[k]->traits.name, names[activation], x[i], z[k][i]);
         }
         for (int i = 0; i < BLOCK; i++) {
             const long double want = activation_wide(activation, x[i]);
@@ -330,11 +315,13 @@ int main(int argc, char **argv)
         return 2;
     }
     printf("kernels:");
-    for (int k = 0; k < KERNELS; k++)
-        if (!files[k][0]->absent && (files[k][0]->cpu & ~cmm_cpu_machine()->cpu) == 0) {
-            kernels[kernel_count++] = files[k][0];
-            printf(" %s", files[k][0]->name);
+    for (int32_t file = 0; file < cmm_kernel_file_count; file++) {
+        const cmm_traits *const kernel = cmm_kernel_files[file][0];
+        if (kernel->op == CMM_OP_ACT && cmm_why_absent(kernel, cmm_cpu_machine()->cpu)[0] == '\0') {
+            kernels[kernel_count++] = (const cmm_kernel *)kernel;
+            printf(" %s", kernel->name);
         }
+    }
     printf("\n");
     for (int activation = 0; activation < ACTIVATIONS; activation++) {
         check_special(activation);

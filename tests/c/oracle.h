@@ -45,7 +45,8 @@ static inline double activation_error(int32_t dtype, int32_t activation, double 
                                               : 1.6 * fabs(z) * (1 + 0.045 * z * z);
     return activation == CMM_RELU || activation == CMM_IDENTITY
                ? 0
-               : (dtype == CMM_F32 ? ulps_f32 : ulps_f64)[activation] * 2 * roundoff(dtype) + (16 + 8 * m) * roundoff(CMM_F64);
+               : (dtype == CMM_F32 ? ulps_f32 : ulps_f64)[activation] * 2 * roundoff(dtype) +
+                     (16 + 8 * m) * roundoff(CMM_F64);
 }
 
 /* Check the path, the logits and, unless e->y is not wanted, the outputs of an example that has run.

@@ -12,16 +12,18 @@
 
 /* One kernel for both types. */
 static const cmm_kernel kernel = {
-    .op = CMM_OP_ACT,
-    .name = CMM_TEXT(ISA),
-    .level = "",
-    .method = "",
-    .isa = CMM_TEXT(ISA),
-    .cpu = ISA_CPU,
+    .traits.op = CMM_OP_ACT,
+    .traits.name = CMM_TEXT(ISA),
+    .traits.level = "",
+    .traits.method = "",
+    .traits.isa = CMM_TEXT(ISA),
+    .traits.x_type = CMM_EVERY_TYPE,
+    .traits.w_type = CMM_EVERY_TYPE,
+    .traits.cpu = ISA_CPU,
     .activate_f32 = activate_f32,
     .activate_f64 = activate_f64,
 };
-const cmm_kernel *const CMM_JOIN(cmm_act_, ISA)[] = {&kernel, NULL};
+const cmm_traits *const CMM_JOIN(cmm_act_, ISA)[] = {&kernel.traits, NULL};
 
 #else
 

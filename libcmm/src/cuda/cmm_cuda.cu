@@ -1,4 +1,5 @@
 /* The front door of libcmm_cuda: every check (../validate.h), every default, the choice of a kernel. */
+#include "../dispatch.h"
 #include "../validate.h"
 #include "kernel.cuh"
 
@@ -6,27 +7,21 @@
 
 /* ---- the table of kernels -------------------------------------------------------------------------------------- */
 
-#define CMM_CUDA_KERNEL(op, name) extern const cmm_cuda_kernel cmm_cuda_##op##_##name;
-#include "kernels.inc"
-#undef CMM_CUDA_KERNEL
+#define CMM_KERNEL(op, name)                                  \
+    extern const cmm_cuda_kernel cmm_cuda_##op##_##name;      \
+    static const cmm_traits *const file_of_##op##_##name[] = {&cmm_cuda_##op##_##name.traits, nullptr};
+#include "cuda_kernel_table.inc" /* made by CMake from ../kernels.inc */
+#undef CMM_KERNEL
 
-static const cmm_cuda_kernel *const kernels[] = {
-#define CMM_CUDA_KERNEL(op, name) &cmm_cuda_##op##_##name,
-#include "kernels.inc"
-#undef CMM_CUDA_KERNEL
+const cmm_traits *const *const cmm_kernel_files[] = {
+#define CMM_KERNEL(op, name) file_of_##op##_##name,
+#include "cuda_kernel_table.inc"
+#undef CMM_KERNEL
 };
 
-enum { KERNELS = (int)(sizeof kernels / sizeof kernels[0]) };
+const int32_t cmm_kernel_file_count = (int32_t)(sizeof cmm_kernel_files / sizeof *cmm_kernel_files);
 
 enum { DTYPES = 4 }; /* CMM_F32, CMM_F64, CMM_BF16, CMM_F16 */
-
-static int is_level(const char *name)
-{
-    for (int i = 0; i < KERNELS; i++)
-        if (strcmp(name, kernels[i]->level) == 0)
-            return 1;
-    return 0;
-}
 
 /* ---- checks ---------------------------------------------------------------------------------------------------- */
 
@@ -38,7 +33,7 @@ static cmm_status read_run(const cmm_cuda_run *given, cmm_cuda_run *run)
         return CMM_ERROR_RUN_SIZE;
     if (run->reserved != 0)
         return CMM_ERROR_RESERVED;
-    if (run->level && strcmp(run->level, "auto") != 0 && !is_level(run->level))
+    if (run->level && strcmp(run->level, "auto") != 0 && !cmm_is_level(run->level))
         return CMM_ERROR_LEVEL;
     return CMM_OK;
 }
@@ -93,29 +88,8 @@ static cmm_status find_device(cmm_cuda_task *task)
     return CMM_OK;
 }
 
-/* The last kernel of the list that is what was asked for, can do the task, and is preferred or was asked for by its
- * method. */
-static cmm_status find_kernel(const char *op, const char *level, const char *method, const cmm_cuda_task *task,
-                              const cmm_cuda_kernel **found)
-{
-    for (int i = KERNELS - 1; i >= 0; i--) {
-        const cmm_cuda_kernel *const kernel = kernels[i];
-        if (strcmp(kernel->op, op) != 0 || strcmp(kernel->level, level) != 0)
-            continue;
-        if (method && strcmp(kernel->method, method) != 0)
-            continue;
-        if (kernel->can_implement && !kernel->can_implement(task))
-            continue;
-        if (!method && kernel->is_preferred && !kernel->is_preferred(task))
-            continue;
-        *found = kernel;
-        return CMM_OK;
-    }
-    return CMM_ERROR_METHOD;
-}
-
 /* Do a call; or, where bytes is not NULL, only say how much workspace it needs. */
-static cmm_status forward(const char *op, cmm_cuda_task *task, const cmm_cuda_run *given, int64_t *bytes)
+static cmm_status forward(cmm_op op, cmm_cuda_task *task, const cmm_cuda_run *given, int64_t *bytes)
 {
     cmm_cuda_run run;
     cmm_status status = cmm_check_layer(task, DTYPES);
@@ -132,19 +106,22 @@ static cmm_status forward(const char *op, cmm_cuda_task *task, const cmm_cuda_ru
     if (status != CMM_OK)
         return status;
 
-    const char *const level = run.level && strcmp(run.level, "auto") != 0 ? run.level : "cuda";
-    if (strcmp(op, "ff") == 0 && strcmp(level, "cuda") == 0) { /* a forest: as many trees of one node as neurons */
-        op = "fff";
+    cmm_request wanted = {};
+    wanted.level = run.level && strcmp(run.level, "auto") != 0 ? run.level : "cuda";
+    wanted.method = run.method;
+    if (op == CMM_OP_FF && strcmp(wanted.level, "cuda") == 0) { /* a forest: as many trees of one node as neurons */
+        op = CMM_OP_FFF;
         task->trees = task->nodes;
         task->nodes = 1;
     }
     find_alignment(task);
     if (bytes) /* the arrays may come to lie anywhere, so ask for enough for either case */
         task->aligned = 1;
-    const cmm_cuda_kernel *kernel;
-    status = find_kernel(op, level, run.method, task, &kernel);
+    const cmm_traits *found;
+    status = cmm_find_kernel(op, &wanted, task, &found);
     if (status != CMM_OK)
         return status;
+    const cmm_cuda_kernel *const kernel = (const cmm_cuda_kernel *)found;
     const int64_t needed = kernel->workspace && task->batch > 0 ? kernel->workspace(task) : 0;
     if (bytes) {
         *bytes = needed;
@@ -171,7 +148,7 @@ static cmm_status fff(const cmm_fff *layer, const cmm_cuda_run *run, int64_t bat
     task.y = y;
     task.nodes_out = nodes;
     task.logits_out = logits;
-    return status == CMM_OK ? forward("fff", &task, run, bytes) : status;
+    return status == CMM_OK ? forward(CMM_OP_FFF, &task, run, bytes) : status;
 }
 
 static cmm_status ff(const cmm_ff *layer, const cmm_cuda_run *run, int64_t batch, const void *x, void *y, int64_t *bytes)
@@ -181,7 +158,7 @@ static cmm_status ff(const cmm_ff *layer, const cmm_cuda_run *run, int64_t batch
     task.batch = batch;
     task.x = x;
     task.y = y;
-    return status == CMM_OK ? forward("ff", &task, run, bytes) : status;
+    return status == CMM_OK ? forward(CMM_OP_FF, &task, run, bytes) : status;
 }
 
 /* ---- the interface --------------------------------------------------------------------------------------------- */
@@ -233,27 +210,15 @@ cmm_status cmm_cuda_usable(void)
 
 int32_t cmm_cuda_kernel_count(void)
 {
-    return KERNELS;
+    return cmm_count_kernels();
+}
+
+static const char *why_not_usable(const cmm_traits *)
+{
+    return cmm_cuda_usable() == CMM_OK ? "" : "there is no NVIDIA GPU with a driver that can run it";
 }
 
 cmm_status cmm_cuda_kernel_get(int32_t index, cmm_kernel_info *info)
 {
-    if (!info)
-        return CMM_ERROR_INFO_NULL;
-    cmm_kernel_info found;
-    if (!cmm_read_struct(&found, sizeof found, offsetof(cmm_kernel_info, x_type), info))
-        return CMM_ERROR_INFO_SIZE;
-    if (index < 0 || index >= KERNELS)
-        return CMM_ERROR_INDEX;
-    const cmm_cuda_kernel *const kernel = kernels[index];
-    found.usable = cmm_cuda_usable() == CMM_OK;
-    found.operation = kernel->op;
-    found.name = kernel->name;
-    found.level = kernel->level;
-    found.method = kernel->method;
-    found.isa = "cuda";
-    found.why = found.usable ? "" : "there is no NVIDIA GPU with a driver that can run it";
-    found.x_type = found.w_type = ""; /* each is for every type */
-    cmm_write_struct(info, sizeof found, &found);
-    return CMM_OK;
+    return cmm_describe_kernel(index, why_not_usable, info);
 }

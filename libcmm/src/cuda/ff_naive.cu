@@ -52,4 +52,5 @@ static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *mem
     return CMM_CUDA_FOR_DTYPE(task->dtype, launch, task, stream, memory);
 }
 
-extern const cmm_cuda_kernel cmm_cuda_ff_naive = {"ff", "naive", "cuda-naive", "", nullptr, nullptr, workspace, run};
+extern const cmm_cuda_kernel cmm_cuda_ff_naive = {
+    cuda_traits(CMM_OP_FF, "naive", "cuda-naive", "", nullptr, nullptr), workspace, run};

@@ -93,4 +93,5 @@ static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *)
     return CMM_CUDA_FOR_DTYPE(task->dtype, launch, task, stream);
 }
 
-extern const cmm_cuda_kernel cmm_cuda_fff_block = {"fff", "block", "cuda", "block", nullptr, nullptr, nullptr, run};
+extern const cmm_cuda_kernel cmm_cuda_fff_block = {
+    cuda_traits(CMM_OP_FFF, "block", "cuda", "block", nullptr, nullptr), nullptr, run};

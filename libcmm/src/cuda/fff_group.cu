@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(32 * BOTTOM_WARPS<V, ELEMENTS<T>>, 1)
 /* ---- the host's side ----------------------------------------------------------------------------------------------- */
 
 /* Levels in the top part, so that a subtree below it fits in L1. 0: the whole tree does. */
-static int split_of(const cmm_cuda_task *task)
+static int split_of(const cmm_problem *task)
 {
     const int64_t row = (task->d_in + (task->wants_y ? task->d_out : 0)) * cmm_element_size(task->dtype);
     int below = task->depth + 1;
@@ -116,7 +116,7 @@ static int split_of(const cmm_cuda_task *task)
     return task->depth + 1 - below;
 }
 
-static int can_implement(const cmm_cuda_task *task)
+static int can_implement(const cmm_problem *task)
 {
     const int split = rows_fit(task) && task->trees == 1 ? split_of(task) : 0;
     return split >= 1 && split <= MOST_SPLIT;
@@ -124,7 +124,7 @@ static int can_implement(const cmm_cuda_task *task)
 
 /* Measured on an H200: worth its second launch from some thousand tokens on, where most of the walk is not in L1
  * anyway; but with 16-bit weights that fit in L2, walk is bound by instructions, and faster. */
-static int is_preferred(const cmm_cuda_task *task)
+static int is_preferred(const cmm_problem *task)
 {
     const int64_t weights = task->nodes * (task->d_in + task->d_out) * cmm_element_size(task->dtype);
     return task->batch >= FROM && split_of(task) >= 4 && (task->dtype == CMM_F32 || weights > L2_BYTES);
@@ -176,4 +176,5 @@ static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *mem
     return for_rows<group>(task, stream, memory);
 }
 
-extern const cmm_cuda_kernel cmm_cuda_fff_group = {"fff", "group", "cuda", "group", can_implement, is_preferred, workspace, run};
+extern const cmm_cuda_kernel cmm_cuda_fff_group = {
+    cuda_traits(CMM_OP_FFF, "group", "cuda", "group", can_implement, is_preferred), workspace, run};

@@ -65,4 +65,5 @@ static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *mem
     return CMM_CUDA_FOR_DTYPE(task->dtype, launch, task, stream, memory);
 }
 
-extern const cmm_cuda_kernel cmm_cuda_fff_naive = {"fff", "naive", "cuda-naive", "", nullptr, nullptr, workspace, run};
+extern const cmm_cuda_kernel cmm_cuda_fff_naive = {
+    cuda_traits(CMM_OP_FFF, "naive", "cuda-naive", "", nullptr, nullptr), workspace, run};

@@ -63,4 +63,5 @@ static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *)
     return for_rows<walk>(task, stream);
 }
 
-extern const cmm_cuda_kernel cmm_cuda_fff_walk = {"fff", "walk", "cuda", "walk", rows_fit, nullptr, nullptr, run};
+extern const cmm_cuda_kernel cmm_cuda_fff_walk = {
+    cuda_traits(CMM_OP_FFF, "walk", "cuda", "walk", rows_fit, nullptr), nullptr, run};

@@ -132,9 +132,10 @@ static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *)
 }
 
 /* Measured on an H200: up to one token for each processor. Shallow trees leave most warps idle. */
-static int is_preferred(const cmm_cuda_task *task)
+static int is_preferred(const cmm_problem *task)
 {
-    return task->batch <= task->processors && task->depth >= 2;
+    return task->batch <= cuda_task(task)->processors && task->depth >= 2;
 }
 
-extern const cmm_cuda_kernel cmm_cuda_fff_wide = {"fff", "wide", "cuda", "wide", rows_fit, is_preferred, nullptr, run};
+extern const cmm_cuda_kernel cmm_cuda_fff_wide = {
+    cuda_traits(CMM_OP_FFF, "wide", "cuda", "wide", rows_fit, is_preferred), nullptr, run};

@@ -15,7 +15,7 @@
 #include "../tree.h"
 #include "cmm_cuda.h"
 
-/* A checked call with every default filled in (see ../kernel.h, of whose fields those for CPUs stay 0), and what only
+/* A checked call with every default filled in (see ../kernel.h), and what only
  * these kernels look at. A dense layer at level cuda-naive has nodes = neurons, trees = 1. */
 struct cmm_cuda_task : cmm_problem {
     int aligned; /* rows of w_in, w_out, x and y all start at multiples of 16 bytes and end there */
@@ -23,15 +23,26 @@ struct cmm_cuda_task : cmm_problem {
     int overlaps; /* see launch_overlapping() in rows.cuh */
 };
 
+/* The problems that can_implement() and is_preferred() see are such tasks. */
+static inline const cmm_cuda_task *cuda_task(const cmm_problem *problem)
+{
+    return static_cast<const cmm_cuda_task *>(problem);
+}
+
 struct cmm_cuda_kernel {
-    const char *op, *name, *level, *method;
-    /* Whether this kernel can do a task at all, and whether it is the one to take. NULL: always. */
-    int (*can_implement)(const cmm_cuda_task *task);
-    int (*is_preferred)(const cmm_cuda_task *task);
+    cmm_traits traits;
     /* Bytes of workspace; NULL: none. */
     int64_t (*workspace)(const cmm_cuda_task *task);
     cudaError_t (*run)(const cmm_cuda_task *task, cudaStream_t stream, void *workspace);
 };
+
+/* The traits of a CUDA kernel: each is for every type. */
+static constexpr cmm_traits cuda_traits(cmm_op op, const char *name, const char *level, const char *method,
+                                        int (*can_implement)(const cmm_problem *),
+                                        int (*is_preferred)(const cmm_problem *))
+{
+    return {op, name, level, method, "cuda", 0, nullptr, CMM_EVERY_TYPE, CMM_EVERY_TYPE, 0, can_implement, is_preferred};
+}
 
 /* ---- element types: T is stored, A is what sums, bias and activation are computed in -------------------------------- */
 

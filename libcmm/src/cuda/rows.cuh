@@ -312,8 +312,9 @@ static inline cudaError_t launch_overlapping(const cmm_cuda_task *task, const vo
 constexpr int64_t MOST_BYTES_16 = 4 * 512, MOST_BYTES_32 = 8 * 512; /* of a row: 32 values in each lane */
 
 /* What these kernels can do: rows of float, bf16 or f16 that are whole, aligned vectors and fit in registers. */
-static inline int rows_fit(const cmm_cuda_task *task)
+static inline int rows_fit(const cmm_problem *problem)
 {
+    const cmm_cuda_task *const task = cuda_task(problem);
     const int64_t bytes = cmm_element_size(task->dtype), most = task->dtype == CMM_F32 ? MOST_BYTES_32 : MOST_BYTES_16;
     return task->dtype != CMM_F64 && task->depth < CMM_MAX_DEPTH && task->aligned && task->d_in * bytes <= most &&
            (!task->wants_y || task->d_out * bytes <= most) && task->trees <= 0xffffffffll / task->nodes &&

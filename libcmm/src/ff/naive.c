@@ -36,13 +36,13 @@ static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t f
     }
 }
 
-static const cmm_kernel NAME(kernel) = {.op = CMM_OP_FF,
-                                        .name = "naive",
-                                        .level = "naive",
-                                        .method = "",
-                                        .isa = "any",
-                                        .x_type = X_TYPE,
-                                        .w_type = W_TYPE,
+static const cmm_kernel NAME(kernel) = {.traits.op = CMM_OP_FF,
+                                        .traits.name = "naive",
+                                        .traits.level = "naive",
+                                        .traits.method = "",
+                                        .traits.isa = "any",
+                                        .traits.x_type = X_TYPE,
+                                        .traits.w_type = W_TYPE,
                                         .run = NAME(run)};
 
 #endif

@@ -17,19 +17,19 @@ static inline vec_f64 load_w_f64(const double *p) { return vec_load_f64(p); }
 static inline vec_f64 load_w_masked_f64(const double *p, int64_t n) { return vec_load_part_f64(p, n); }
 
 /* The value that ends the body of a native kernel, and what its file exports: cmm_fff_<method>_<ISA>. */
-#define NATIVE_KERNEL(METHOD, IS_PREFERRED)                   \
-    static const cmm_kernel NAME(kernel) = {                  \
-        .op = CMM_OP_FFF,                                     \
-        .name = #METHOD "_" CMM_TEXT(ISA),                    \
-        .level = "native",                                    \
-        .method = #METHOD,                                    \
-        .isa = CMM_TEXT(ISA),                                 \
-        .x_type = X_TYPE,                                     \
-        .w_type = W_TYPE,                                     \
-        .cpu = ISA_CPU | NAME(LOAD_CPU),                      \
-        .is_preferred = IS_PREFERRED,                         \
-        .scratch = NAME(scratch),                             \
-        .run = NAME(run),                                     \
+#define NATIVE_KERNEL(METHOD, IS_PREFERRED) \
+    static const cmm_kernel NAME(kernel) = { \
+        .traits.op = CMM_OP_FFF, \
+        .traits.name = #METHOD "_" CMM_TEXT(ISA), \
+        .traits.level = "native", \
+        .traits.method = #METHOD, \
+        .traits.isa = CMM_TEXT(ISA), \
+        .traits.x_type = X_TYPE, \
+        .traits.w_type = W_TYPE, \
+        .traits.cpu = ISA_CPU | NAME(LOAD_CPU), \
+        .traits.is_preferred = IS_PREFERRED, \
+        .scratch = NAME(scratch), \
+        .run = NAME(run), \
     };
 #define NATIVE_EXPORT(METHOD) CMM_EXPORT(CMM_JOIN(cmm_fff_##METHOD##_, ISA))
 
