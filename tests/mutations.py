@@ -36,13 +36,14 @@ PAGE = ROOT / "docs/internals/mutations.md"
 # ---- the files -----------------------------------------------------------------------------------------------------
 
 SRC = "libcmm/src/"
-CHECKS, FRONT, PACK = SRC + "checks.c", SRC + "cmm.c", SRC + "pack.c"
-KERNEL, TYPES = SRC + "kernel.h", SRC + "types.h"
+CHECKS, API, CHOICE, RUN, PACK = (SRC + f"{name}.c" for name in ("validate", "api", "dispatch", "run", "pack"))
+TYPES, TREE, BLAS_KERNEL = (SRC + f"{name}.h" for name in ("types", "tree", "blas_kernel"))
 CPU, BLAS = SRC + "cpu.c", SRC + "blas.c"
 POOL, BLAS_THREADS = SRC + "threadpool.c", SRC + "blas_threads.c"
 ACTIVATION, FORMULAS, LOOPS = SRC + "activation.h", SRC + "act/formulas.inl", SRC + "act/loops.inl"
 FF_NAIVE, FF_BLAS1, FF_BLAS2, FF_BLAS3 = (SRC + f"ff/{name}.c" for name in ("naive", "blas1", "blas2", "blas3"))
-NAIVE, BLAS1, BLAS2, BLAS3 = (SRC + f"fff/{name}.c" for name in ("naive", "blas1", "blas2", "blas3"))
+NAIVE = SRC + "fff/naive.c"
+BLAS1, BLAS2, BLAS3 = (SRC + f"baseline/{name}.c" for name in ("blas1", "blas2", "blas3"))
 WALK, GROUP, TILE = (SRC + f"fff/{name}.inl" for name in ("walk", "group", "tile"))
 SCALAR, AVX2, AVX512 = (SRC + f"simd/{name}.h" for name in ("scalar", "avx2", "avx512"))
 
@@ -62,7 +63,8 @@ _PACKING = ["wrong_calls", "struct_sizes", "guard_pages", "narrow_rows few"]
 _ACTIVATIONS = ["same_bits hash", "activation_accuracy --few"]
 _KERNELS = ["same_bits hash", "correctness few", "blas", "guard_pages", "narrow_rows few"]
 C_TESTS = {
-    **dict.fromkeys([CHECKS, FRONT, KERNEL], _INTERFACE),
+    **dict.fromkeys([CHECKS, API, CHOICE, RUN, BLAS_KERNEL], _INTERFACE),
+    TREE: _KERNELS,
     **dict.fromkeys([PACK, TYPES], _PACKING),
     CPU: ["cpu"],
     POOL: ["threads", "fork", "leaks", "host_program"],
@@ -141,45 +143,46 @@ MUTANTS = [
     M(CHECKS, "cmm_bytes_of(task->batch, task->trees, task->depth + 1)",
       "cmm_bytes_of(task->batch, task->trees, task->depth)"),
     M(CHECKS, "cmm_bytes_of(task->batch, task->d_in, size) < 0 ||", ""),
-    M(CHECKS, "(wants_y && cmm_bytes_of(task->batch, task->d_out, size) < 0) ||", ""),
-    M(CHECKS, "(wants_y && cmm_bytes_of(task->batch, task->d_out", "(cmm_bytes_of(task->batch, task->d_out",
+    M(CHECKS, "(task->wants_y && cmm_bytes_of(task->batch, task->d_out, size) < 0) ||", ""),
+    M(CHECKS, "(task->wants_y && cmm_bytes_of(task->batch, task->d_out", "(cmm_bytes_of(task->batch, task->d_out",
       "without y, cmm_read_fff() has set d_out to 1, and x is then at least as large as such a y"),
     M(CHECKS, "path < 0 ||", "", "of a path that does not fit, which is -1, 8 times as much does not fit either"),
     M(CHECKS, "cmm_bytes_of(path, 8, 1) < 0", "0"),
     M(CHECKS, "task->nodes > 0 && !task->w_in", "!task->w_in"),
-    M(CHECKS, "wants_y && !task->w_out", "!task->w_out"),
-    M(CHECKS, "wants_y && cmm_misaligned(task->w_out, size)", "cmm_misaligned(task->w_out, size)"),
+    M(CHECKS, "task->wants_y && !task->w_out", "!task->w_out"),
+    M(CHECKS, "task->wants_y && cmm_misaligned(task->w_out, size)", "cmm_misaligned(task->w_out, size)"),
     M(CHECKS, "last = rows > 0 ? rows - 1 : 0", "last = rows"),
     M(CHECKS, "last * task->ld_in + task->d_in", "last * task->d_in + task->d_in"),
     M(CHECKS, "last * task->ld_out + task->d_out", "last * task->ld_out"),
-    M(CHECKS, "rows && wants_y ? task->w_out", "rows ? task->w_out"),
+    M(CHECKS, "rows && task->wants_y ? task->w_out", "rows ? task->w_out"),
     M(CHECKS, "cmm_extent_of(task->bias, rows * size)", "cmm_extent_of(task->bias, (rows - 1) * size)"),
     M(CHECKS, "task->x, task->batch * task->d_in * size", "task->x, task->d_in * size"),
     M(CHECKS, "path * (int64_t)sizeof(int32_t)", "path"),
-    M(CHECKS, "!wants_y && !task->nodes_out && !task->logits_out", "!wants_y && !task->nodes_out"),
+    M(CHECKS, "!task->wants_y && !task->nodes_out && !task->logits_out", "!task->wants_y && !task->nodes_out"),
     M(CHECKS, "if (task->batch > 0) {", "if (1) {"),
     M(CHECKS, "i < CMM_INPUTS", "i < CMM_WEIGHTS"),
     M(CHECKS, "earlier < o", "earlier < o - 1"),
 
     # the front door
-    M(FRONT, 'run->level && strcmp(run->level, "auto") != 0', "run->level"),
-    M(FRONT, "files[i][0]->op == CMM_OP_ACT && strcmp(name", "strcmp(name"),
-    M(FRONT, "run->threads < 0", "run->threads < -1"),
-    M(FRONT, "chosen->isa && !is_isa(chosen->isa)", "0"),
-    M(FRONT, "!cmm_read_struct(&chosen->table, sizeof chosen->table, sizeof chosen->table, run->blas)", "0"),
-    M(FRONT, "(number < 2 || blas->sgemv)", "1"),
-    M(FRONT, "dtype == CMM_F32 ? f32 : f64", "f32 && f64"),
-    M(FRONT, "if (!chosen->method && kernel->is_preferred", "if (kernel->is_preferred"),
-    M(FRONT, 'strcmp(kernel->isa, "any") != 0 && !same(', "!same("),
-    M(FRONT, "blame = CMM_ERROR_METHOD", "blame = CMM_ERROR_LEVEL_UNUSABLE"),
-    M(KERNEL, "&& task->nodes <= INT32_MAX", ""),
-    M(FRONT, "kernel->can_implement && !kernel->can_implement(task)", "0"),
-    M(FRONT, "task->batch > 0 ? run(", "1 ? run(", "of no token every kernel makes nothing: it is only not asked"),
-    M(FRONT, "(index < batch % s->pieces);", "0;"),
-    M(FRONT, "free(s.scratch);", ""),
-    M(FRONT, "task->trees = task->nodes;", ""),
-    M(FRONT, "!chosen->method && cmm_fits_blas(task)", "cmm_fits_blas(task)"),
-    M(PACK, "p->row_in + padded(", "p->row_in + ("),
+    M(RUN, 'run->level && strcmp(run->level, "auto") != 0', "run->level"),
+    M(CHOICE, "cmm_kernel_files[i][0]->op == CMM_OP_ACT && strcmp(name", "strcmp(name"),
+    M(RUN, "run->threads < 0", "run->threads < -1"),
+    M(RUN, "wanted->isa && !cmm_is_isa(wanted->isa)", "0"),
+    M(RUN, "!cmm_read_struct(&chosen->table, sizeof chosen->table, sizeof chosen->table, run->blas)", "0"),
+    M(CHOICE, "(number < 2 || blas->sgemv)", "1"),
+    M(CHOICE, "dtype == CMM_F32 ? f32 : f64", "f32 && f64"),
+    M(CHOICE, "if (!wanted->method && kernel->is_preferred", "if (kernel->is_preferred"),
+    M(CHOICE, 'strcmp(kernel->isa, "any") == 0 || same(', "same("),
+    M(CHOICE, "blame = CMM_ERROR_METHOD", "blame = CMM_ERROR_LEVEL_UNUSABLE"),
+    M(BLAS_KERNEL, "&& task->nodes <= INT32_MAX", ""),
+    M(CHOICE, "kernel->can_implement && !kernel->can_implement(task)", "0"),
+    M(API, "task->batch > 0 ? cmm_run_kernel(", "1 ? cmm_run_kernel(",
+      "of no token every kernel makes nothing: it is only not asked"),
+    M(RUN, "(index < batch % s->pieces);", "0;"),
+    M(RUN, "free(s.scratch);", ""),
+    M(API, "task->trees = task->nodes;", ""),
+    M(API, "!wanted->method && cmm_fits_blas(task)", "cmm_fits_blas(task)"),
+    M(PACK, "p->row_in + cmm_padded(", "p->row_in + ("),
     M(PACK, "bytes < p.bytes", "bytes < p.bytes - 1"),
     M(PACK, "memset(to + in, 0, (size_t)(p.row_in - in));", ""),
     M(PACK, "packed->bias = task->bias ? to : NULL", "packed->bias = to"),
@@ -194,7 +197,14 @@ MUTANTS = [
     M(TYPES, "exponent < 127 - 25", "exponent < 127 - 24"),
     M(TYPES, "+ 0xfff + (magnitude >> 13 & 1)", "+ 0x1000"),
     M(TYPES, "- 1 + (significand >> shift & 1)", ""),
-    M(FRONT, "(*count)++ == index", "(*count)++ == index + 1"),
+    M(CHOICE, "(*count)++ == index", "(*count)++ == index + 1"),
+
+    # where a token goes
+    M(TREE, "(tie) == CMM_TIE_RIGHT ? (logit) >= 0 : (logit) > 0", "(logit) > 0"),
+    M(TREE, "return 2 * node + 1;", "return 2 * node + 2;"),
+    M(TREE, "((node + 1) >> up) - 1", "(node >> up) - 1"),
+    M(TREE, "((node + 1) << down) - 1 + place", "(node << down) + place"),
+    M(TREE, "levels - (31 - __builtin_clz(differ))", "levels - (30 - __builtin_clz(differ))"),
 
     # the CPU, the threads, a BLAS
     M(CPU, "bits |= CMM_CPU_AVX2", "bits |= 0"),
@@ -218,8 +228,8 @@ MUTANTS = [
 
     # activations
     M(ACTIVATION, "f32_MILLS_LOST 0.8649f", "f32_MILLS_LOST 0.7f"),
-    M(ACTIVATION, "f32_GELU_END 14.5f", "f32_GELU_END 13.0f"),
-    M(ACTIVATION, "f64_SILU_END 755.0", "f64_SILU_END 700.0"),
+    M(FORMULAS, "CMM_EITHER(14.5f, 38.75)", "CMM_EITHER(13.0f, 38.75)"),
+    M(FORMULAS, "CMM_EITHER(110.0f, 755.0)", "CMM_EITHER(110.0f, 700.0)"),
     M(ACTIVATION, "f64_TANH_C1_LOWER 0x1.26c5a57a4def1p-31", "f64_TANH_C1_LOWER 0x0p0"),
     M(ACTIVATION, "0x1.b439ep-13f", "0x1.a439ep-13f"),
     M(ACTIVATION, "0x1.3df237db8c57cp+0", "0x1.3df237db8c57dp+0"),
@@ -232,7 +242,7 @@ MUTANTS = [
     M(FORMULAS, "+ al * al", ""),
     M(FORMULAS, "x < 0 ? 0 : x;", "x > 0 ? x : 0;"),
     M(LOOPS, "n < 16 ? (int)n : 16", "16"),
-    M(LOOPS, "CMM_SILU: LOOP(XNAME(cmm_act_silu))", "CMM_SILU: LOOP(XNAME(cmm_act_gelu))"),
+    M(LOOPS, "LOOP(XNAME(cmm_act_##name))", "LOOP(XNAME(cmm_act_gelu))"),
     M(LOOPS, "n >= 64; n -= 64", "n > 64; n -= 64", "64 values in four blocks of 16 are the same as in one of 64"),
 
     # dense layers
@@ -249,15 +259,14 @@ MUTANTS = [
     M(FF_BLAS3, "chunk < count - done ? chunk : count - done", "chunk"),
 
     # fast feedforward layers: the definition, and by a BLAS
-    M(NAIVE, "logit >= 0 : logit > 0", "logit > 0 : logit > 0"),
-    M(NAIVE, "2 * node + 1 +", "2 * node +"),
+    M(NAIVE, "XNAME(cmm_child)(node, logit, task->tie)", "XNAME(cmm_child)(node, logit, CMM_TIE_LEFT)"),
     M(NAIVE, "activation = logit;", "activation = logit * (REAL)1.000001;"),
     M(NAIVE, "tree * task->nodes + node", "node"),
-    M(BLAS1, "logit >= 0 : logit > 0", "logit >= 0 : logit >= 0"),
+    M(BLAS1, "XNAME(cmm_child)(node, logit, task->tie)", "XNAME(cmm_child)(node, logit, CMM_TIE_RIGHT)"),
     M(BLAS1, "logit += bias[row]", "logit += bias[node]"),
     M(BLAS1, "&logits[level], w_out", "&logits[0], w_out"),
     M(BLAS1, "nodes_out[level] = (int32_t)node", "nodes_out[level] = (int32_t)row"),
-    M(BLAS2, "b->logit[i] >= 0 : b->logit[i] > 0) == right", "b->logit[i] > 0 : b->logit[i] > 0) == right",
+    M(BLAS2, "CMM_GOES_RIGHT(b->logit[i], task->tie) == right", "CMM_GOES_RIGHT(b->logit[i], CMM_TIE_LEFT) == right",
       "the order of the tokens is about time: those at one node may stand apart"),
     M(BLAS2, "bias[tree * task->nodes + node]", "bias[node]"),
     M(BLAS2, "b->node[i] = 0;", ""),
@@ -268,13 +277,13 @@ MUTANTS = [
     M(BLAS3, "bad |= !(row[i] - row[i] == 0)", "bad = 0"),
     M(BLAS3, "logits[node] + bias[node] : logits[node]", "logits[node] : logits[node]"),
     M(BLAS3, "if (levels > 1)", "if (levels > 2)"),
-    M(BLAS3, "w->product, tree == 0 ? 0 : 1", "w->product, 1"),
+    M(BLAS3, "tree == 0 ? 0 : 1);", "1);"),
     M(BLAS3, "finite &= NAME(finite)", "(void)NAME(finite)"),
     M(BLAS3, "if (p->tree == 0)", "if (1)"),
-    M(BLAS3, "begin = 2 * begin + 1)", "begin = 2 * begin + 2)"),
-    M(BLAS3, "- ((node + 1) << i) +", "- (node << i) +"),
+    M(BLAS3, "begin = cmm_left_child(begin))", "begin = cmm_left_child(begin) + 1)"),
+    M(BLAS3, "+ i] - cmm_descendant(node, i, 0)", "+ i] - cmm_descendant(0, i, 0)"),
     M(BLAS3, "end - begin < SMALL_GROUP", "0", "a small group may go on as a large one does: it is slower"),
-    M(BLAS3, "at + (((int64_t)1 << i) * node)", "at + (((int64_t)1 << i) * (node + 1))"),
+    M(BLAS3, "at - cmm_descendant(0, i, 0)", "at"),
     M(BLAS3, "w->child[done + t] = (int32_t)(at - rows)", "w->child[done + t] = 0"),
     M(BLAS3, "y[o] + w->y[t * d_out + o]", "w->y[t * d_out + o]"),
 
@@ -283,16 +292,15 @@ MUTANTS = [
     M(WALK, "levels == 1 ? (int)rows : 0", "(int)rows"),
     M(WALK, "logit += ((const X *)task->bias)[at]", "logit += ((const X *)task->bias)[node]"),
     M(WALK, "task->depth > 0", "task->depth > 30", "a row that is not prefetched comes later, and is the same"),
-    M(WALK, "least(most, task->trees - h.tree)", "most"),
+    M(WALK, "cmm_least(most, task->trees - h.tree)", "most"),
     M(GROUP, "left += !goes_right", "left += goes_right"),
     M(GROUP, "task->depth >= 2 &&", "task->depth >= 3 &&",
       "which kernel suits is about time: both give the same bits"),
     M(GROUP, "tree > 0 ? NAME(Y_ADD)", "tree > 1 ? NAME(Y_ADD)"),
-    M(GROUP, "levels - (31 - __builtin_clz(differ))", "levels - (30 - __builtin_clz(differ))"),
     M(GROUP, "start[b + 1] += start[b]", "start[b + 1] += 0"),
     M(GROUP, "start[0] = 0;", ""),
     M(GROUP, "if (left == end - begin)", "if (0)", "where all go left, the right half is empty, and ends at once"),
-    M(TILE, "logit >= 0 : logit > 0", "logit > 0 : logit > 0"),
+    M(WALK, "XNAME(cmm_child)(node, logit, task->tie)", "XNAME(cmm_child)(node, logit, CMM_TIE_LEFT)"),
     M(TILE, "way != NAME(Y_ADD)", "way == NAME(Y_STREAM)"),
     M(TILE, "i < rows; i++", "i + 1 < rows; i++"),
     M(TILE, "int i = shared;", "int i = 0;"),
