@@ -8,11 +8,11 @@
 
 include(CheckCCompilerFlag)
 
-# -Ofast is -O3 and -ffast-math. A later -fno-fast-math takes the second back for the compiler, but not for the linker,
-# which would add start-up code that flushes subnormal numbers in every program that loads the library.
+# -Ofast is -O3 and -ffast-math. A later -fno-fast-math takes the second back for the compiler, but not for the
+# linker, which would add start-up code that flushes subnormal numbers in every program that loads the library.
 #
-# What no later option takes back: options of clang's inner compiler; x87 arithmetic of another precision; that start-up
-# code by name.
+# What no later option takes back: options of clang's inner compiler; x87 arithmetic of another precision; that
+# start-up code by name.
 set(irrevocable "-Xclang[ =]*-(menable-|mreassociate|ffast-math|freciprocal-math|fapprox-func|fno-signed-zeros)[^ ]*"
     "-Xclang[ =]*-(ffinite-|ffp-|fdenormal-)[^ ]*" "-mpc(32|64)" "[^ ]*crtfastmath[^ ]*")
 list(JOIN irrevocable "|" irrevocable)
@@ -27,7 +27,8 @@ endforeach()
 foreach(variable IN LISTS variables)
     string(REGEX REPLACE "(^| )-Ofast($| )" "\\1-O3\\2" ${variable} "${${variable}}")
     if("${${variable}}" MATCHES "(${irrevocable})")
-        message(FATAL_ERROR "${variable} holds ${CMAKE_MATCH_1}: libcmm would compute other numbers; build without it")
+        message(FATAL_ERROR
+            "${variable} holds ${CMAKE_MATCH_1}: libcmm would compute other numbers; build without it")
     endif()
 endforeach()
 

@@ -1,8 +1,8 @@
 # The text of cmm_build(): the compiler and the flags that made the library.
 #
-# cmm_describe_build(target): adds a source with that one function to the target, so that nothing else is compiled anew
-# when the text changes. A path would say where and not what, and two machines would make two libraries: it becomes
-# "...".
+# cmm_describe_build(target): adds a source with that one function to the target, so that nothing else is compiled
+# anew when the text changes. A path would say where and not what, and two machines would make two libraries: it
+# becomes "...".
 
 function(cmm_describe_build target)
     string(REGEX REPLACE "^GNU$" "GCC" compiler "${CMAKE_C_COMPILER_ID}")
