@@ -502,7 +502,7 @@ def write(results: dict[str, Result]) -> None:
 # ---- running -------------------------------------------------------------------------------------------------------
 
 
-def _run(command: list[str | Path], log: Path, **more: object) -> bool | None:
+def _run(command: list[str | Path], log: Path, limit: int = _LIMIT, **more: object) -> bool | None:
     """Whether a command succeeds; None where it hangs. Its whole group ends with it."""
     with open(log, "wb") as file:
         process = subprocess.Popen(
@@ -514,7 +514,7 @@ def _run(command: list[str | Path], log: Path, **more: object) -> bool | None:
             **more,  # type: ignore[call-overload]
         )
         try:
-            return process.wait(_LIMIT) == 0
+            return process.wait(limit) == 0
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
             process.wait()
@@ -541,7 +541,7 @@ class Place:
             options = ["-DCMM_BUILD_TESTS=ON", "-DCMM_CUDA=OFF", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_C_FLAGS=-O1"]
             configure = ["cmake", "-S", self.folder, "-B", self.build, "-G", "Ninja", *options]
             if not _run(configure, self.log) or not _run(
-                ["cmake", "--build", self.build, "--parallel", "1"], self.log
+                ["cmake", "--build", self.build, "--parallel", "1"], self.log, limit=20 * _LIMIT
             ):
                 sys.exit(self.log.read_text())
         if python:
