@@ -1,9 +1,14 @@
 """Every layout that training leaves loads to the same model, and says what is wrong where it cannot."""
 
 import builtins
+import hashlib
 import importlib.util
+import io
 import json
+import os
 import pickle
+import stat
+import sys
 import time
 
 import bert_reference as reference
@@ -103,6 +108,45 @@ def test_both_configurations(tmp_path, block, state):
         cmm.bert.load(tmp_path)
 
 
+WRAPPERS = ["_orig_mod", "module", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"]
+WRAPPERS += ["_forward_module", "model", "_orig_mod.module", "module._orig_mod", "model._orig_mod._forward_module"]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers_at_any_depth_of_a_key(block, state, wrapper):
+    """In the place of every dot, in some keys and not in others, and in all places at once."""
+    expected = cmm.bert.from_state_dict(state, block)
+    for depth in range(6):
+        wrapped = {}
+        for key, value in state.items():
+            parts = key.split(".")
+            place = min(depth, len(parts) - 1)
+            wrapped[".".join([*parts[:place], wrapper, *parts[place:]])] = value
+        same(cmm.bert.from_state_dict(wrapped, block), expected)
+    same(
+        cmm.bert.from_state_dict(
+            {key.replace("layers.0.", f"layers.0.{wrapper}."): v for key, v in state.items()}, block
+        ),
+        expected,
+    )
+    everywhere = {f"{wrapper}." + key.replace(".", f".{wrapper}."): value for key, value in state.items()}
+    same(cmm.bert.from_state_dict(everywhere, block), expected)
+
+
+@pytest.mark.parametrize("key", ["a._orig_mod", "xmodule.a", "_mods.a", "modules.a", "_orig_moda", "module", "model"])
+def test_wrappers_are_whole_parts_of_a_key_and_not_its_last(block, state, key):
+    with pytest.raises(CheckpointError, match="is unknown") as caught:
+        cmm.bert.from_state_dict({**state, key: state[DECODER]}, block)
+    assert caught.value.key == key
+
+
+def test_a_hostile_key_takes_no_time(block, state):
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match="is unknown"):
+        cmm.bert.from_state_dict({**state, "module." * 200_000 + "x": state[DECODER]}, block)
+    assert time.process_time() - start < 1
+
+
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod."])
 def test_prefixes(tmp_path, block, state, prefix):
     expected = cmm.bert.from_state_dict(state, block)
@@ -113,6 +157,47 @@ def test_prefixes(tmp_path, block, state, prefix):
 def test_one_key_with_and_without_a_prefix(block, state):
     with pytest.raises(CheckpointError, match=r"decoder\.weight: is there twice, the second time as module\."):
         cmm.bert.from_state_dict({**state, "module." + DECODER: state[DECODER]}, block)
+    inner = W_IN.replace("ffn.", "ffn._orig_mod.")
+    with pytest.raises(CheckpointError, match=r"linear_in\.weight: is there twice, the second time as .*_orig_mod"):
+        cmm.bert.from_state_dict({**state, inner: state[W_IN]}, block)
+
+
+def rounded(value, dtype):
+    """A tensor as a file of that dtype has it, and what a reader makes of it."""
+    if dtype == "bfloat16":
+        bits = (value.view(np.uint32) >> 16).astype(np.uint16)
+        return bits, (bits.astype(np.uint32) << 16).view(np.float32)
+    return value.astype(dtype), value.astype(dtype).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("left_out", [WORD, DECODER])
+@pytest.mark.parametrize("layout", ["final", "hub"])
+@pytest.mark.parametrize("name", ["fff", "fff, transform", "dense"])
+def test_tied_weights_of_which_one_was_left_out(tmp_path, name, layout, left_out, dtype):
+    block = BLOCKS[name]
+    stored = {key: rounded(value, dtype) for key, value in reference.state_dict(block).items()}
+    expected = cmm.bert.from_state_dict({key: value for key, (_, value) in stored.items()}, block)
+    reference.save_final(tmp_path, block, {key: value for key, (value, _) in stored.items() if key != left_out})
+    if layout == "hub":
+        (tmp_path / "model_config.json").unlink()
+        (tmp_path / "config.json").write_text(json.dumps(hub(block)))
+    model = cmm.bert.load(tmp_path)
+    assert model.has_decoder
+    same(model, expected)
+    same(cmm.bert.load(cmm.bert.export(tmp_path, tmp_path / "out")), expected)
+
+
+def test_a_model_and_a_classifier_without_the_tied_decoder(block):
+    """What a classifier's file lacks is not made up, but where the head's own layer is there, the head is."""
+    state = reference.state_dict(block, labels=3)
+    del state[DECODER]
+    assert not cmm.bert.from_state_dict(state, block).has_decoder
+    block = BLOCKS["fff, transform"]
+    state = reference.state_dict(block, labels=3)
+    expected = cmm.bert.from_state_dict(state, block)
+    del state[DECODER]
+    same(cmm.bert.from_state_dict(state, block), expected)
 
 
 def test_legacy(tmp_path, block, state):
@@ -228,6 +313,268 @@ def test_headers_of_any_length(tmp_path, block, state):
         same(model, expected)
 
 
+# ---- several files -------------------------------------------------------------------------------------------------
+
+
+def save_shards(folder, block, state, parts=3, ending="safetensors", stem="model"):
+    """Write a state in shards with their index; return the index as a dictionary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model_config.json").write_text(json.dumps(block))
+    places = {key: f"{stem}-{i % parts + 1:05}-of-{parts:05}.{ending}" for i, key in enumerate(state)}
+    for shard in set(places.values()):
+        some = {key: state[key] for key in state if places[key] == shard}
+        if ending == "safetensors":
+            reference.save_safetensors(folder / shard, some, {"format": "pt"})
+        else:
+            import torch
+
+            torch.save(as_torch(some), folder / shard)
+    index = {"metadata": {"total_size": 5}, "weight_map": places}
+    (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
+    return index
+
+
+ENDINGS = ["safetensors", pytest.param("bin", marks=needs_torch)]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("prefix", ["", "module._orig_mod."])
+def test_shards(tmp_path, block, state, ending, prefix):
+    stem = "pytorch_model" if ending == "bin" else "model"
+    save_shards(tmp_path, block, prefixed(state, prefix), ending=ending, stem=stem)
+    expected = cmm.bert.from_state_dict(state, block)
+    index = tmp_path / f"{stem}.{ending}.index.json"
+    for path in (tmp_path, index):
+        model = cmm.bert.load(path)
+        same(model, expected)
+        assert model.source == str(index)
+    out = cmm.bert.export(tmp_path, tmp_path / "out")
+    same(cmm.bert.load(out), expected)
+    metadata = SafeTensors(out / "model.safetensors").metadata
+    assert metadata["source_layout"] == ("state_dict" if ending == "bin" else "final")
+    shards = sorted(file for file in tmp_path.iterdir() if file.suffix == f".{ending}")
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in shards)).hexdigest()
+    assert metadata["source_sha256"] == digest
+
+
+def test_shards_of_a_hub_and_of_a_legacy_model(tmp_path, block, state):
+    expected = cmm.bert.from_state_dict(state, block)
+    save_shards(tmp_path, block, {key: value for key, value in state.items() if key != DECODER})
+    (tmp_path / "model_config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(hub(block)))
+    same(cmm.bert.load(tmp_path), expected)
+    save_shards(tmp_path, block, {key: value for key, value in state.items() if key != WORD})
+    same(cmm.bert.load(tmp_path), expected)
+    save_shards(tmp_path, block, state, parts=len(state))
+    same(cmm.bert.load(tmp_path), expected)
+
+
+def test_one_file_comes_before_shards(tmp_path, block, state):
+    save_shards(tmp_path, block, reference.state_dict(block, seed=1))
+    reference.save_final(tmp_path, block, state)
+    same(cmm.bert.load(tmp_path), cmm.bert.from_state_dict(state, block))
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_shards_that_do_not_fit_their_index(tmp_path, block, state, ending):
+    index = save_shards(tmp_path, block, state, ending=ending)
+    file = tmp_path / f"model.{ending}.index.json"
+    first, second = (f"model-0000{i}-of-00003.{ending}" for i in (1, 2))
+    places = index["weight_map"]
+    key = min(key for key, shard in places.items() if shard == first)
+
+    def refused(changed, message, blamed=key):
+        file.write_text(json.dumps({**index, "weight_map": changed}))
+        with pytest.raises(CheckpointError, match=message) as caught:
+            cmm.bert.load(file)
+        assert caught.value.key == blamed
+
+    refused({**places, key: second}, rf"model-00001\S*: {key}: is here, and \S* does not say so")
+    refused(
+        {k: v for k, v in places.items() if k != key}, rf"model-00001\S*: {key}: is here, and \S* does not say so"
+    )
+    refused({**places, "more": first}, "model-00001.*: is missing, and .* says that it is here", "more")
+    refused({**places, "module." + key: first}, "is there twice")
+    refused({**places, key: f"none.{ending}"}, rf"model-00001\S*: {key}: is here, and \S* does not say so")
+    file.write_text(json.dumps(index))
+    (tmp_path / second).unlink()
+    with pytest.raises(CheckpointError, match=rf"{second}: cannot be read: No such file"):
+        cmm.bert.load(file)
+
+
+def test_a_tensor_in_two_shards(tmp_path, block, state):
+    index = save_shards(tmp_path, block, state)
+    shard = index["weight_map"][W_IN]
+    other = next(name for name in index["weight_map"].values() if name != shard)
+    some = {key: state[key] for key, name in index["weight_map"].items() if name == other}
+    reference.save_safetensors(tmp_path / other, {**some, "module." + W_IN: state[W_IN]})
+    index["weight_map"]["module." + W_IN] = other
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"is in another shard too") as caught:
+        cmm.bert.load(tmp_path)
+    assert caught.value.key == W_IN
+
+
+NAMES_OF_SHARDS = ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..\\b.safetensors", "C:x.safetensors"]
+NAMES_OF_SHARDS += ["", ".", "..", "model.bin", "x\0.safetensors", "x\n.safetensors", 5, None, ["a.safetensors"], {}]
+
+
+@pytest.mark.parametrize("name", NAMES_OF_SHARDS, ids=ascii)
+def test_a_shard_stays_in_the_folder(tmp_path, block, state, name):
+    index = save_shards(tmp_path / "model", block, state)
+    reference.save_safetensors(tmp_path / "outside.safetensors", state)
+    index["weight_map"][W_IN] = name
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        CheckpointError, match=r"it should be the name of a \.safetensors file in the folder"
+    ) as caught:
+        cmm.bert.load(tmp_path / "model")
+    assert caught.value.key == W_IN
+    assert str(caught.value).isprintable()
+
+
+def test_links_of_shards(tmp_path, block, state):
+    """They are followed within the folder and within a hub cache."""
+    expected = cmm.bert.from_state_dict(state, block)
+    folder, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
+    save_shards(folder, block, state)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(folder.iterdir())):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        file.unlink()
+        file.symlink_to(f"../../blobs/{number}")
+    same(cmm.bert.load(folder), expected)
+    (tmp_path / "link").symlink_to(folder)
+    same(cmm.bert.load(tmp_path / "link"), expected)
+    file = next(file for file in folder.iterdir() if file.suffix == ".safetensors")
+    outside = tmp_path / "outside"
+    outside.write_bytes(file.read_bytes())
+    file.unlink()
+    file.symlink_to(outside)
+    with pytest.raises(CheckpointError, match="is a link out of its folder"):
+        cmm.bert.load(folder)
+
+
+INDICES = ["", "[]", "null", "{}", '{"weight_map": null}', '{"weight_map": {}}', '{"weight_map": ["a"]}', "\xff"]
+
+
+@pytest.mark.parametrize("text", INDICES)
+def test_what_is_no_index(tmp_path, block, state, text):
+    save_shards(tmp_path, block, state)
+    (tmp_path / "model.safetensors.index.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors\.index\.json: (weight_map: should be|is not json)"
+    ):
+        cmm.bert.load(tmp_path)
+    (tmp_path / "x.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"should be named NAME\.safetensors\.index\.json or"):
+        cmm.bert.load(tmp_path / "x.index.json", config=block)
+
+
+@needs_torch
+def test_a_training_state_is_no_shard(tmp_path, block, state):
+    import torch
+
+    index = save_shards(tmp_path, block, state, ending="bin")
+    torch.save({"model": as_torch(state)}, tmp_path / index["weight_map"][W_IN])
+    with pytest.raises(CheckpointError, match="is a training state; a shard holds tensors alone"):
+        cmm.bert.load(tmp_path / "model.bin.index.json")
+
+
+# ---- without a map -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["one file", "shards", "exported", pytest.param("PyTorch", marks=needs_torch)])
+def test_a_model_that_is_not_mapped_outlives_its_file(tmp_path, block, state, layout):
+    folder = tmp_path / "model"
+    reference.save_final(folder, block, state)
+    if layout == "exported":
+        folder = cmm.bert.export(folder, tmp_path / "out")
+    elif layout != "one file":
+        (folder / "model.safetensors").unlink()
+        stem, ending = ("pytorch_model", "bin") if layout == "PyTorch" else ("model", "safetensors")
+        save_shards(folder, block, state, ending=ending, stem=stem)
+    mapped = cmm.bert.load(folder)
+    ids = [[1, 2, 3, 4]] * 3
+    expected, weights = mapped(ids).tobytes(), {name: value.tobytes() for name, value in mapped.tensors.items()}
+    del mapped
+    model = cmm.bert.load(folder, mmap=False)
+    for file in folder.iterdir():
+        os.truncate(file, 0)
+    assert {name: value.tobytes() for name, value in model.tensors.items()} == weights
+    assert model(ids).tobytes() == expected
+    assert not any(tensor.flags.writeable for tensor in model.tensors.values() if layout == "exported")
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path, block, state, monkeypatch):
+    folder = reference.save_final(tmp_path, block, state)
+    real = os.fstat
+
+    def larger(number):
+        found = list(real(number))
+        found[stat.ST_SIZE] += 8
+        return os.stat_result(found)
+
+    monkeypatch.setattr("cmm.bert._safetensors.os.fstat", larger)
+    for mmap in (False, True):
+        with pytest.raises(CheckpointError, match=r"cannot be (read|mapped): "):
+            cmm.bert.load(folder, mmap=mmap)
+
+
+# ---- what a user has in hand ---------------------------------------------------------------------------------------
+
+
+class Strange:
+    def __fspath__(self):
+        return b"model"
+
+
+@pytest.mark.parametrize("value", [b"model", None, 5, ["model"], Strange(), io.BytesIO(), sys.stdin, {"a": 1}])
+def test_what_is_no_path_is_one_line_that_names_the_argument(tmp_path, block, state, value):
+    calls = {
+        "path": [lambda: cmm.bert.load(value)],
+        "source": [lambda: cmm.bert.export(value, tmp_path / "out")],
+        "folder": [lambda: cmm.bert.export(state, value, config=block)],
+    }
+    if importlib.util.find_spec("tokenizers"):
+        calls["path"].append(lambda: cmm.bert.Tokenizer(value))
+    if value is not None:
+        calls["tokenizer"] = [lambda: cmm.bert.export(state, tmp_path / "out", config=block, tokenizer=value)]
+        calls["config"] = [
+            lambda: cmm.bert.load(tmp_path, config=value),
+            lambda: cmm.bert.from_state_dict(state, value),
+        ]
+    if isinstance(value, dict):  # a state_dict, and a configuration
+        del calls["source"], calls["config"]
+    else:
+        calls["state"] = [lambda: cmm.bert.from_state_dict(value, block)]
+    reference.save_final(tmp_path, block, state)
+    for name, ways in calls.items():
+        for call in ways:
+            with pytest.raises(
+                cmm.DtypeError, match=rf"^{name} is a {type(value).__name__}; it should be a "
+            ) as caught:
+                call()
+            assert "\n" not in str(caught.value)
+            if isinstance(value, bytes) and name != "state":
+                assert str(caught.value).endswith(f": os.fsdecode({name})")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_byte_order_mark_in_json(tmp_path, block, state):
+    """Some editors put one at the head of a file; in the header of a safetensors file it has no place."""
+    expected = cmm.bert.from_state_dict(state, block)
+    reference.save_final(tmp_path, block, state)
+    for name in ("model_config.json", "config.json", "given.json"):
+        (tmp_path / name).write_text(json.dumps(hub(block)), encoding="utf-8-sig")
+    same(cmm.bert.load(tmp_path), expected)
+    same(cmm.bert.load(tmp_path, config=tmp_path / "given.json"), expected)
+    save_shards(tmp_path / "shards", block, state)
+    index = tmp_path / "shards" / "model.safetensors.index.json"
+    index.write_text(index.read_text(), encoding="utf-8-sig")
+    same(cmm.bert.load(index), expected)
+
+
 # ---- classifiers ---------------------------------------------------------------------------------------------------
 
 
@@ -270,8 +617,8 @@ def test_every_missing_key_is_named(name):
     block = BLOCKS[name]
     state = reference.state_dict(block)
     for key in state:
-        if key == WORD:
-            continue  # the legacy layout
+        if key in (WORD, DECODER):
+            continue  # tied: one of the two is enough
         with pytest.raises(CheckpointError, match="is missing") as caught:
             cmm.bert.from_state_dict({k: v for k, v in state.items() if k != key}, block)
         assert caught.value.key == key
@@ -407,9 +754,6 @@ def test_places_without_a_model(tmp_path, block, state):
     with pytest.raises(CheckpointError, match=r"nowhere: cannot be read: No such file"):
         cmm.bert.load(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"has no weights: none of model\.safetensors, "):
-        cmm.bert.load(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="its weights are in several files"):
         cmm.bert.load(tmp_path)
     reference.save_safetensors(tmp_path / "model.safetensors", state)
     with pytest.raises(CheckpointError, match="has no configuration beside it"):
@@ -597,8 +941,6 @@ def test_provenance(tmp_path, block, state):
     assert metadata["format"] == "cmm.bert 1"
     assert metadata["cmm_version"] == cmm.__version__
     assert (metadata["source"], metadata["source_layout"]) == ("in/model.safetensors", "final")
-    import hashlib
-
     assert metadata["source_sha256"] == hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
 
 

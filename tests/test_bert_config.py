@@ -44,7 +44,7 @@ IMPOSSIBLE = {
     "hidden_size": [0, 25, -24, 24.0, [24]],
     "intermed_size": [0, -1, 2.0, False],
     "intermed_depth": [-1, 31, 10**9, 3.0, True],
-    "norm_eps": [0, -1e-12, 1, "1e-12", True, float("nan"), float("inf"), 10**400],
+    "norm_eps": [0, -1e-12, 1e-46, 5e-324, 1, "1e-12", True, float("nan"), float("inf"), 10**400],
     "embedding.max_seq_length": [0, "16"],
     "embedding.vocab_size": [0, -5, 50.0, True],
     "attention.num_attention_heads": [0, 5, 48, 3.0],

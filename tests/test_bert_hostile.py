@@ -197,6 +197,60 @@ def test_broken_configurations(tmp_path, name, file):
     assert len(str(caught.value)) < 600 + len(str(folder))
 
 
+def tensors_of_nothing(count):
+    return {f"{i:x}": entry("U8", (0,), (0, 0)) for i in range(count)}
+
+
+def indexed(places):
+    return json.dumps({"weight_map": places}).encode()
+
+
+# name: (the index, what is in each shard that is there)
+INDICES = {
+    "many shards that are not there": (indexed({str(i): f"{i}.safetensors" for i in range(30_000)}), {}),
+    "many keys that are not there": (indexed({str(i): "a.safetensors" for i in range(30_000)}), {"a": framed({})}),
+    "larger than the limit": (b"{" + b" " * JSON_LIMIT + b"}", {}),
+    "deep": (b'{"weight_map":' + nested(200_000) + b"}", {}),
+    "a key twice": (b'{"weight_map": {"a": "a.safetensors", "a": "b.safetensors"}}', {"a": framed({})}),
+    "a long name": (indexed({"a": "n" * 100_000 + ".safetensors"}), {}),
+    "shards with more than the index says": (
+        indexed({str(i): f"{i}.safetensors" for i in range(8)}),
+        {str(i): framed(tensors_of_nothing(20_000)) for i in range(8)},
+    ),
+    "shards of many tensors": (
+        indexed({f"{i:x}": "a.safetensors" for i in range(20_000)}),
+        {"a": framed(tensors_of_nothing(20_000))},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_broken_indices(tmp_path, name):
+    index, shards = INDICES[name]
+    (tmp_path / "model.safetensors.index.json").write_bytes(index)
+    for stem, data in shards.items():
+        (tmp_path / f"{stem}.safetensors").write_bytes(data)
+    with Limits(len(index) + sum(map(len, shards.values()))), pytest.raises(CheckpointError) as caught:
+        cmm.bert.load(tmp_path, config=BLOCK)
+    text = str(caught.value)
+    assert text.isprintable()
+    assert len(text) < 700 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_shards_that_are_no_files(tmp_path, kind):
+    (tmp_path / "model.safetensors.index.json").write_bytes(indexed({"a": "a.safetensors"}))
+    shard = tmp_path / "a.safetensors"
+    if kind == "pipe":
+        os.mkfifo(shard)
+    elif kind == "folder":
+        shard.mkdir()
+    else:
+        shard.symlink_to("/dev/zero")
+    with Limits(0), pytest.raises(CheckpointError, match=r"is not a regular file|is a link out of its folder"):
+        cmm.bert.load(tmp_path, config=BLOCK)
+
+
 def test_the_largest_json(tmp_path):
     """A byte more than the limit is refused, even where it is a blank."""
     reference.save_final(tmp_path / "model", BLOCK, STATE)

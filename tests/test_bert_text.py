@@ -161,6 +161,17 @@ def test_broken_files(tmp_path, name, content):
     assert str(caught.value).isprintable()
 
 
+def test_a_byte_order_mark_in_the_files_of_a_tokenizer(tmp_path):
+    tiny.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    expected = Tokenizer(tmp_path)
+    for name in ("tokenizer.json", "special_tokens_map.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((tmp_path / name).read_text(), encoding="utf-8-sig")
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.special == expected.special
+    assert tokenizer.encode(["the cat"]) == expected.encode(["the cat"])
+
+
 def test_every_truncation_of_a_tokenizer(tmp_path):
     tiny.save(tmp_path)
     file = tmp_path / "tokenizer.json"

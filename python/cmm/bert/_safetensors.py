@@ -51,7 +51,9 @@ class SafeTensors:
     Parameters
     ----------
     path : Path
-        The file. It is mapped read-only and must not be truncated while arrays of it live.
+    mapped : bool, optional
+        Whether the file is mapped, read-only; then it must not be truncated while arrays of it live. Else it is read
+        into memory.
 
     Attributes
     ----------
@@ -64,22 +66,23 @@ class SafeTensors:
         It is not a valid safetensors file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, mapped: bool = True) -> None:
         self.path = path
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size < 8:
                 raise CheckpointError(path, f"is truncated: {size} bytes, less than the 8 that a header starts with")
             try:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except OSError as error:
-                raise CheckpointError(path, f"cannot be mapped: {error.strerror}") from None
+                self._map = _mapped(file, size) if mapped else _in_memory(file, size)
+            except (OSError, ValueError) as error:
+                problem = error.strerror if isinstance(error, OSError) else str(error)
+                raise CheckpointError(path, f"cannot be {'mapped' if mapped else 'read'}: {problem}") from None
         (length,) = struct.unpack("<Q", self._map[:8])
         if length > HEADER_LIMIT:
             raise CheckpointError(path, f"claims a header of {length} bytes; more than {HEADER_LIMIT} is not read")
         if length > size - 8:
             raise CheckpointError(path, f"is truncated: a header of {length} bytes in a file of {size} bytes")
-        text = self._map[8 : 8 + length]
+        text = bytes(self._map[8 : 8 + length])
         if text[:1] != b"{":
             raise CheckpointError(path, "is not a safetensors file: its header does not start with {")
         self._data = 8 + length
@@ -154,6 +157,18 @@ class SafeTensors:
             return wide.view(np.float32)
         result = raw.astype(np.float32, copy=False)
         return result if result.flags.aligned else result.copy()
+
+
+def _mapped(file: Any, size: int) -> memoryview:
+    return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+
+
+def _in_memory(file: Any, size: int) -> memoryview:
+    """Return a copy, which starts at a page as a mapped file does: the same alignment, so the same bits of a BLAS."""
+    memory = memoryview(mmap.mmap(-1, size))
+    if file.readinto(memory) != size:
+        raise ValueError("it was cut while it was read")
+    return memory.toreadonly()
 
 
 def _are_sizes(value: Any) -> bool:

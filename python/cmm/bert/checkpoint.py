@@ -12,18 +12,27 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from cmm._files import given_path
 from cmm.bert import names
 from cmm.bert._safetensors import READABLE, shown_shape
 from cmm.bert.config import Config, parse, read_json
 from cmm.bert.containers import Stored, open_weights, state_tensors
 from cmm.bert.errors import CheckpointError, shown, shown_key
 from cmm.bert.model import Model
+from cmm.errors import DtypeError
 
 #: The mark of exported files in the metadata of ``model.safetensors``, and its only value so far.
 FORMAT_KEY, FORMAT = "format", "cmm.bert 1"
 
 # In a folder the first of these that is there has the weights, and the configuration is in one of those.
-WEIGHT_FILES = ("model.safetensors", "intermediate_state.pth", "model.pth", "pytorch_model.bin")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "intermediate_state.pth",
+    "model.pth",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 CONFIG_FILES = ("model_config.json", "config.json")
 
 ConfigSource = Mapping[str, Any] | str | os.PathLike[str] | None
@@ -38,35 +47,41 @@ class Checkpoint(NamedTuple):
     config: Config
     tensors: Mapping[str, Stored]
     has_decoder: bool
+    files: tuple[Path, ...] = ()  # that the tensors are in
 
     def fail(self, key: str, problem: str) -> NoReturn:
         """Raise a CheckpointError about a tensor."""
         raise CheckpointError(self.source, problem, shown_key(key))
 
 
-def load(path: str | os.PathLike[str], *, config: ConfigSource = None) -> Model:
+def load(path: str | os.PathLike[str], *, config: ConfigSource = None, mmap: bool = True) -> Model:
     """Load a model from a folder or a file.
 
     Parameters
     ----------
     path : path-like
         A folder as training or ``export`` leaves it, or one file: safetensors, or PyTorch's own format, which is read
-        with PyTorch's ``weights_only`` and needs PyTorch.
+        with PyTorch's ``weights_only`` and needs PyTorch; or the index of several, ``model.safetensors.index.json``.
     config : mapping or path-like, optional
         The architecture block, or a json file with it. Needed where no ``model_config.json`` or ``config.json`` lies
         beside the weights; used instead of them where they do.
+    mmap : bool, optional
+        Whether float32 arrays may stay in the file and be read as they are needed. Then the file must not change
+        while the model lives: the process dies when it reads what somebody has cut off. False reads everything now,
+        which takes memory of the file's size.
 
     Returns
     -------
     Model
-        Its large float32 arrays are read from the file as they are needed: do not change the file while it lives.
 
     Raises
     ------
     CheckpointError
         The file or the configuration is missing, broken, or not of a model that is computed here.
+    DtypeError
+        path or config is neither a path nor, for config, a mapping.
     """
-    return build(open_checkpoint(path, config))
+    return build(open_checkpoint(path, config, mapped=bool(mmap)))
 
 
 def from_state_dict(state: Mapping[str, Any], config: Mapping[str, Any] | str | os.PathLike[str]) -> Model:
@@ -75,7 +90,8 @@ def from_state_dict(state: Mapping[str, Any], config: Mapping[str, Any] | str | 
     Parameters
     ----------
     state : mapping of str to tensor
-        PyTorch tensors or numpy arrays by training's keys, with or without ``_orig_mod.`` and ``module.``. Copied.
+        PyTorch tensors or numpy arrays by training's keys, with or without what wrappers put into these, such as
+        ``_orig_mod.`` and ``module.``. Copied.
     config : mapping or path-like
         The architecture block, or a json file with it.
 
@@ -85,58 +101,84 @@ def from_state_dict(state: Mapping[str, Any], config: Mapping[str, Any] | str | 
 
     Raises
     ------
-    CheckpointError
+    CheckpointError, DtypeError
         As in ``load``.
     """
     return build(open_state_dict(state, config))
 
 
-def open_state_dict(state: Mapping[str, Any], config: ConfigSource) -> Checkpoint:
+def open_state_dict(state: Any, config: ConfigSource) -> Checkpoint:
     """Check the configuration of a ``state_dict`` and wrap it."""
+    if not isinstance(state, Mapping):
+        remedy = ": its state_dict()" if hasattr(state, "state_dict") else ""
+        raise DtypeError(f"state is a {type(state).__name__}; it should be a mapping of names to tensors{remedy}")
     if config is None:
         raise CheckpointError("state_dict", "has no configuration: give config=, a dict or a json file")
     parsed = _given(config)
     tensors = state_tensors(state, "state_dict")
     layout = "legacy" if _is_legacy(tensors) else "state_dict"
-    return Checkpoint("state_dict", layout, None, parsed, tensors, names.DECODER in tensors)
+    return Checkpoint("state_dict", layout, None, parsed, tensors, _has_decoder(tensors))
 
 
-def open_checkpoint(path: str | os.PathLike[str], config: ConfigSource = None) -> Checkpoint:
-    """Find weights and configuration, check the container and the configuration, read no weights."""
-    path = Path(path)
+def open_checkpoint(
+    path: str | os.PathLike[str], config: ConfigSource = None, *, argument: str = "path", mapped: bool = True
+) -> Checkpoint:
+    """Find weights and configuration, check the container and the configuration, read no weights.
+
+    Parameters
+    ----------
+    path : path-like
+    config : mapping or path-like, optional
+    argument : str, optional
+        What the caller's user knows the path as.
+    mapped : bool, optional
+        As for ``open_weights``.
+    """
+    path = given_path(argument, path)
     folder = path if path.is_dir() else path.parent
     file = _weights_in(path) if path.is_dir() else path
-    tensors, layout, metadata = open_weights(file)
+    tensors, layout, metadata, files = open_weights(file, mapped=mapped)
     exported = metadata.get(FORMAT_KEY, "")
     if exported.startswith("cmm.bert") and exported != FORMAT:
         raise CheckpointError(file, f"was exported as {shown(exported)}; this version of cmm reads {FORMAT!r}")
     parsed, beside = _config_in(folder, file) if config is None else (_given(config), "")
+    folder = folder.absolute()  # the tokenizer is looked for later, when the current folder may be another one
     if exported == FORMAT:
-        return Checkpoint(str(file), "exported", folder, parsed, tensors, metadata.get("decoder") == "yes")
+        has_decoder = metadata.get("decoder") == "yes"
+        return Checkpoint(str(file), "exported", folder, parsed, tensors, has_decoder, files)
     if layout == "safetensors":
         layout = "hub" if beside == "config.json" else "final"
     if _is_legacy(tensors):
         layout = "legacy"
-    return Checkpoint(str(file), layout, folder, parsed, tensors, names.DECODER in tensors)
+    return Checkpoint(str(file), layout, folder, parsed, tensors, _has_decoder(tensors), files)
 
 
 def _is_legacy(tensors: Mapping[str, Stored]) -> bool:
     return names.DECODER in tensors and names.WORD not in tensors
 
 
+def _has_decoder(tensors: Mapping[str, Stored]) -> bool:
+    """Whether tensors by training's keys have a masked-language-model head.
+
+    Its last matrix is the word embedding, and a writer that stores shared memory once leaves it out: only a file with
+    a classifier may be without that head.
+    """
+    if names.DECODER in tensors or names.HEAD_TRANSFORM in tensors:
+        return True
+    return not tensors.keys() & {names.HEAD, names.POOLER}
+
+
 def _weights_in(folder: Path) -> Path:
     for name in WEIGHT_FILES:
         if os.path.exists(folder / name):
             return folder / name
-    if os.path.exists(folder / "model.safetensors.index.json"):
-        raise CheckpointError(folder, "its weights are in several files; save them as one model.safetensors")
     raise CheckpointError(folder, f"has no weights: none of {', '.join(WEIGHT_FILES)} is there")
 
 
 def _given(config: Mapping[str, Any] | str | os.PathLike[str]) -> Config:
     if isinstance(config, Mapping):
         return parse(config)
-    path = Path(config)
+    path = given_path("config", config)
     return parse(read_json(path), path)
 
 
@@ -193,12 +235,12 @@ def _table(checkpoint: Checkpoint) -> dict[str, names.Tensor]:
     vocab_size = _rows(checkpoint, word, config.vocab_size, "embedding.vocab_size")
 
     num_labels = None
-    if names.HEAD in keys or "pooler.dense.weight" in keys or config.num_labels is not None:
+    if names.HEAD in keys or names.POOLER in keys or config.num_labels is not None:
         num_labels = _rows(checkpoint, names.HEAD, config.num_labels, "num_labels")
         if config.pooler is None:
             checkpoint.fail("classification_head", "is missing from the configuration, but the file has a classifier")
     elif not checkpoint.has_decoder:
-        checkpoint.fail(names.DECODER, "is missing, and so is a classifier's head.weight")
+        checkpoint.fail(names.HEAD, "is missing, and so is a masked-language-model head")
 
     table = {}
     for tensor in names.tensors(config, vocab_size=vocab_size, num_labels=num_labels):

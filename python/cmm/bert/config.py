@@ -5,13 +5,14 @@ the flag's name. A flag that this file does not know might change them too, so i
 """
 
 import json
-import math
 import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from cmm.bert.errors import CheckpointError, shown, shown_key
 
@@ -242,8 +243,10 @@ def parse(block: Mapping[str, Any], source: object = "config") -> Config:
         flags.fail("intermed_size", f"is {size}; GELUglu needs an even number")
 
     eps = flags.get("norm_eps")
-    if not isinstance(eps, int | float) or isinstance(eps, bool) or not (0 < eps < 1 and math.isfinite(eps)):
+    if not isinstance(eps, int | float) or isinstance(eps, bool) or not 0 < eps < 1:  # NaN fails too
         flags.fail("norm_eps", f"is {shown(eps)}; it should be a number between 0 and 1")
+    if not np.float32(eps):
+        flags.fail("norm_eps", f"is {shown(eps)}, which is 0 in float32")
 
     head = block.get("classification_head") is not None
     return Config(
@@ -290,7 +293,7 @@ def open_regular(path: Path) -> Any:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise CheckpointError(path, "is not a regular file")
-        return open(path, "rb")
+        return open(path, "rb", opener=_opened_at_once)
     except (OSError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -298,10 +301,18 @@ def open_regular(path: Path) -> Any:
         raise CheckpointError(path, f"cannot be read: {reason}") from None
 
 
+def _opened_at_once(path: str, flags: int) -> int:
+    """Open what was a regular file a moment ago; a pipe that took its place would be waited for without the flag."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def parse_json(text: bytes, source: object, what: str = "is") -> Any:
-    """Parse json strictly: UTF-8, no key twice, no NaN, no number of thousands of digits, no endless nesting."""
+    """Parse json strictly: UTF-8, no key twice, no NaN, no number of thousands of digits, no endless nesting.
+
+    A byte order mark, as some editors put at the head of a file, is no part of it.
+    """
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except RecursionError:
         problem = "nested too deeply"
     except UnicodeDecodeError:

@@ -1,4 +1,7 @@
-"""The files that hold tensors, opened and checked but not yet read: safetensors, and PyTorch's own format."""
+"""The files that hold tensors, opened and checked but not yet read: safetensors, and PyTorch's own format.
+
+Either may be in several files, shards, with an index that says which tensor is in which.
+"""
 
 import importlib
 import struct
@@ -12,8 +15,9 @@ from numpy.typing import NDArray
 
 from cmm.bert import names
 from cmm.bert._safetensors import SafeTensors
-from cmm.bert.config import open_regular
+from cmm.bert.config import open_regular, read_json
 from cmm.bert.errors import CheckpointError, shown, shown_key
+from cmm.bert.links import followed
 
 Floats = NDArray[np.float32]
 
@@ -32,10 +36,68 @@ class Container(NamedTuple):
     tensors: dict[str, Stored]  # by keys without training's prefixes
     layout: str  # "safetensors", "training state" or "state_dict"
     metadata: Mapping[str, str]
+    files: tuple[Path, ...]  # that have the tensors
 
 
-def open_weights(file: Path) -> Container:
-    """Open a file of either kind; a CheckpointError where it is neither, or broken."""
+#: How the name of an index ends, and how those of its shards do.
+_INDEX = ".index.json"
+_SHARDS = (".safetensors", ".bin")
+
+
+def open_weights(file: Path, *, mapped: bool = True) -> Container:
+    """Open a file of either kind, or the index of several; a CheckpointError where it is none, or broken.
+
+    Parameters
+    ----------
+    file : Path
+    mapped : bool, optional
+        Whether tensors may stay in the file until they are used. Else they are in memory when this returns.
+    """
+    return _open_shards(file, mapped) if file.name.endswith(_INDEX) else _open_file(file, mapped)
+
+
+def _open_shards(index: Path, mapped: bool) -> Container:
+    """Open the shards that an index names; every tensor should be where the index says, and nowhere else."""
+    ending = Path(index.name.removesuffix(_INDEX)).suffix
+    if ending not in _SHARDS:
+        raise CheckpointError(index, f"should be named NAME{_SHARDS[0]}{_INDEX} or NAME{_SHARDS[1]}{_INDEX}")
+    block = read_json(index)
+    places = block.get("weight_map") if isinstance(block, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(index, "should be an object with the file of each tensor", "weight_map")
+    of_shard: dict[str, set[str]] = {}
+    for key, name in places.items():
+        if not isinstance(name, str) or not _is_plain(name) or not name.endswith(ending):
+            problem = f"is in {shown(name)}; it should be the name of a {ending} file in the folder of the index"
+            raise CheckpointError(index, problem, shown_key(key))
+        of_shard.setdefault(name, set()).add(key)
+    tensors: dict[str, Stored] = {}
+    files = []
+    for name in sorted(of_shard):
+        shard = index.with_name(name)
+        opened = _open_file(followed(shard), mapped)
+        if opened.layout == "training state":
+            raise CheckpointError(shard, "is a training state; a shard holds tensors alone")
+        keys = _without_prefixes(of_shard[name], index)
+        if absent := keys.keys() - opened.tensors.keys():
+            problem = f"is missing, and {index.name} says that it is here"
+            raise CheckpointError(shard, problem, shown_key(min(absent)))
+        if surplus := opened.tensors.keys() - keys.keys():
+            problem = f"is here, and {index.name} does not say so"
+            raise CheckpointError(shard, problem, shown_key(min(surplus)))
+        if twice := keys.keys() & tensors.keys():
+            raise CheckpointError(shard, "is in another shard too", shown_key(min(twice)))
+        tensors.update(opened.tensors)
+        files.append(shard)
+    return Container(tensors, "safetensors" if ending == ".safetensors" else "state_dict", {}, tuple(files))
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file in the same folder, on any system."""
+    return name not in ("", ".", "..") and len(name) <= 255 and name.isprintable() and not {*name} & {"/", "\\", ":"}
+
+
+def _open_file(file: Path, mapped: bool) -> Container:
     with open_regular(file) as opened:
         start = opened.read(9)
     like_safetensors = file.suffix == ".safetensors" or start[8:9] == b"{"
@@ -43,19 +105,19 @@ def open_weights(file: Path) -> Container:
         problem = "is a bare pickle; that might run code, and is not unpickled (PyTorch writes zip files since 1.6)"
         raise CheckpointError(file, problem)
     if like_safetensors or not start.startswith(b"PK\x03\x04"):
-        found = SafeTensors(file)
+        found = SafeTensors(file, mapped=mapped)
         tensors = {
             key: Stored(entry.dtype, entry.shape, _reader(found, stored))
             for key, stored in _without_prefixes(found.entries, file).items()
             for entry in (found.entries[stored],)
         }
-        return Container(tensors, "safetensors", found.metadata)
-    state = _torch_load(file)
+        return Container(tensors, "safetensors", found.metadata, (file,))
+    state = _torch_load(file, mapped)
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        return Container(state_tensors(state["model"], file), "training state", {})
+        return Container(state_tensors(state["model"], file), "training state", {}, (file,))
     if not isinstance(state, Mapping):
         raise CheckpointError(file, f"holds a {type(state).__name__}; a state_dict or a training state was expected")
-    return Container(state_tensors(state, file), "state_dict", {})
+    return Container(state_tensors(state, file), "state_dict", {}, (file,))
 
 
 def _reader(file: SafeTensors, key: str) -> Callable[[], Floats]:
@@ -99,7 +161,7 @@ def _without_prefixes(keys: Iterable[Any], source: object) -> dict[str, str]:
     return result
 
 
-def _torch_load(file: Path) -> Any:
+def _torch_load(file: Path, mapped: bool) -> Any:
     try:
         torch: Any = importlib.import_module("torch")
     except ImportError:
@@ -107,7 +169,7 @@ def _torch_load(file: Path) -> Any:
     _check_zip(file)
     try:
         # Mapped, so that of a training state only the model is read and not the optimizer's two copies of it.
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # whatever PyTorch's reader makes of a broken file
         problem = f"cannot be read as a PyTorch file: {_first_line(error)}"
         if "weights_only" in str(error) or "Weights only" in str(error):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmm._files import given_path
 from cmm._native import VERSION
 from cmm.bert import _safetensors
 from cmm.bert.checkpoint import FORMAT, FORMAT_KEY, ConfigSource, build, load, open_checkpoint, open_state_dict
@@ -67,10 +68,10 @@ def export(
     """
     if dtype not in _safetensors.WRITABLE:
         raise ArgumentError(f"dtype is {dtype!r}; it should be one of {', '.join(_safetensors.WRITABLE)}")
-    folder = Path(folder)
+    folder = given_path("folder", folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder")
-    kept = [] if tokenizer is None else _tokenizer_files(Path(tokenizer))
+    kept = [] if tokenizer is None else _tokenizer_files(given_path("tokenizer", tokenizer))
     model, provenance = _open(source, config)
     tensors = _stored(model, dtype)
     if tokenizer is None and (place := model.tokenizer_file) is not None:
@@ -96,11 +97,14 @@ def _open(source: Any, config: ConfigSource) -> tuple[Model, dict[str, str]]:
     if isinstance(source, Mapping):
         checkpoint = open_state_dict(source, config)
         return build(checkpoint), {"source": checkpoint.source, "source_layout": checkpoint.layout}
-    checkpoint = open_checkpoint(source, config)
-    with open(checkpoint.source, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    checkpoint = open_checkpoint(source, config, argument="source")
+    digest = hashlib.sha256()
+    for place in checkpoint.files:
+        with open(place, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
     name = "/".join(Path(checkpoint.source).absolute().parts[-2:])
-    provenance = {"source": name, "source_layout": checkpoint.layout, "source_sha256": digest}
+    provenance = {"source": name, "source_layout": checkpoint.layout, "source_sha256": digest.hexdigest()}
     return build(checkpoint), provenance
 
 

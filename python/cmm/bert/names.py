@@ -3,16 +3,22 @@
 This one table serves loading, export and models with random weights.
 """
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from cmm.bert.config import Config
 
-# What torch.compile and DistributedDataParallel put before every key, in either order.
-PREFIXES = ("_orig_mod.", "module.")
+# What wrappers put into keys, each before the names of the module that it wraps, at any depth: torch.compile
+# (_orig_mod), DistributedDataParallel and DataParallel (module), FullyShardedDataParallel (_fsdp_wrapped_module,
+# _fpw_module), activation checkpointing (_checkpoint_wrapped_module), DeepSpeed and others (_forward_module), and
+# classes that have the model as an attribute. No module of this model has such a name.
+_WRAPPER = re.compile(r"module|model|_\w*mod(ule)?")
 
 WORD = "encoder.embedding.word_embedding.weight"
 DECODER = "decoder.weight"
+HEAD_TRANSFORM = "prediction_head.dense.weight"
+POOLER = "pooler.dense.weight"
 HEAD = "head.weight"
 
 
@@ -57,11 +63,11 @@ def tensors(config: Config, *, vocab_size: int, num_labels: int | None) -> Itera
         yield from _feedforward(config, f"{name}.ffn", f"{key}.ffn")
     yield from norm("final_norm", "encoder.final_norm")
     if config.head_transform:
-        yield same("transform.dense", "prediction_head.dense.weight", width, width)
+        yield same("transform.dense", HEAD_TRANSFORM, width, width)
         yield from norm("transform.norm", "prediction_head.norm")
     if num_labels is not None:
         assert config.head_dim is not None
-        yield same("pooler.weight", "pooler.dense.weight", config.head_dim, width)
+        yield same("pooler.weight", POOLER, config.head_dim, width)
         yield same("pooler.bias", "pooler.dense.bias", config.head_dim)
         yield same("head.weight", HEAD, num_labels, config.head_dim)
         yield same("head.bias", "head.bias", num_labels)
@@ -90,7 +96,6 @@ def norm_factor_keys(config: Config) -> Iterator[str]:
 
 
 def without_prefixes(key: str) -> str:
-    """Return a key without what compilation and distribution put before it."""
-    while key.startswith(PREFIXES):
-        key = key.split(".", 1)[1]
-    return key
+    """Return a key without what compilation, distribution and other wrappers put into it."""
+    *modules, parameter = key.split(".")
+    return ".".join([*(name for name in modules if not _WRAPPER.fullmatch(name)), parameter])

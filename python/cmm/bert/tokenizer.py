@@ -4,6 +4,7 @@ Which token plays which part, and its id, differ from one training run to the ne
 """
 
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cmm._files import given_path
 from cmm.bert.config import read_json, read_regular
 from cmm.bert.errors import CheckpointError, shown
 from cmm.errors import UnusableError
@@ -51,6 +53,8 @@ class Tokenizer:
         The package ``tokenizers`` is not installed.
     CheckpointError
         There is no such file, or it is not a tokenizer's.
+    DtypeError
+        path is no path.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -58,12 +62,12 @@ class Tokenizer:
             import tokenizers
         except ImportError:
             raise UnusableError("text needs the package tokenizers: pip install cmm[bert]") from None
-        path = Path(path)
+        path = given_path("path", path)
         self.file = path / FILE if path.is_dir() else path
         text = read_regular(self.file, _LIMIT)
         with _blaming(self.file, "is not a tokenizer that can be read"):
             # Padding and truncation belong to whoever wrote the file. Here nothing is added, and nothing cut unsaid.
-            self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(text)
+            self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(text.removeprefix(BOM_UTF8))
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)

@@ -31,6 +31,6 @@ def trained(name: str = "fff") -> Model:
     ArgumentError
         There is no model of that name.
     """
-    if name not in TRAINED:
+    if not isinstance(name, str) or name not in TRAINED:
         raise ArgumentError(f"name is {name!r}; it should be one of {', '.join(TRAINED)}")
     return load(TRAINED[name])

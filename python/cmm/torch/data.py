@@ -4,6 +4,7 @@ A text file has a paragraph a line and an empty line after each document, as ``d
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,9 +82,14 @@ def train_tokenizer(text: Path, vocab_size: int, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
+def _read(tokenizer: Path) -> Any:
+    """Return what is in tokenizer.json, but for a byte order mark at its head."""
+    return _tokenizers().Tokenizer.from_buffer(tokenizer.read_bytes().removeprefix(BOM_UTF8))
+
+
 def vocabulary_of(tokenizer: Path) -> int:
     """Return how many tokens tokenizer.json has, special ones included."""
-    size: int = _tokenizers().Tokenizer.from_file(str(tokenizer)).get_vocab_size()
+    size: int = _read(tokenizer).get_vocab_size()
     return size
 
 
@@ -109,12 +115,12 @@ def pack(text: Path, tokenizer: Path, length: int) -> NDArray[np.uint16]:
     OSError
         It cannot be read.
     """
-    encoder = _tokenizers().Tokenizer.from_file(str(tokenizer))
+    encoder = _read(tokenizer)
     if encoder.get_vocab_size() > 1 << 16:
         raise ArgumentError(f"{tokenizer} has {encoder.get_vocab_size()} tokens; sequences are packed as uint16")
     parts = [np.empty(0, np.uint16)]
     try:
-        with open(text, encoding="utf-8") as file:
+        with open(text, encoding="utf-8-sig") as file:  # a byte order mark is no part of the text
             for lines in _some(line.strip() for line in file):
                 ids = [encoding.ids for encoding in encoder.encode_batch_fast(lines)]
                 parts.append(np.array([id for one in ids for id in one], np.uint16))
