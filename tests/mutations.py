@@ -51,6 +51,7 @@ PY = "python/cmm/"
 BERT = PY + "bert/"
 SAFETENSORS, CONTAINERS, CHECKPOINT = (BERT + f"{name}.py" for name in ("_safetensors", "containers", "checkpoint"))
 CONFIG, NAMES, EXPORT, ERRORS = (BERT + f"{name}.py" for name in ("config", "names", "export", "errors"))
+LINKS = BERT + "links.py"
 TOKENIZER, TEXT, ENCODER, MODEL = (BERT + f"{name}.py" for name in ("tokenizer", "text", "encoder", "model"))
 TEAM, PATHS = BERT + "team.py", BERT + "paths.py"
 CHECK, DISPATCH, ON_NUMPY, ROUTING = (
@@ -84,12 +85,13 @@ PYTHON_TESTS = {
     CHECKPOINT: _LOADING,
     CONFIG: ["test_bert_config.py", *_LOADING],
     NAMES: _LOADING,
-    EXPORT: _LOADING,
+    EXPORT: ["test_bert_folders.py", *_LOADING],
+    LINKS: ["test_bert_folders.py"],
     ERRORS: ["test_bert_config.py", *_LOADING],
-    TOKENIZER: ["test_bert_text.py"],
+    TOKENIZER: ["test_bert_text.py", "test_bert_folders.py"],
     TEXT: ["test_bert_text.py"],
     ENCODER: ["test_bert_encoder.py", "test_bert_text.py"],
-    MODEL: ["test_bert_encoder.py", "test_bert_text.py", "test_bert_team.py"],
+    MODEL: ["test_bert_encoder.py", "test_bert_text.py", "test_bert_team.py", "test_bert_folders.py"],
     TEAM: ["test_bert_team.py"],
     PATHS: ["test_bert_paths.py"],
     CHECK: ["test_numpy_api.py", "test_errors.py"],
@@ -370,7 +372,11 @@ MUTANTS = [
     M(CONFIG, 'not flags.boolean("skip_head_transform", default=True)',
       'flags.boolean("skip_head_transform", default=True)'),
     M(CONFIG, "if size > limit:", "if False:"),
-    M(CONFIG, "not stat.S_ISREG(os.stat(path).st_mode)", "False"),
+    M(CONFIG, "not stat.S_ISREG(found.st_mode)", "False"),
+    M(LINKS, "anywhere or real.is_relative_to(folder)", "True"),
+    M(LINKS, 'folder.parent.name == "snapshots" and ', ""),
+    M(EXPORT, 'arch["num_labels"] = len(model.weights.classifier.head_bias)', "pass"),
+    M(MODEL, "(self._had_tokenizer or os.path.lexists(file))", "os.path.lexists(file)"),
     M(CONFIG, "object_pairs_hook=_unique, ", ""),
     M(CONFIG, "type(value) is not type(expected) or ", ""),
     M(CONFIG, "type(value) is not int or not low", "not isinstance(value, int) or not low"),
@@ -382,6 +388,8 @@ MUTANTS = [
     M(EXPORT, "(not folder.is_dir() or any(folder.iterdir()))", "not folder.is_dir()"),
     M(EXPORT, '"yes" if model.has_decoder', '"no" if model.has_decoder'),
     M(EXPORT, "if not np.isfinite(tensor).all():", "if False:"),
+    M(EXPORT, "file.unlink(missing_ok=True)", "pass"),
+    M(EXPORT, "parent.rmdir()", "pass"),
     M(EXPORT, "if not _same(tensors, load(made)):", "if False:"),
     M(EXPORT, '"vocab_size": len(model.weights.word)', '"vocab_size": 1'),
     M(ERRORS, "len(text) <= 120", "True"),
@@ -391,6 +399,7 @@ MUTANTS = [
     M(TOKENIZER, "self._tokenizer.no_padding()", "pass"),
     M(TOKENIZER, "self._tokenizer.no_truncation()", "pass"),
     M(TOKENIZER, "if token not in vocabulary:", "if False:"),
+    M(TOKENIZER, "not isinstance(parse_json(content, file), dict)", "False"),
     M(TOKENIZER, 'ROLE_FILES = ("special_tokens_map.json", "tokenizer_config.json")',
       'ROLE_FILES = ("tokenizer_config.json", "special_tokens_map.json")'),
     M(TOKENIZER, 'pair=[cls, "$A", sep, "$B", sep]', 'pair=["$A", sep, "$B", sep]'),

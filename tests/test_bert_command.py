@@ -285,6 +285,12 @@ def test_export_of_weights_alone(ran, folder, tmp_path):
     assert ran("fill-mask", tmp_path / "b", "the <mask>") == ran("fill-mask", folder, "the <mask>")
 
 
+@pytest.mark.parametrize("name", ["fff", "dense"])
+def test_export_of_a_model_of_this_package(ran, tmp_path, name):
+    assert "its tokenizer" in ran("export", name, tmp_path / "a")
+    assert ran("fill-mask", tmp_path / "a", "a <mask>") == ran("fill-mask", name, "a <mask>")
+
+
 def test_export_says_no(refused, folder, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -19,7 +19,7 @@ from cmm.bench.machine import this_machine
 from cmm.bench.table import grid, threads_text
 from cmm.bert.encoder import FFF, Dense
 from cmm.bert.model import Model
-from cmm.bert.trained import TRAINED
+from cmm.bert.trained import packaged
 
 _BATCHES = ((1, 16), (1, 128), (16, 128))  # sequences, tokens of each
 _PASSES = 15
@@ -53,7 +53,7 @@ class _Contestant:
 
 def bench_model(name: str, threads: int, passes: int | None, file: Path | None) -> str:
     """Time a model against its twin; return what to print, and write the figures to a json file if there is one."""
-    model = cmm.bert.trained(name) if name in TRAINED and not Path(name).exists() else cmm.bert.load(name)
+    model = cmm.bert.load(packaged(name))
     if model.config.trees is None:
         raise cmm.ArgumentError(f"--model {name} has dense layers; its twin would be itself")
     twin, whose = _twin(model, name)
@@ -85,7 +85,7 @@ def _shape(model: Model) -> str:
 
 def _twin(model: Model, name: str) -> tuple[Model, str]:
     """Return the dense model of the same size, and what it is."""
-    if name in TRAINED and not Path(name).exists():
+    if packaged(name) is not name:
         return cmm.bert.trained("dense"), "its dense twin, trained alike,"
     assert model.config.trees is not None
     arch = {key: value for key, value in model.config.arch.items() if key != "intermed_depth"}

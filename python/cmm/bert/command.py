@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import cmm
-from cmm.bert.trained import TRAINED
+from cmm.bert.trained import packaged
 
 if TYPE_CHECKING:
     from cmm.bert import Model
@@ -246,11 +246,12 @@ def _add_export(commands: Any) -> None:
         """\
   cmm export ultrafastbert exported
   cmm export ultrafastbert half --dtype float16
+  cmm export fff exported                                   the small model of this package
   cmm export intermediate_state.pth exported --config model_config.json --tokenizer tokenizer.json
 A file of PyTorch (.pth, .bin) needs PyTorch to be read. FOLDER should not exist, or be empty.""",
         run_export,
     )
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="a folder or file that training left")
+    parser.add_argument("source", metavar="SOURCE", type=Path, help=_MODEL)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to make")
     parser.add_argument(
         "--dtype", choices=("float32", "float16"), default="float32", help="how weights are stored (default float32)"
@@ -305,10 +306,8 @@ def _model(options: argparse.Namespace) -> Model:
     if _is_random(options):
         config = cmm.bert.ULTRAFASTBERT_1X11_LONG
         model = cmm.bert.random(config if options.config is None else cmm.bert.config.read_json(options.config))
-    elif options.model in TRAINED and not Path(options.model).exists():
-        model = cmm.bert.trained(options.model)
     else:
-        model = cmm.bert.load(options.model, config=options.config)
+        model = cmm.bert.load(packaged(options.model), config=options.config)
     if options.tokenizer is not None:
         model.tokenizer = cmm.bert.Tokenizer(options.tokenizer)
     return model.to(options.device)

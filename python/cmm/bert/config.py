@@ -279,31 +279,40 @@ def read_json(path: Path) -> Any:
     return parse_json(read_regular(path, JSON_LIMIT), path)
 
 
-def read_regular(path: Path, limit: int) -> bytes:
+def read_regular(path: Path, limit: int, *, links: bool = True) -> bytes:
     """Return the bytes of a regular file that is not larger than limit; CheckpointError where it is anything else."""
-    with open_regular(path) as file:
+    with open_regular(path, links=links) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise CheckpointError(path, f"is {size} bytes; json of more than {limit} bytes is not read")
         return bytes(file.read(limit))
 
 
-def open_regular(path: Path) -> Any:
-    """Open a regular file for reading; a folder, a pipe, a device or a missing file is a CheckpointError."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+def open_regular(path: Path, *, links: bool = True) -> Any:
+    """Open a regular file for reading; a folder, a pipe, a device or a missing file is a CheckpointError.
+
+    So is a link, unless ``links`` are followed.
+    """
+    # Of what takes the file's place after this look, a pipe would be waited for and a link be followed without these.
+    flags = getattr(os, "O_NONBLOCK", 0) | (0 if links else getattr(os, "O_NOFOLLOW", 0))
+
+    def check(found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
             raise CheckpointError(path, "is not a regular file")
-        return open(path, "rb", opener=_opened_at_once)
+
+    def opened(name: str, how: int) -> int:
+        number = os.open(name, how | flags)
+        check(os.fstat(number))
+        return number
+
+    try:
+        check(os.stat(path, follow_symlinks=links))
+        return open(path, "rb", opener=opened)
     except (OSError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise CheckpointError(path, f"cannot be read: {reason}") from None
-
-
-def _opened_at_once(path: str, flags: int) -> int:
-    """Open what was a regular file a moment ago; a pipe that took its place would be waited for without the flag."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def parse_json(text: bytes, source: object, what: str = "is") -> Any:

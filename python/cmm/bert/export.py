@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from cmm._files import given_path
 from cmm._native import VERSION
 from cmm.bert import _safetensors
 from cmm.bert.checkpoint import FORMAT, FORMAT_KEY, ConfigSource, build, load, open_checkpoint, open_state_dict
-from cmm.bert.config import open_regular
 from cmm.bert.errors import CheckpointError
 from cmm.bert.model import Model
-from cmm.bert.tokenizer import FILE, ROLE_FILES
+from cmm.bert.tokenizer import stored_files
+from cmm.bert.trained import packaged
 from cmm.errors import ArgumentError
+
+WEIGHTS = "model.safetensors"
 
 
 def export(
@@ -33,14 +35,19 @@ def export(
 ) -> Path:
     """Write a model to a folder that ``load`` opens fast.
 
-    The folder gets ``model.safetensors``, ``model_config.json`` with the vocabulary's size filled in, and the
-    tokenizer files of the source. The metadata of ``model.safetensors`` says what it was made from. It is read back
-    and compared before the folder gets its name, so that a folder of that name is always whole.
+    The folder gets ``model.safetensors``, ``model_config.json`` with the sizes of the vocabulary and of the
+    classifier filled in, and the tokenizer files of the source. The metadata of ``model.safetensors`` says what it was
+    made from. It is read back and compared before the folder gets its name; into a folder that is there, files come
+    after that, the weights last. So a folder with weights is always whole. After an error nothing is there that was
+    not there before.
+
+    What is copied from the source is small regular json. Links are followed within its folder or hub cache alone.
 
     Parameters
     ----------
     source : path-like, mapping of str to tensor, or Model
-        Anything that ``load`` takes, a live ``state_dict`` of PyTorch tensors or numpy arrays, or a model.
+        Anything that ``load`` takes, a live ``state_dict`` of PyTorch tensors or numpy arrays, a model, or ``"fff"``
+        or ``"dense"``, a model of this package.
     folder : path-like
         Should not exist, or be empty.
     config : mapping or path-like, optional
@@ -58,37 +65,65 @@ def export(
     Raises
     ------
     CheckpointError
-        The source cannot be loaded, there is no such tokenizer, or a weight is too large for float16.
+        The source cannot be loaded, there is no such tokenizer, what it has is not to be copied or is no longer
+        there, or a weight is too large for float16.
     ArgumentError
         dtype is not one of those.
+    DtypeError
+        An argument is neither a path nor the like.
     FileExistsError
-        The folder exists and is not empty.
+        There is something of that name that is not an empty folder.
     OSError
         It cannot be written.
     """
     if dtype not in _safetensors.WRITABLE:
         raise ArgumentError(f"dtype is {dtype!r}; it should be one of {', '.join(_safetensors.WRITABLE)}")
     folder = given_path("folder", folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder")
-    kept = [] if tokenizer is None else _tokenizer_files(given_path("tokenizer", tokenizer))
+    kept = [] if tokenizer is None else stored_files(given_path("tokenizer", tokenizer), named=True)
     model, provenance = _open(source, config)
     tensors = _stored(model, dtype)
     if tokenizer is None and (place := model.tokenizer_file) is not None:
-        kept = _tokenizer_files(place)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        made = Path(temporary) / "model"
-        made.mkdir()
+        kept = stored_files(place)
+    with _filled(folder) as made:
         _write(model, tensors, made, provenance)
-        for name, file in kept:
-            shutil.copyfile(file, made / name)
+        for name, content in kept:
+            (made / name).write_bytes(content)
         if not _same(tensors, load(made)):
-            raise OSError(f"{made / 'model.safetensors'} does not read back as it was written")
-        if folder.exists():
-            folder.rmdir()
-        made.rename(folder)
+            raise OSError(f"{folder}: {WEIGHTS} does not read back as it was written")
     return folder
+
+
+@contextmanager
+def _filled(folder: Path) -> Iterator[Path]:
+    """Give an empty folder that becomes the one asked for at the end of the block; after an error nothing is left.
+
+    What is there already, perhaps the current folder, a link or another disk, stays and gets the files.
+    """
+    there = folder.is_dir()
+    new: list[Path] = []
+    moved: list[Path] = []
+    try:
+        for parent in reversed([one for one in folder.parents if not one.exists()]):
+            parent.mkdir()
+            new.append(parent)
+        with tempfile.TemporaryDirectory(prefix=".cmm-export-", dir=folder if there else folder.parent) as temporary:
+            made = Path(temporary) / "model"
+            made.mkdir()
+            yield made
+            if not there:
+                made.rename(folder)
+                return
+            for file in sorted(made.iterdir(), key=lambda file: file.name == WEIGHTS):
+                moved.append(file.rename(folder / file.name))
+    except BaseException:
+        for file in moved:
+            file.unlink(missing_ok=True)
+        for parent in reversed(new):
+            with suppress(OSError):  # another program may have put something there
+                parent.rmdir()
+        raise
 
 
 def _open(source: Any, config: ConfigSource) -> tuple[Model, dict[str, str]]:
@@ -97,7 +132,7 @@ def _open(source: Any, config: ConfigSource) -> tuple[Model, dict[str, str]]:
     if isinstance(source, Mapping):
         checkpoint = open_state_dict(source, config)
         return build(checkpoint), {"source": checkpoint.source, "source_layout": checkpoint.layout}
-    checkpoint = open_checkpoint(source, config, argument="source")
+    checkpoint = open_checkpoint(packaged(source), config, argument="source")
     digest = hashlib.sha256()
     for place in checkpoint.files:
         with open(place, "rb") as file:
@@ -126,17 +161,14 @@ def _write(model: Model, tensors: dict[str, NDArray[Any]], folder: Path, provena
         "decoder": "yes" if model.has_decoder else "no",
         **provenance,
     }
-    _safetensors.write(folder / "model.safetensors", tensors, metadata)
+    # Names of files need not be Unicode; json does.
+    metadata = {key: text.encode(errors="backslashreplace").decode() for key, text in metadata.items()}
+    _safetensors.write(folder / WEIGHTS, tensors, metadata)
     arch = model.config.arch
     arch = {**arch, "embedding": {**arch["embedding"], "vocab_size": len(model.weights.word)}}
+    if model.weights.classifier is not None:
+        arch["num_labels"] = len(model.weights.classifier.head_bias)
     (folder / "model_config.json").write_text(json.dumps(arch, default=str) + "\n", encoding="utf-8")
-
-
-def _tokenizer_files(place: Path) -> list[tuple[str, Path]]:
-    """Return the names and places of a tokenizer's files; place is its main file or the folder of it."""
-    main = place / FILE if place.is_dir() else place
-    open_regular(main).close()
-    return [(FILE, main), *((name, file) for name in ROLE_FILES if (file := main.parent / name).is_file())]
 
 
 def _same(tensors: dict[str, NDArray[Any]], other: Model) -> bool:

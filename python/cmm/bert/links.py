@@ -10,18 +10,26 @@ from pathlib import Path
 from cmm.bert.errors import CheckpointError
 
 
-def followed(file: Path) -> Path:
+def followed(file: Path, *, anywhere: bool = False) -> Path:
     """Return where the links of a file in a model's folder lead, which should be in that folder or its hub cache.
 
     The folder itself may be a link: it was named by the user. There need not be such a file.
+
+    Parameters
+    ----------
+    file : Path
+    anywhere : bool, optional
+        They may lead elsewhere, for the user has named the file itself.
 
     Raises
     ------
     CheckpointError
         They lead elsewhere.
     """
+    if not os.path.lexists(file):
+        return file
     folder, real = Path(os.path.realpath(file.parent)), Path(os.path.realpath(file))
-    if real.is_relative_to(folder):
+    if anywhere or real.is_relative_to(folder):
         return real
     if folder.parent.name == "snapshots" and real.parent == folder.parents[1] / "blobs":
         return real

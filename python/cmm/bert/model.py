@@ -1,5 +1,6 @@
 """The model a user holds: checks at the door, then the functions of ``encoder.py`` and, for text, ``text.py``."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,7 @@ class Model:
         self.has_decoder = has_decoder
         self.source = source
         self.folder = folder
+        self._had_tokenizer = folder is not None and os.path.lexists(folder / FILE)
         self.device = device
         self._tokenizer: Tokenizer | None = None
         self._positions: Any = ()  # on the device
@@ -186,11 +188,11 @@ class Model:
 
     @property
     def tokenizer_file(self) -> Path | None:
-        """The file of the tokenizer, or None where there is none."""
+        """The file of the tokenizer, or None where there is none; it may have gone since the model was loaded."""
         if self._tokenizer is not None:
             return self._tokenizer.file
         file = None if self.folder is None else self.folder / FILE
-        return file if file is not None and file.is_file() else None
+        return file if file is not None and (self._had_tokenizer or os.path.lexists(file)) else None
 
     def fill_mask(
         self, text: Text, k: int = 5, *, level: LevelName = "auto", threads: int | None = None

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from cmm._files import given_path
-from cmm.bert.config import read_json, read_regular
+from cmm.bert.config import JSON_LIMIT, parse_json, read_json, read_regular
 from cmm.bert.errors import CheckpointError, shown
+from cmm.bert.links import followed
 from cmm.errors import UnusableError
 
 #: A text, or two that the model reads together.
@@ -62,7 +63,7 @@ class Tokenizer:
             import tokenizers
         except ImportError:
             raise UnusableError("text needs the package tokenizers: pip install cmm[bert]") from None
-        path = given_path("path", path)
+        path = given_path("path", path).absolute()  # the current folder may be another one when it is copied
         self.file = path / FILE if path.is_dir() else path
         text = read_regular(self.file, _LIMIT)
         with _blaming(self.file, "is not a tokenizer that can be read"):
@@ -135,6 +136,40 @@ class Tokenizer:
             tokenizer.enable_truncation(limit)
         with _blaming(self.file, "cannot encode a text"):  # an unknown word, say, and no token for those
             return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+
+
+def stored_files(place: Path, *, named: bool = False) -> list[tuple[str, bytes]]:
+    """Return the names and contents of a tokenizer's files, to write them elsewhere; nothing else is let through.
+
+    Parameters
+    ----------
+    place : Path
+        ``tokenizer.json``, by this name or another, or the folder where it lies.
+    named : bool, optional
+        The user has named this very file, which may then be a link to anywhere.
+
+    Raises
+    ------
+    CheckpointError
+        One of them is no json object, no regular file, too large, or a link out of its folder.
+    """
+    in_folder = place.is_dir()
+    main = place / FILE if in_folder else place
+    found = [(FILE, main, followed(main, anywhere=named and not in_folder), _LIMIT)]
+    for name in ROLE_FILES:
+        file = main.parent / name
+        if os.path.lexists(file):
+            found.append((name, file, followed(file), JSON_LIMIT))
+    result = []
+    for name, file, real, limit in found:
+        try:
+            content = read_regular(real, limit, links=False)
+        except CheckpointError as error:
+            raise CheckpointError(file, error.problem) from None  # not where its links lead
+        if not isinstance(parse_json(content, file), dict):
+            raise CheckpointError(file, "should be a json object")
+        result.append((name, content))
+    return result
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """The models that come with the package, trained as docs/guide/training.md tells: an FFF one and its dense twin."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 from cmm.bert.checkpoint import load
 from cmm.bert.model import Model
@@ -8,6 +10,13 @@ from cmm.errors import ArgumentError
 
 #: Their folders by name.
 TRAINED = {name: Path(__file__).parents[1] / "models" / name for name in ("fff", "dense")}
+
+
+def packaged(source: Any) -> Any:
+    """Return the folder of a model of this package where its name is given and nothing else has it, or the source."""
+    if isinstance(source, str | os.PathLike) and not os.path.lexists(source):
+        return TRAINED.get(os.fspath(source), source)
+    return source
 
 
 def trained(name: str = "fff") -> Model:

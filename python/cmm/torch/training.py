@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import pickle
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch.nn import functional
 
 import cmm.bert
 from cmm.bert import names
-from cmm.bert.tokenizer import FILE, ROLE_FILES
+from cmm.bert.tokenizer import FILE, stored_files
 from cmm.errors import ArgumentError, CmmError, UnusableError
 from cmm.torch.data import Masked, hide
 from cmm.torch.model import Classifier, MaskedLanguageModel
@@ -235,9 +234,9 @@ def save_final(folder: Path, model: MaskedLanguageModel | Classifier, tokenizer:
     arch = dict(model.config.arch)
     arch["embedding"] = {**arch["embedding"], "vocab_size": None}
     (folder / "model_config.json").write_text(json.dumps(arch, indent=1) + "\n")
-    for name in (FILE, *ROLE_FILES):
-        if (tokenizer / name).is_file() and tokenizer != folder:
-            shutil.copyfile(tokenizer / name, folder / name)
+    if tokenizer.absolute() != folder.absolute() and (tokenizer / FILE).exists():
+        for name, content in stored_files(tokenizer):
+            (folder / name).write_bytes(content)
 
 
 def state_dict(model: cmm.bert.Model) -> dict[str, Tensor]:
