@@ -37,7 +37,7 @@ class Blas:
         The shared library that it was loaded from; empty for the one that libcmm was linked with.
     """
 
-    __slots__ = ("file", "name", "table")
+    __slots__ = ("__weakref__", "file", "name", "table")
 
     def __init__(self, file: str, table: Any) -> None:
         self.file = file

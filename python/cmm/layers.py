@@ -6,7 +6,6 @@ Weights without the dimension K are those of one tree. ``...`` stands for any di
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal, Unpack, overload
 
 from numpy.typing import NDArray
@@ -223,27 +222,15 @@ class FFF:
         The layer's own packed copies, read-only, in the shapes given; bias is None if there is none. Of bfloat16 and
         float16 rows `w_in` and `w_out` are float32 arrays of the rounded numbers, made anew each time.
 
+    All of them can only be read. A layer can be copied and pickled; so can one of a derived class, with what it adds.
+
     Raises
     ------
     ShapeError, DtypeError, ArgumentError, ArrayMemoryError
         As :func:`fff_forward`; ArgumentError also where `weights` cannot be had.
     """
 
-    __slots__ = (
-        "_prepared",
-        "_w_in",
-        "_w_out",
-        "activation",
-        "bias",
-        "d_in",
-        "d_out",
-        "depth",
-        "dtype",
-        "nodes",
-        "tie",
-        "trees",
-        "weights",
-    )
+    __slots__ = ("__weakref__", "_prepared", "_rows", "_shown")
 
     @overload
     def __init__(
@@ -277,22 +264,67 @@ class FFF:
         tie: Tie = "left",
         weights: Weights | None = None,
     ) -> None:
-        self._prepared, self.weights, shown = _check.prepare(w_in, w_out, bias, activation, tie, weights)
-        self._w_in, self._w_out, self.bias = shown
-        _, spec, _, dtype = self._prepared
-        self.trees, self.depth, self.d_in, self.d_out = spec.trees, spec.depth, spec.d_in, spec.d_out
-        self.nodes = 2 ** (spec.depth + 1) - 1
-        self.dtype, self.activation, self.tie = dtype or spec.dtype, activation, tie
+        self._prepared, self._rows, self._shown = _check.prepare(w_in, w_out, bias, activation, tie, weights)
+
+    @property
+    def trees(self) -> int:
+        """K."""
+        return self._prepared[1].trees
+
+    @property
+    def depth(self) -> int:
+        """D."""
+        return self._prepared[1].depth
+
+    @property
+    def nodes(self) -> int:
+        """N."""
+        return int(2 ** (self.depth + 1) - 1)
+
+    @property
+    def d_in(self) -> int:
+        """The width of a token."""
+        return self._prepared[1].d_in
+
+    @property
+    def d_out(self) -> int:
+        """The width of an output."""
+        return self._prepared[1].d_out
+
+    @property
+    def dtype(self) -> Any:
+        """Of weights and outputs."""
+        return self._prepared[3] or self._prepared[1].dtype
+
+    @property
+    def activation(self) -> str:
+        """As given."""
+        return self._prepared[1].activation
+
+    @property
+    def tie(self) -> str:
+        """As given."""
+        return self._prepared[1].tie
+
+    @property
+    def weights(self) -> str:
+        """The type of the rows."""
+        return self._rows
 
     @property
     def w_in(self) -> Any:
         """The rows of the first half, in the layer's dtype."""
-        return widened(self._w_in)
+        return widened(self._shown[0])
 
     @property
     def w_out(self) -> Any:
         """The rows of the second half, in the layer's dtype."""
-        return widened(self._w_out)
+        return widened(self._shown[1])
+
+    @property
+    def bias(self) -> Any:
+        """The biases of the nodes, or None."""
+        return self._shown[2]
 
     @overload
     def __call__(  # type: ignore[overload-overlap]
@@ -350,8 +382,22 @@ class FFF:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        make = partial(FFF, activation=self.activation, tie=self.tie, weights=self.weights)
-        return make, (self.w_in, self.w_out, self.bias)
+        made_of = type(self), self.w_in, self.w_out, self.bias, self.activation, self.tie, self.weights
+        return _made, made_of, self.__getstate__()
+
+    def __getstate__(self) -> object:
+        """Return what a derived class has added: attributes, and those that it has in slots."""
+        state = super().__getstate__()
+        own, slots = state if isinstance(state, tuple) else (state, {})
+        slots = {name: value for name, value in slots.items() if name not in FFF.__slots__}
+        return (own, slots) if slots else own
+
+
+def _made(kind: type[FFF], w_in: Any, w_out: Any, bias: Any, activation: Activation, tie: Tie, weights: Any) -> FFF:
+    """Make a layer for copy and pickle, whatever a derived class wants to be made of."""
+    layer = object.__new__(kind)
+    FFF.__init__(layer, w_in, w_out, bias, activation=activation, tie=tie, weights=weights)
+    return layer
 
 
 @overload

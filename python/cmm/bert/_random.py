@@ -1,13 +1,13 @@
 """Models of any shape with seeded random weights, for demonstrations, tests and benchmarks."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmm.bert import names
+from cmm._dispatch import thread_count
+from cmm.bert import names, team
 from cmm.bert.config import Config, parse
 from cmm.bert.errors import CheckpointError
 from cmm.bert.model import Model
@@ -39,10 +39,16 @@ def random(config: Mapping[str, Any], seed: int = 0) -> Model:
     if checked.num_labels is not None and checked.head_dim is None:
         raise CheckpointError("config", "is missing, but num_labels is given", "classification_head")
     table = list(names.tensors(checked, vocab_size=checked.vocab_size, num_labels=checked.num_labels))
-    with ThreadPoolExecutor() as pool:  # a generator for each tensor, so the threads change nothing
-        seeds = np.random.SeedSequence(seed).spawn(len(table))
-        values = pool.map(_values, table, seeds, [checked] * len(table))
-        tensors = {tensor.name: value for tensor, value in zip(table, values, strict=True)}
+    seeds = np.random.SeedSequence(seed).spawn(len(table))  # one for each tensor, so the threads change nothing
+    values: dict[str, NDArray[np.float32]] = {}
+
+    def make(some: slice) -> None:
+        for tensor, own in zip(table[some], seeds[some], strict=True):
+            values[tensor.name] = _values(tensor, own, checked)
+
+    threads = min(thread_count(None), len(table))
+    team.share(make, [slice(first, None, threads) for first in range(threads)])
+    tensors = {tensor.name: values[tensor.name] for tensor in table}
     return Model(checked, tensors, has_decoder=True, source=f"cmm.bert.random(..., seed={seed})")
 
 

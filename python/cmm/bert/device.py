@@ -30,6 +30,10 @@ class Device(NamedTuple):
     host: Callable[[Any], Any]  # to numpy; what is no array of the device is returned as it is
     active: Callable[[], AbstractContextManager[Any]]  # makes the device current
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a copy, or what is unpickled, be the device of that name."""
+        return find, (self.name,)
+
 
 def _ndtr(x: Array) -> Array:
     from scipy.special import ndtr  # imported late: most models never need it, and it takes long

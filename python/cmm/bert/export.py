@@ -36,10 +36,10 @@ def export(
     """Write a model to a folder that ``load`` opens fast.
 
     The folder gets ``model.safetensors``, ``model_config.json`` with the sizes of the vocabulary and of the
-    classifier filled in, and the tokenizer files of the source. The metadata of ``model.safetensors`` says what it was
-    made from. It is read back and compared before the folder gets its name; into a folder that is there, files come
-    after that, the weights last. So a folder with weights is always whole. After an error nothing is there that was
-    not there before.
+    classifier filled in, and the tokenizer files of the source. The metadata of ``model.safetensors`` says what it
+    was made from. It is read back and compared before the folder gets its name; into a folder that is there, files
+    come after that, the weights last. So a folder with weights is always whole. After an error nothing is there that
+    was not there before.
 
     What is copied from the source is small regular json. Links are followed within its folder or hub cache alone.
 

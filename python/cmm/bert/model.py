@@ -1,10 +1,12 @@
 """The model a user holds: checks at the door, then the functions of ``encoder.py`` and, for text, ``text.py``."""
 
+import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -74,12 +76,12 @@ class Model:
         and numpy's matrix products use as many as its BLAS is set to. Means nothing on a GPU.
 
     They raise ShapeError, DtypeError or ArgumentError, which name the argument. Several threads may use one model at
-    the same time.
+    the same time. A model can be copied and pickled, with its tokenizer; so can one of a derived class.
 
     Attributes
     ----------
     config : Config
-    tensors : dict of str to ndarray of float32
+    tensors : mapping of str to ndarray of float32
         The weights by the names of ``names.tensors``. Not to be changed.
     device : Device
         Where they are. Its ``name`` is ``"cpu"``, ``"cuda:0"``, ...
@@ -89,6 +91,8 @@ class Model:
         The folder they came from, where a tokenizer may lie.
     has_decoder : bool
         Whether ``logits`` works: the weights came with a masked-language-model head.
+
+    All of them can only be read: an assignment would not change what is computed. ``tokenizer`` can be assigned.
     """
 
     def __init__(
@@ -101,16 +105,70 @@ class Model:
         folder: Path | None = None,
         device: Device = CPU,
     ) -> None:
-        self.config = config
-        self.tensors = tensors
-        self.weights: Weights = encoder.assemble(tensors, config.layers)
-        self.has_decoder = has_decoder
-        self.source = source
-        self.folder = folder
+        self._config = config
+        self._has_decoder = has_decoder
+        self._source = source
+        self._folder = folder
         self._had_tokenizer = folder is not None and os.path.lexists(folder / FILE)
-        self.device = device
         self._tokenizer: Tokenizer | None = None
+        self._put(device, tensors)
+
+    def _put(self, device: Device, tensors: dict[str, Floats]) -> None:
+        """Take weights, which are on that device."""
+        self._device = device
+        self._tensors = tensors
+        self._weights: Weights = encoder.assemble(tensors, self._config.layers)
         self._positions: Any = ()  # on the device
+
+    @property
+    def config(self) -> Config:
+        """The configuration."""
+        return self._config
+
+    @property
+    def tensors(self) -> Mapping[str, Floats]:
+        """The weights by their names."""
+        return MappingProxyType(self._tensors)
+
+    @property
+    def weights(self) -> Weights:
+        """The weights in their places."""
+        return self._weights
+
+    @property
+    def device(self) -> Device:
+        """Where the weights are."""
+        return self._device
+
+    @property
+    def source(self) -> str:
+        """Where the weights came from."""
+        return self._source
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder they came from."""
+        return self._folder
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether ``logits`` works."""
+        return self._has_decoder
+
+    def __getstate__(self) -> object:
+        """Return the attributes, and how each tensor is aligned, on which the bits of a BLAS's sums may depend."""
+        own, slots = _parts(super().__getstate__())
+        own["_places"] = {name: _place(tensor) for name, tensor in self._tensors.items()}
+        del own["_weights"], own["_positions"]  # made anew
+        return (own, slots) if slots else own
+
+    def __setstate__(self, state: object) -> None:
+        own, slots = _parts(state)
+        places = own.pop("_places")
+        self.__dict__.update(own)
+        for name, value in slots.items():
+            setattr(self, name, value)
+        self._put(self._device, {name: _placed(tensor, places[name]) for name, tensor in self._tensors.items()})
 
     def __repr__(self) -> str:
         c = self.config
@@ -119,7 +177,7 @@ class Model:
         where = "" if self.device is CPU else f"on {self.device.name}, "
         return f"<cmm.bert.Model: {shape}, {self.parameters} parameters, {where}from {self.source}>"
 
-    def to(self, device: str) -> "Model":
+    def to(self, device: str) -> Self:
         """Return this model on another device, or itself where it is there already.
 
         Parameters
@@ -131,7 +189,7 @@ class Model:
         Returns
         -------
         Model
-            With a copy of the weights there, and the same tokenizer. This one stays as it is.
+            With a copy of the weights there, the same tokenizer and all other attributes. This one stays as it is.
 
         Raises
         ------
@@ -145,9 +203,8 @@ class Model:
             return self
         with there.active():
             tensors = {name: there.put(self.device.host(tensor)) for name, tensor in self.tensors.items()}
-        how: dict[str, Any] = {"has_decoder": self.has_decoder, "source": self.source, "folder": self.folder}
-        other = Model(self.config, tensors, device=there, **how)
-        other._tokenizer = self._tokenizer
+            other = copy.copy(self)
+            other._put(there, tensors)
         return other
 
     @property
@@ -454,6 +511,36 @@ class Model:
             else:
                 team.run(work, parts)
         return hidden
+
+
+# ---- copies --------------------------------------------------------------------------------------------------------
+
+_ALIGNMENT = 64
+
+
+def _parts(state: object) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return copies of the two parts of a state: the attributes, and those that a derived class has in slots."""
+    own, slots = state if isinstance(state, tuple) else (state, None)
+    return dict(own or {}), dict(slots or {})
+
+
+def _place(tensor: Any) -> int:
+    """Return how far after a multiple of the alignment a tensor of numpy starts."""
+    return int(tensor.ctypes.data) % _ALIGNMENT if isinstance(tensor, np.ndarray) else 0
+
+
+def _placed(tensor: Any, place: int) -> Any:
+    """Return a tensor that starts there: itself, or a copy."""
+    if not isinstance(tensor, np.ndarray) or _place(tensor) == place:
+        return tensor
+    memory = np.empty(tensor.nbytes + _ALIGNMENT, np.uint8)
+    start = (place - memory.ctypes.data) % _ALIGNMENT
+    result = memory[start : start + tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
+    result[...] = tensor
+    return result
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
 
 
 def checked_ids(ids: ArrayLike, vocab_size: int, max_seq_length: int) -> NDArray[np.intp]:

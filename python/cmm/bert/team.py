@@ -7,7 +7,6 @@ the BLAS to one thread in each.
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import cache
@@ -51,17 +50,55 @@ def shares(batch: int, length: int, threads: int) -> list[slice] | None:
 
 
 def run(work: Callable[[slice], None], parts: list[slice]) -> None:
-    """Call work with every part, each in a thread, the first one in this thread; the BLAS does not add its own."""
+    """Share out the work as ``share`` does; the BLAS does not add threads of its own."""
     with _one_blas_thread():
-        if len(parts) == 1:
-            work(parts[0])
-            return
-        with ThreadPoolExecutor(len(parts) - 1) as others:
-            # The context has the BLAS of `cmm.blas.use`.
-            running = [others.submit(copy_context().run, work, part) for part in parts[1:]]
-            work(parts[0])
+        share(work, parts)
+
+
+def share(work: Callable[[slice], None], parts: list[slice]) -> None:
+    """Call work with every part, each in a thread, the first one and what there are no threads for in this one."""
+    mine, running = parts[:1], []
+    for part in parts[1:]:
+        try:
+            running.append(_Running(work, part))
+        except RuntimeError:  # no thread is to be had, by a limit of the system or because the interpreter is ending
+            mine.append(part)
+    try:
+        for part in mine:
+            work(part)
+    finally:
         for one in running:
-            one.result()
+            one.join()
+    for one in running:
+        if one.error is not None:
+            raise one.error
+
+
+def can_start() -> bool:
+    """Whether a thread is to be had."""
+    try:
+        _Running(lambda _: None, slice(0)).join()
+    except RuntimeError:
+        return False
+    return True
+
+
+class _Running(threading.Thread):
+    """A thread that does a part of the work, from its making on. Its context has the BLAS of `cmm.blas.use`.
+
+    Unlike those of a pool it can be had in an ``atexit`` handler too.
+    """
+
+    def __init__(self, work: Callable[[slice], None], part: slice) -> None:
+        super().__init__(name="cmm.bert", target=copy_context().run, args=(self._attempt, work, part))
+        self.error: BaseException | None = None
+        self.start()
+
+    def _attempt(self, work: Callable[[slice], None], part: slice) -> None:
+        try:
+            work(part)
+        except BaseException as error:
+            self.error = error
 
 
 @contextmanager

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cmm._files import given_path
+from cmm.bert import team
 from cmm.bert.config import JSON_LIMIT, parse_json, read_json, read_regular
 from cmm.bert.errors import CheckpointError, shown
 from cmm.bert.links import followed
@@ -26,6 +28,7 @@ FILE = "tokenizer.json"
 ROLE_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 ROLES = ("mask", "sep", "cls")
 
+_MANY = 32  # texts from which on several threads are worth their start
 _LIMIT = 64 << 20  # bytes of tokenizer.json; one of 32768 entries has 1 MB
 
 
@@ -64,7 +67,7 @@ class Tokenizer:
         except ImportError:
             raise UnusableError("text needs the package tokenizers: pip install cmm[bert]") from None
         path = given_path("path", path).absolute()  # the current folder may be another one when it is copied
-        self.file = path / FILE if path.is_dir() else path
+        self._file = path / FILE if path.is_dir() else path
         text = read_regular(self.file, _LIMIT)
         with _blaming(self.file, "is not a tokenizer that can be read"):
             # Padding and truncation belong to whoever wrote the file. Here nothing is added, and nothing cut unsaid.
@@ -73,12 +76,27 @@ class Tokenizer:
             self._tokenizer.no_truncation()
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self._tokens = {id: token for token, id in vocabulary.items()}
-        self.ids = np.array(sorted(self._tokens), np.intp)
-        self.special = self._special(vocabulary)
+        self._ids = np.array(sorted(self._tokens), np.intp)
+        self._special = self._parts(vocabulary)
         if self._tokenizer.post_processor is None:
             self._tokenizer.post_processor = self._template(tokenizers.processors.TemplateProcessing)
 
-    def _special(self, vocabulary: Mapping[str, int]) -> dict[str, int]:
+    @property
+    def file(self) -> Path:
+        """The file it came from."""
+        return self._file
+
+    @property
+    def special(self) -> dict[str, int]:
+        """The ids of the tokens that play a part."""
+        return self._special
+
+    @property
+    def ids(self) -> NDArray[np.intp]:
+        """The ids of all tokens, in order."""
+        return self._ids
+
+    def _parts(self, vocabulary: Mapping[str, int]) -> dict[str, int]:
         """Find the ids of the tokens that play a part."""
         added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
         result = {}
@@ -135,7 +153,20 @@ class Tokenizer:
             tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # others may be using the one without a limit
             tokenizer.enable_truncation(limit)
         with _blaming(self.file, "cannot encode a text"):  # an unknown word, say, and no token for those
-            return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+            return [encoding.ids for encoding in _encodings(tokenizer, texts)]
+
+
+def _encodings(tokenizer: Any, texts: Sequence[Text]) -> list[Any]:
+    """Encode texts in the package's own threads, or in this one where those are not worth it or are not to be had."""
+    if len(texts) >= _MANY and team.can_start():
+        try:
+            encodings: list[Any] = tokenizer.encode_batch(texts)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust, which may have found a thread too few
+                raise
+        else:
+            return encodings
+    return [tokenizer.encode(text) if isinstance(text, str) else tokenizer.encode(*text) for text in texts]
 
 
 def stored_files(place: Path, *, named: bool = False) -> list[tuple[str, bytes]]:
