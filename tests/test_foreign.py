@@ -37,6 +37,40 @@ class Other:
         return SimpleNamespace(from_dlpack=lambda array: Other(np.from_dlpack(array)))
 
 
+class Bare:
+    """An array of which nothing is known but DLPack's protocol."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = np.asarray(array)
+
+    def __dlpack__(self, **how: Any) -> Any:
+        return self._array.__dlpack__(**how)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+class Nameless(Bare):
+    """One with a shape and a dtype, but without an array namespace."""
+
+    def __init__(self, array: Any) -> None:
+        super().__init__(array)
+        self.shape, self.dtype = self._array.shape, self._array.dtype
+
+
+class Listed(Bare):
+    """One whose shape and dtype are not as others have them."""
+
+    shape, dtype = [5], "?"
+
+
+class Old(Bare):
+    """One of the protocol before it had arguments."""
+
+    def __dlpack__(self, stream: Any = None) -> Any:
+        return self._array.__dlpack__()
+
+
 def others(**changes: Any) -> dict[str, Any]:
     return {name: Other(array) for name, array in PLAIN.items()} | changes
 
@@ -54,6 +88,152 @@ def test_every_function_takes_and_returns_the_other_kind() -> None:
     weights = PLAIN["w_in"][0], PLAIN["w_out"][0]
     dense = cmm.ff_forward(arrays["x"], *map(Other, weights))
     assert np.array_equal(dense.array, cmm.ff_forward(PLAIN["x"], *weights))
+
+
+@pytest.mark.parametrize("kind", [Bare, Nameless, Listed, Old])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_protocol_alone_is_enough_and_gives_numpys_arrays(kind: Any, dtype: Any) -> None:
+    plain = {name: array.astype(dtype) for name, array in PLAIN.items()}
+    arrays = {name: kind(array) for name, array in plain.items()}
+    want = cmm.fff_forward(**plain, return_path=True)
+
+    def check(got: Any, want: Any) -> None:
+        for a, b in zip(got, want, strict=True):
+            assert type(a) is np.ndarray
+            assert np.array_equal(a, b)
+
+    check(cmm.fff_forward(**arrays, return_path=True), want)
+    check([cmm.fff_forward(**arrays)], want[:1])
+    check(cmm.cmm_forward(arrays["x"], arrays["w_in"], arrays["bias"]), want[1:])
+    x = arrays.pop("x")
+    layer = cmm.FFF(**arrays)
+    check(layer(x, return_path=True), want)
+    weights = plain["w_in"][0], plain["w_out"][0]
+    check([cmm.ff_forward(x, *map(kind, weights))], [cmm.ff_forward(plain["x"], *weights)])
+    memory = np.full((5, 6), np.nan, dtype)
+    for call in (lambda out: cmm.fff_forward(x, **arrays, out=out), lambda out: layer(x, out=out)):
+        memory[:] = np.nan
+        out = kind(memory)
+        if kind is Old:  # whose protocol could not say that it may be written to
+            with pytest.raises(cmm.ArgumentError, match="out is read-only; it should be writable"):
+                call(out)
+            continue
+        assert call(out) is out
+        assert np.array_equal(memory, want[0])
+    wrong = kind(np.zeros((5, 6), np.float32 if dtype == np.float64 else np.float64))
+    with pytest.raises(cmm.DtypeError, match=r"out has dtype (float32|\?|float64); it should be float"):
+        layer(x, out=kind(wrong._array))
+    with pytest.raises(cmm.ShapeError, match=r"out has shape \(5, 7\); it should be \(5, 6\)"):
+        layer(x, out=Bare(np.zeros((5, 7), dtype)))
+    with pytest.raises(cmm.DtypeError, match="x has dtype int64; it should be float32 or float64"):
+        layer(kind(np.zeros((5, 8), np.int64)))
+
+
+def test_the_encoder_and_the_counts_take_the_protocol_alone() -> None:
+    import bert_reference
+    import cmm.bert
+
+    block = bert_reference.architecture()
+    model = cmm.bert.from_state_dict(bert_reference.state_dict(block), block)
+    ids, mask = np.array([[1, 2, 3], [4, 5, 6]]), np.array([[1, 1, 0], [1, 0, 1]])
+    assert np.array_equal(model(Bare(ids), Bare(mask)), model(ids, mask))
+    hidden = model(ids)
+    assert np.array_equal(model.decode(Bare(hidden)), model.decode(hidden))
+    nodes = cmm.cmm_forward(PLAIN["x"], PLAIN["w_in"])[0]
+    usage = cmm.node_usage(Bare(nodes), 7)
+    assert np.array_equal(usage, cmm.node_usage(nodes, 7))
+    assert np.array_equal(cmm.dead_subtrees(Bare(usage)), cmm.dead_subtrees(usage))
+
+
+def torch_arrays(torch: Any, dtype: Any = None) -> dict[str, Any]:
+    return {name: torch.from_numpy(array.astype(np.float32)).to(dtype) for name, array in PLAIN.items()}
+
+
+def test_parameters_work_where_no_gradient_is_recorded() -> None:
+    torch = pytest.importorskip("torch")
+    plain = torch_arrays(torch)
+    want = cmm.fff_forward(**plain)
+    for name in plain:
+        arrays = plain | {name: torch.nn.Parameter(plain[name])}
+        for context in (torch.no_grad, torch.inference_mode):
+            with context():
+                got = cmm.fff_forward(**arrays)
+                assert type(got) is torch.Tensor
+                assert torch.equal(got, want)
+                assert not got.requires_grad
+                tokens = arrays.copy()
+                assert torch.equal(cmm.FFF(**{n: tokens[n] for n in ("w_in", "w_out", "bias")})(arrays["x"]), want)
+        with pytest.raises(cmm.ArgumentError, match=rf"{name} requires grad, .*: pass {name}\.detach\(\)"):
+            cmm.fff_forward(**arrays)
+    out = torch.nn.Parameter(torch.zeros(5, 6))
+    with torch.no_grad(), pytest.raises(cmm.ArgumentError, match=r"out requires grad, .*: pass out\.detach\(\)"):
+        cmm.fff_forward(**plain, out=out)
+    assert not out.any()
+    weights = plain["w_in"][0], plain["w_out"][0]
+    with torch.no_grad():
+        got = cmm.ff_forward(plain["x"], *map(torch.nn.Parameter, weights))
+    assert torch.equal(got, cmm.ff_forward(plain["x"], *weights))
+
+
+def test_tensors_that_pytorch_negates_when_they_are_read() -> None:
+    torch = pytest.importorskip("torch")
+    plain = torch_arrays(torch)
+    want = cmm.fff_forward(**plain)
+
+    def negated(tensor: Any) -> Any:
+        view = torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
+        assert view.is_neg()
+        assert torch.equal(view, tensor)
+        return view
+
+    for name in plain:
+        assert torch.equal(cmm.fff_forward(**plain | {name: negated(plain[name])}), want)
+    negative = {name: negated(plain[name]) for name in ("w_in", "w_out", "bias")}
+    assert torch.equal(cmm.FFF(**negative)(negated(plain["x"])), want)
+    with pytest.raises(
+        cmm.ArgumentError, match=r"out is a view that PyTorch negates .*; it should be memory of its own"
+    ):
+        cmm.fff_forward(**plain, out=negated(torch.zeros(5, 6)))
+
+
+def test_bfloat16_on_a_cpu_names_the_remedy() -> None:
+    torch = pytest.importorskip("torch")
+    plain = torch_arrays(torch)
+    for name in plain:
+        remedy = rf"{name} has dtype torch\.bfloat16; it should be float32 or float64: convert it with "
+        with pytest.raises(cmm.DtypeError, match=rf"{remedy}{name}\.to\(torch\.float32\)"):
+            cmm.fff_forward(**plain | {name: plain[name].bfloat16()})
+    with pytest.raises(cmm.DtypeError, match=r"x has dtype torch\.bfloat16; .*x\.to\(torch\.float32\)"):
+        cmm.fff_forward(**torch_arrays(torch, torch.bfloat16))
+    assert cmm.fff_forward(**{name: array.bfloat16().to(torch.float32) for name, array in plain.items()}).shape == (
+        5,
+        6,
+    )
+
+
+def test_what_the_encoder_takes_of_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    import bert_reference
+    import cmm.bert
+
+    block = bert_reference.architecture()
+    model = cmm.bert.from_state_dict(bert_reference.state_dict(block), block)
+    ids, mask = torch.tensor([[1, 2, 3]]), torch.tensor([[1.0, 1.0, 0.0]])
+    want = model(ids.numpy(), mask.numpy())
+    assert np.array_equal(model(ids, mask.requires_grad_()), want)
+    assert np.array_equal(model.decode(torch.from_numpy(want).requires_grad_()), model.decode(want))
+    for name, call in (
+        ("mask", lambda: model(ids, mask.bfloat16())),
+        ("hidden", lambda: model.decode(torch.from_numpy(want).bfloat16())),
+        ("ids", lambda: model(ids.bfloat16())),
+    ):
+        with pytest.raises(
+            cmm.DtypeError, match=rf"^{name} has dtype torch\.bfloat16, .*{name}\.to\(torch\.float32\)"
+        ):
+            call()
+    for name, call in (("ids", lambda: model(ids.to("meta"))), ("mask", lambda: model(ids, ids.to("meta")))):
+        with pytest.raises(cmm.DtypeError, match=f"^{name} is a Tensor that is not in the CPU's memory"):
+            call()
 
 
 def test_out_is_written_in_place() -> None:

@@ -178,9 +178,9 @@ def _array(name: str, value: Any, backend: Backend) -> Any:
     if type(value) is _ndarray:
         return value
     if backend is not NUMPY:
-        if not isinstance(getattr(value, "shape", None), tuple) or not hasattr(value, "dtype"):
-            raise DtypeError(f"{name} is a {type(value).__name__}; it should be an array with a shape and a dtype")
-        return value
+        if isinstance(getattr(value, "shape", None), tuple) and hasattr(value, "dtype"):
+            return value
+        return backend.view(name, value)  # it has the protocol alone
     if isinstance(value, np.ma.MaskedArray):
         raise DtypeError(f"{name} is a masked array; it should be a plain one: pass {name}.filled(...)")
     try:
@@ -260,10 +260,11 @@ def _check_out(out: Any, x: Any, d_out: int, backend: Backend) -> None:
     dtype = _name(x.dtype)
     if backend is NUMPY and (not isinstance(out, _ndarray) or isinstance(out, np.ma.MaskedArray)):
         raise DtypeError(f"out is a {type(out).__name__}; it should be a numpy.ndarray of dtype {dtype}")
-    if _name(out.dtype) != dtype:
-        raise DtypeError(f"out has dtype {out.dtype}; it should be {dtype}, the dtype of x")
-    if tuple(out.shape) != shape:
-        raise ShapeError(f"out has shape {tuple(out.shape)}; it should be {shape}")
+    array = _array("out", out, backend)
+    if _name(array.dtype) != dtype:
+        raise DtypeError(f"out has dtype {array.dtype}; it should be {dtype}, the dtype of x")
+    if tuple(array.shape) != shape:
+        raise ShapeError(f"out has shape {tuple(array.shape)}; it should be {shape}")
 
 
 # ---- the shapes of a layer -----------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 The answer is a backend, which computes there.
 """
 
+import sys
 from typing import Any
 
 import numpy as np
 
 from cmm._backend import CPU, CUDA, Backend, Place, cuda, dlpack_cpu, numpy
-from cmm.errors import ArgumentError
+from cmm.errors import ArgumentError, DtypeError, ShapeError
 
 NUMPY: Backend = numpy
 
@@ -58,6 +59,29 @@ def library_of(array: Any) -> str:
     return next((name for name in names if name in ("torch", "cupy", "jax")), names[0])
 
 
+def as_numpy(name: str, value: Any) -> np.ndarray[Any, Any]:
+    """Return an argument of a function that computes with NumPy alone, such as token ids, as NumPy's kind of array.
+
+    Raises
+    ------
+    ShapeError, DtypeError
+        It is no array, or not in the CPU's memory, or of a dtype that NumPy does not have.
+    """
+    try:
+        if not _is_other(value):
+            return np.asarray(value)
+        if library_of(value) == "torch":
+            return dlpack_cpu.torch_view(value)
+        return np.asarray(value) if hasattr(value, "__array__") else np.from_dlpack(value)
+    except ValueError as error:
+        raise ShapeError(f"{name} is not an array: {error}") from None
+    except Exception as error:
+        if "bfloat16" in str(getattr(value, "dtype", "")):
+            remedy = f"convert it with {name}.to(torch.float32)" if library_of(value) == "torch" else "convert it"
+            raise DtypeError(f"{name} has dtype {value.dtype}, which NumPy has not: {remedy}") from None
+        raise DtypeError(f"{name} is a {type(value).__name__} that is not in the CPU's memory: {error}") from None
+
+
 def _is_other(array: Any) -> bool:
     """Whether an array is of another library than NumPy."""
     return hasattr(array, "__dlpack__") and not isinstance(array, np.ndarray | np.generic)
@@ -79,7 +103,7 @@ def _place(name: str, array: Any) -> Place:
         kind = "a NumPy array" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
         raise ArgumentError(f"{name} is {kind}, and another argument is an array of another library: convert one")
     library = library_of(array)
-    if library == "torch" and array.requires_grad:
+    if library == "torch" and array.requires_grad and (name == "out" or _records_gradients()):
         raise ArgumentError(f"{name} requires grad, and there is no gradient here: pass {name}.detach()")
     try:
         device_type, device = array.__dlpack_device__()
@@ -87,3 +111,9 @@ def _place(name: str, array: Any) -> Place:
         kind = type(array).__name__
         raise ArgumentError(f"{name}, a {kind}, is on no device that DLPack knows: {error}") from error
     return Place(library, int(device_type), int(device))
+
+
+def _records_gradients() -> bool:
+    """Whether PyTorch would record a gradient now, as it does not under ``no_grad()`` and ``inference_mode()``."""
+    torch = sys.modules.get("torch")
+    return torch is None or bool(torch.is_grad_enabled())

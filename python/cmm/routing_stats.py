@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cmm._interop import as_numpy
 from cmm._native import lib
 from cmm.errors import ArgumentError, DtypeError, ShapeError
 
@@ -33,7 +34,7 @@ def node_usage(nodes: ArrayLike, N: int) -> NDArray[np.int64]:  # noqa: N803 (th
     ArgumentError
         A path does not start at the root or goes on to a node that is not a child.
     """
-    paths = np.asarray(nodes)
+    paths = as_numpy("nodes", nodes)
     if paths.dtype.kind not in "iu":
         raise DtypeError(f"nodes has dtype {paths.dtype}; it should be int32, as cmm.cmm_forward() returns it")
     if paths.ndim < 2 or not 1 <= paths.shape[-1] <= lib.CMM_MAX_DEPTH + 1:
@@ -71,7 +72,7 @@ def dead_subtrees(usage: ArrayLike) -> NDArray[np.int64]:
     ShapeError
         usage has not the two dimensions K and N = 2^(D+1) - 1.
     """
-    counts = np.asarray(usage)
+    counts = as_numpy("usage", usage)
     if counts.dtype.kind not in "iu":
         raise DtypeError(f"usage has dtype {counts.dtype}; it should be int64, as cmm.node_usage() returns it")
     if counts.ndim != 2 or counts.shape[1] < 1 or counts.shape[1] & (counts.shape[1] + 1):

@@ -43,9 +43,13 @@ def _torch(device: int) -> Library:
         except RuntimeError as error:
             raise ArrayMemoryError(f"there is no memory for a result of shape {shape}, {dtype}: {error}") from error
 
+    def contiguous(name: str, array: Any) -> Any:
+        plain = array.detach() if array.requires_grad else array  # under no_grad(); else it has been refused
+        return plain.resolve_neg().contiguous()
+
     return Library(
         pointer=lambda array: int(array.data_ptr()),
-        contiguous=lambda name, array: array.contiguous(),
+        contiguous=contiguous,
         empty=empty,
         finish=lambda array: array,
         stream=lambda: int(torch.cuda.current_stream(device).cuda_stream),
@@ -70,7 +74,8 @@ def _cupy(place: Place, cupy: Any) -> Library:
             try:
                 array = cupy.from_dlpack(array)
             except Exception as error:
-                raise DtypeError(f"{name}, {array.dtype}, cannot become a CuPy array: {error}") from error
+                kind = getattr(array, "dtype", f"a {type(array).__name__}")
+                raise DtypeError(f"{name}, {kind}, cannot become a CuPy array: {error}") from error
         return cupy.ascontiguousarray(array)
 
     def empty(shape: tuple[int, ...], dtype: str) -> Any:
@@ -86,7 +91,9 @@ def _cupy(place: Place, cupy: Any) -> Library:
             return array
         if place.library == "jax":
             return import_module("jax").numpy.from_dlpack(array)
-        return import_module(place.library).from_dlpack(array)
+        # A library without one has no way to make an array of its own.
+        of_library = getattr(import_module(place.library), "from_dlpack", None)
+        return array if of_library is None else of_library(array)
 
     def hold(*arrays: Any) -> None:
         event = cupy.cuda.Event(disable_timing=True)

@@ -21,6 +21,18 @@ class Backend:
     def __init__(self, place: Place) -> None:
         self._library = place.library
 
+    def view(self, name: str, array: Any) -> Any:
+        """Return NumPy's view of an array, None for None."""
+        if array is None or isinstance(array, np.ndarray):
+            return array
+        try:
+            if self._library != "torch":
+                return np.from_dlpack(array)
+            return array.numpy() if name == "out" else torch_view(array)
+        except Exception as error:
+            kind = getattr(array, "dtype", f"a {type(array).__name__}")
+            raise DtypeError(f"{name}, {kind}, cannot become a NumPy array without a copy: {error}") from error
+
     def bind(self, spec: Spec, w_in: Any, w_out: Any, bias: Any) -> Any:
         """Return the weights of a layer where they are."""
         return numpy.bind(spec, *self._weights(w_in, w_out, bias))
@@ -34,7 +46,7 @@ class Backend:
     ) -> Any:
         """Apply a layer to tokens."""
         y = self._out(out)
-        result = numpy.forward(spec, weights, self._view("x", x), y, level, threads, return_path)
+        result = numpy.forward(spec, weights, self.view("x", x), y, level, threads, return_path)
         return self._given(result, x, y, out)
 
     def dense(
@@ -51,26 +63,23 @@ class Backend:
         """Apply a dense layer to tokens."""
         y = self._out(out)
         weights = self._weights(w_in, w_out, bias)
-        return self._given(numpy.dense(spec, self._view("x", x), *weights, y, level, threads), x, y, out)
+        return self._given(numpy.dense(spec, self.view("x", x), *weights, y, level, threads), x, y, out)
 
     def _weights(self, w_in: Any, w_out: Any, bias: Any) -> tuple[Any, Any, Any]:
-        return self._view("w_in", w_in), self._view("w_out", w_out), self._view("bias", bias)
-
-    def _view(self, name: str, array: Any) -> Any:
-        if array is None:
-            return None
-        try:
-            return array.numpy() if self._library == "torch" else np.from_dlpack(array)
-        except Exception as error:
-            raise DtypeError(f"{name}, {array.dtype}, cannot become a NumPy array without a copy: {error}") from error
+        return self.view("w_in", w_in), self.view("w_out", w_out), self.view("bias", bias)
 
     def _out(self, out: Any) -> Any:
         if out is not None and self._library == "jax":
             raise ArgumentError("out is a JAX array, which cannot be written to; leave it out")
-        return self._view("out", out)
+        if out is not None and self._library == "torch" and out.is_neg():
+            raise ArgumentError("out is a view that PyTorch negates when it is read; it should be memory of its own")
+        return self.view("out", out)
 
     def _given(self, result: Any, like: Any, y: Any, out: Any) -> Any:
-        """Return a result, or a tuple of them, as arrays of the library, but out for its own view y."""
+        """Return a result, or a tuple of them, as arrays of the library, but out for its own view y.
+
+        A library without an array namespace has no way to make an array of its own: the result stays NumPy's.
+        """
         if isinstance(result, tuple):
             return tuple(self._given(one, like, y, out) for one in result)
         if out is not None and result is y:
@@ -79,4 +88,12 @@ class Backend:
             return import_module("torch").from_numpy(result)
         if self._library == "jax":
             return import_module("jax").numpy.from_dlpack(result)
+        if isinstance(like, np.ndarray) or not hasattr(like, "__array_namespace__"):
+            return result
         return like.__array_namespace__().from_dlpack(result)
+
+
+def torch_view(tensor: Any) -> np.ndarray[Any, Any]:
+    """Return NumPy's view of a tensor without its gradient; of one that PyTorch negates when it is read, a copy."""
+    view: np.ndarray[Any, Any] = tensor.detach().resolve_neg().numpy()
+    return view

@@ -36,6 +36,11 @@ _WRITABLE = 0x400
 _Weights: TypeAlias = tuple[Any, tuple[Any, ...], tuple[Any, ...], np.dtype[Any], Any]
 
 
+def view(name: str, array: Any) -> Any:
+    """Return an array of NumPy as it is."""
+    return array
+
+
 def bind(spec: Spec, w_in: Floats, w_out: Floats | None, bias: Floats | None) -> _Weights:
     """Return the weights of a layer where they are."""
     c_in = address(_usable("w_in", w_in))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cmm._dispatch import choose, thread_count
+from cmm._interop import as_numpy
 from cmm.bert import encoder, team
 from cmm.bert.config import Config, Pooler
 from cmm.bert.device import CPU, Device, find
@@ -409,7 +410,7 @@ class Model:
         """
         self._need_decoder()
         with self.device.active():
-            states: Floats = self.device.put(hidden)
+            states: Floats = as_numpy("hidden", hidden) if self.device is CPU else self.device.put(hidden)
             if states.dtype != np.float32:
                 raise DtypeError(f"hidden is {states.dtype}; it should be float32")
             if states.ndim < 1 or states.shape[-1] != self.config.hidden:
@@ -546,11 +547,9 @@ def _placed(tensor: Any, place: int) -> Any:
 def checked_ids(ids: ArrayLike, vocab_size: int, max_seq_length: int) -> NDArray[np.intp]:
     """Return token ids as an index array (B, S), or say what is wrong with them."""
     try:
-        tokens = np.asarray(ids)
-    except ValueError as error:
-        raise ShapeError(f"ids is not an array: {error}; sequences of a batch should be equally long") from None
-    except TypeError as error:
-        raise DtypeError(f"ids is a {type(ids).__name__} that is not in the CPU's memory: {error}") from None
+        tokens = as_numpy("ids", ids)
+    except ShapeError as error:
+        raise ShapeError(f"{error}; sequences of a batch should be equally long") from None
     if tokens.dtype.kind not in "iu":
         if tokens.size or tokens.ndim != 2:
             raise DtypeError(f"ids has dtype {tokens.dtype}; it should be an integer one")
@@ -572,12 +571,7 @@ def checked_mask(mask: ArrayLike | None, batch: int, length: int) -> NDArray[np.
     """Return a mask as booleans, or None where there is none to apply, or say what is wrong with it."""
     if mask is None:
         return None
-    try:
-        values = np.asarray(mask)
-    except ValueError as error:
-        raise ShapeError(f"mask is not an array: {error}") from None
-    except TypeError as error:
-        raise DtypeError(f"mask is a {type(mask).__name__} that is not in the CPU's memory: {error}") from None
+    values = as_numpy("mask", mask)
     if values.dtype.kind not in "biuf":
         raise DtypeError(f"mask has dtype {values.dtype}; it should be bool, an integer or a float one")
     if values.shape not in ((batch, length), (batch, length, length)):
