@@ -16,6 +16,7 @@ pytest.importorskip("matplotlib", reason="matplotlib, which draws, is not instal
 import bert_tokenizer as tiny
 
 BLOCK = reference.architecture(num_labels=None)
+pytestmark = pytest.mark.filterwarnings("ignore::cmm.bert.EmptyTextWarning")
 COMMANDS = ("fill-mask", "embed", "classify", "explain", "export")
 
 
@@ -123,7 +124,7 @@ def test_files_from_elsewhere(ran, folder, tmp_path):
 
 
 def test_embed(ran, folder, model, tmp_path):
-    texts = ["the cat", "a dog ran on", ""]
+    texts = ["the cat", "a dog ran on", "moon"]
     expected = model.embed(texts)
     printed = np.loadtxt(io.StringIO(ran("embed", folder, *texts)))
     np.testing.assert_allclose(printed, expected, rtol=1e-6)  # 7 digits
@@ -138,13 +139,27 @@ def test_texts_from_a_file_and_from_the_standard_input(ran, folder, model, tmp_p
     texts = ["the cat", "", "a dög\u2028ran"]
     expected = model.embed(texts)
     out, file = tmp_path / "vectors.npy", tmp_path / "texts.txt"
-    for content in ("\n".join(texts), "\n".join(texts) + "\n", "\r\n".join(texts)):
+    for content in ("\n".join(texts), "\n".join(texts) + "\n", "\r\n".join(texts), "\ufeff" + "\n".join(texts)):
         file.write_bytes(content.encode())
-        ran("embed", folder, "--file", file, "--out", out)
+        ran("embed", folder, "--file", file, "--out", out, stderr="texts[1] '': nothing but special tokens is left")
         np.testing.assert_array_equal(np.load(out), expected)
     command = [sys.executable, "-m", "cmm", "embed", folder, "--file", "-", "--out", out]
-    subprocess.run(command, input="\n".join(texts).encode(), timeout=120, check=True, capture_output=True)
-    np.testing.assert_array_equal(np.load(out), expected)
+    for mark in ("", "\ufeff"):
+        text = mark + "\n".join(texts)
+        subprocess.run(command, input=text.encode(), timeout=120, check=True, capture_output=True)
+        np.testing.assert_array_equal(np.load(out), expected)
+        out.unlink()
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_text(ran, folder, tmp_path):
+    (tmp_path / "texts.txt").write_text("\ufeffthe cat\nmoon\n", encoding="utf-8")
+    lines = ran("classify", folder, "--file", tmp_path / "texts.txt", "--json").splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["the cat", "moon"]
+
+
+def test_what_is_nothing_but_special_tokens_is_said_in_a_line(ran, folder, tmp_path):
+    for command in (["embed"], ["classify"], ["explain", "--out", tmp_path / "a"]):
+        ran(*command, folder, "moon", "\u65e5", stderr=f"cmm {command[0]}: texts[1] '\\u65e5': nothing but special")
 
 
 def test_pairs(ran, folder, model, tmp_path):

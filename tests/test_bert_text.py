@@ -5,17 +5,19 @@ import json
 import subprocess
 import sys
 import types
+import warnings
 
 import bert_reference as reference
 import cmm.bert
 import numpy as np
 import pytest
-from cmm.bert import CheckpointError, Tokenizer, TruncationWarning
+from cmm.bert import CheckpointError, EmptyTextWarning, Tokenizer, TruncationWarning, paths
 from cmm.bert.text import batches
 
 pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[bert])")
 import bert_tokenizer as tiny
 
+pytestmark = pytest.mark.filterwarnings("ignore::cmm.bert.EmptyTextWarning")  # one of TEXTS is empty
 LIMIT = 16
 BLOCK = reference.architecture(embedding__max_seq_length=LIMIT)
 # The same text in batches of other sizes: other orders of float32 sums, in values of order 1 (see test_bert_encoder).
@@ -317,8 +319,17 @@ def test_fill_mask_of_a_pair(tmp_path):
         ("the <mask>", 0, cmm.ArgumentError, "k is 0"),
         ("the <mask>", True, cmm.ArgumentError, "k is True"),
         ("the <mask>", 1.0, cmm.ArgumentError, r"k is 1\.0"),
-        (["the <mask>"], 5, cmm.DtypeError, r"text is \['the <mask>'\]; it should be a string or a pair"),
-        (None, 5, cmm.DtypeError, "text is None"),
+        (
+            ("the <mask>",),
+            5,
+            cmm.DtypeError,
+            r"text is \('the <mask>',\); it should be a string or a pair of strings",
+        ),
+        (["the <mask>", "the cat"], 5, cmm.ArgumentError, r"text\[1\] 'the cat' has no mask"),
+        (["the <mask>", ["a", "<mask>"]], 5, cmm.DtypeError, r"text\[1\] is \['a', '<mask>'\]; .* which is a tuple"),
+        (["the " * LIMIT], 5, cmm.ArgumentError, rf"text\[0\] 'the .* has {LIMIT + 1} tokens; .* is {LIMIT}$"),
+        (None, 5, cmm.DtypeError, "text is a NoneType"),
+        (b"<mask>", 5, cmm.DtypeError, r"text is bytes; .* text\.decode\(\)"),
         ("\ud800 <mask>", 5, cmm.ArgumentError, "not valid Unicode"),
     ],
 )
@@ -401,17 +412,87 @@ def test_no_texts(model):
 
 def test_texts_of_every_kind_of_sequence(model):
     expected = model.embed(["moon", "the cat"])
-    for texts in (("moon", "the cat"), np.array(["moon", "the cat"]), iter(["moon", "the cat"])):
+    for texts in (np.array(["moon", "the cat"]), iter(["moon", "the cat"]), {"moon": 1, "the cat": 2}):
         np.testing.assert_array_equal(model.embed(texts), expected)
-    pairs = model.embed([("a", "moon")])
-    np.testing.assert_array_equal(model.embed([["a", "moon"]]), pairs)
+
+
+@pytest.mark.parametrize("text", ["the cat sat", ("the cat", "a moon"), np.str_("moon")])
+def test_one_text_is_a_string_or_a_tuple_and_gives_what_one_in_a_list_gives(model, text):
+    for method in (model.embed, model.classify):
+        (expected,) = method([text])
+        found = method(text)
+        assert found.tobytes() == expected.tobytes()
+        assert found.shape == expected.shape
+    assert [model.tokenizer.encode(text)] == model.tokenizer.encode([text])
+
+
+def test_fill_mask_of_a_list_gives_a_list_for_each_text(model):
+    texts = ["the <mask> sat", "a <mask> and a <mask>", ("the cat", "a <mask>"), "the <mask> sat"]
+    alone = [model.fill_mask(text, 3) for text in texts]
+    assert model.fill_mask(texts, 3) == alone  # to the bit
+    assert model.fill_mask(texts[:1], 3) == alone[:1]
+    assert model.fill_mask(iter(texts), 3) == alone
+    assert [len(masks) for masks in alone] == [1, 2, 1, 1]
+    assert model.fill_mask([]) == []
+    pair = model.fill_mask(("the <mask>", "a <mask>"), 3)  # a tuple is one text, a list two
+    assert len(pair) == 2
+    assert model.fill_mask(["the <mask>", "a <mask>"], 3) != [pair[:1], pair[1:]]
+
+
+def test_encode_of_a_text_of_a_pair_and_of_a_list(tmp_path):
+    ids = tiny.save(tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    the, moon, sep, cls = (ids[word] for word in ("the", "moon", "<sep>", "<cls>"))
+    assert tokenizer.encode("the moon") == [the, moon, sep]
+    assert tokenizer.encode(("the", "moon")) == [cls, the, sep, moon, sep]
+    assert tokenizer.encode(["the", "moon"]) == [[the, sep], [moon, sep]]
+    assert tokenizer.encode("the moon", 2) == [the, sep]
+    assert tokenizer.encode(["the moon"] * 100) == [[the, moon, sep]] * 100  # by the package's threads
+    assert tokenizer.encode([]) == []
+    for wrong in (5, None, b"the", ["the", 5], [["the", "moon"]], ("a", "b", "c")):
+        with pytest.raises(cmm.DtypeError, match=r"^texts(\[\d\])? is "):
+            tokenizer.encode(wrong)
+
+
+def test_a_text_of_which_nothing_is_left_is_warned_of_by_its_number(model):
+    """The tokenizer drops what is not ASCII; a mask is something."""
+    for texts, message in (
+        (["moon", "\u65e5\u672c"], r"^texts\[1\] '.u65e5.u672c': nothing but special tokens is left$"),
+        ("", r"^texts '': nothing but special tokens is left$"),
+        ([("", " ")], r"^texts\[0\] \('', ' '\): nothing but special"),
+        (["", "moon", "<sep>", "zebra"], r"^texts\[0\] '': .* is left; so it is of texts\[2\], texts\[3\]$"),
+        ([""] * 20, r"is left; so it is of texts\[1\], .*, texts\[7\] and 12 more$"),
+    ):
+        for method in (model.embed, model.classify, lambda texts: paths.of_texts(model, texts)):
+            with pytest.warns(EmptyTextWarning, match=message) as caught:
+                method(texts)
+            assert [one.filename for one in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.embed(["moon", "<mask>", "the zebra"])
+        model.fill_mask(["<mask>", "\u65e5<mask>"])
+
+
+def test_neighbours_change_a_text_by_rounding_alone(model):
+    """And nothing where it runs alone: that has the same bits every time."""
+    texts = ["the cat sat", "a dog ran", "the moon"] * 30
+    found = model.embed(texts)
+    for index in (0, 1, 2, 89):
+        alone = model.embed(texts[index])
+        np.testing.assert_allclose(found[index], alone, rtol=0, atol=TOLERANCE)
+        assert model.embed([texts[index]])[0].tobytes() == alone.tobytes()
 
 
 @pytest.mark.parametrize(
     ("texts", "error", "message"),
     [
-        ("moon", cmm.DtypeError, r"texts is one str.*\[text\]"),
-        (b"moon", cmm.DtypeError, "texts is one bytes"),
+        (b"moon", cmm.DtypeError, r"texts is bytes; .*: texts\.decode\(\)"),
+        (
+            ("moon", "the cat", "a"),
+            cmm.DtypeError,
+            r"texts is \('moon', 'the cat', 'a'\); it should be a string or a",
+        ),
+        ([["a", "moon"]], cmm.DtypeError, r"texts\[0\] is \['a', 'moon'\]; .* a pair of strings, which is a tuple"),
         (5, cmm.DtypeError, "texts is a int"),
         (["moon", 5], cmm.DtypeError, r"texts\[1\] is 5"),
         (["moon", b"moon"], cmm.DtypeError, r"texts\[1\] is b'moon'"),

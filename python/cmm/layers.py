@@ -81,7 +81,8 @@ def fff_forward(
     comes next. All arrays have one dtype, float32 or float64, in any layout; what is not contiguous is copied.
 
     The arrays may be CuPy's, or of any library with ``__dlpack__``, such as PyTorch and JAX, all of one library and
-    on one device. Results are of the same library, or NumPy's where it has no array namespace. On a GPU the call runs on that library's current stream, ``level``
+    on one device. Results are of the same library, or NumPy's where it has no array namespace. On a GPU the call
+    runs on that library's current stream, ``level``
     is one of the cuda levels, the dtype may also be float16 or bfloat16, with logits of float32, and ``threads``
     means nothing.
 

@@ -15,7 +15,7 @@ from cmm.bert.config import ULTRAFASTBERT_1X11_LONG, Config
 from cmm.bert.errors import CheckpointError
 from cmm.bert.export import export
 from cmm.bert.model import Model, Trace
-from cmm.bert.text import Prediction, TruncationWarning
+from cmm.bert.text import EmptyTextWarning, Prediction, TruncationWarning
 from cmm.bert.tokenizer import Tokenizer
 from cmm.bert.trained import trained
 
@@ -23,6 +23,7 @@ __all__ = [
     "ULTRAFASTBERT_1X11_LONG",
     "CheckpointError",
     "Config",
+    "EmptyTextWarning",
     "Model",
     "Prediction",
     "Tokenizer",

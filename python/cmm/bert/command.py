@@ -71,7 +71,8 @@ The mask is written as the model's tokenizer writes it. Without MODEL it is fff,
 
 def run_fill_mask(options: argparse.Namespace) -> None:
     """Print the likeliest tokens for each mask."""
-    predictions = _model(options).fill_mask(options.text, options.k, **_run(options))
+    with _warnings_in_one_line(options):
+        predictions = _model(options).fill_mask(options.text, options.k, **_run(options))
     if options.json:
         print(json.dumps([[one._asdict() for one in mask] for mask in predictions]))
         return
@@ -324,8 +325,8 @@ def _texts(options: argparse.Namespace) -> list[Text]:
     if options.file is not None:
         try:
             with open(
-                0 if options.file == "-" else options.file, encoding="utf-8", closefd=options.file != "-"
-            ) as file:
+                0 if options.file == "-" else options.file, encoding="utf-8-sig", closefd=options.file != "-"
+            ) as file:  # a byte order mark is no part of the first text
                 lines = [line.removesuffix("\n") for line in file]
         except UnicodeDecodeError as error:
             raise cmm.ArgumentError(
@@ -354,8 +355,8 @@ def _printable(text: str) -> str:
 
 @contextmanager
 def _warnings_in_one_line(options: argparse.Namespace) -> Iterator[None]:
-    """Say what was cut without Python's file and line."""
-    with warnings.catch_warnings(record=True, category=cmm.bert.TruncationWarning, action="always") as caught:
+    """Say what was cut, and of what nothing is left, without Python's file and line."""
+    with warnings.catch_warnings(record=True, category=UserWarning, action="always") as caught:
         yield
     for warning in caught:
         print(f"cmm {options.command}: {warning.message}", file=sys.stderr)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -252,15 +252,24 @@ class Model:
         file = None if self.folder is None else self.folder / FILE
         return file if file is not None and (self._had_tokenizer or os.path.lexists(file)) else None
 
-    def fill_mask(
+    @overload
+    def fill_mask(  # type: ignore[overload-overlap]  # a text is a sequence of characters
         self, text: Text, k: int = 5, *, level: LevelName = "auto", threads: int | None = None
-    ) -> list[list[Prediction]]:
-        """Say which tokens may stand in place of the masks of a text.
+    ) -> list[list[Prediction]]: ...
+    @overload
+    def fill_mask(
+        self, text: Sequence[Text], k: int = 5, *, level: LevelName = "auto", threads: int | None = None
+    ) -> list[list[list[Prediction]]]: ...
+    def fill_mask(
+        self, text: Text | Sequence[Text], k: int = 5, *, level: LevelName = "auto", threads: int | None = None
+    ) -> list[list[Prediction]] | list[list[list[Prediction]]]:
+        """Say which tokens may stand in place of the masks of a text, or of each text of a list.
 
         Parameters
         ----------
-        text : str or (str, str)
-            With at least one mask, written as the tokenizer writes it, as in ``"The sun is <mask>."``.
+        text : str, (str, str), or sequence of these
+            With at least one mask, written as the tokenizer writes it, as in ``"The sun is <mask>."``. A tuple is a
+            pair; anything else but a string is a sequence of texts. Each of these runs alone.
         k : int, optional
             How many tokens, at least 1.
         level, threads
@@ -270,14 +279,15 @@ class Model:
         -------
         list of list of Prediction
             For each mask, in the order of the text, the k likeliest tokens, likeliest first: ``token``, ``id``,
-            ``probability`` and ``logit``. The masks are filled independently of each other.
+            ``probability`` and ``logit``. The masks are filled independently of each other. For a sequence of texts,
+            a list of such lists, one for each text.
 
         Raises
         ------
         ArgumentError
-            There is no mask in the text, or it is longer than the model's limit.
+            There is no mask in a text, or it is longer than the model's limit.
         DtypeError
-            text is neither a string nor a pair of strings.
+            text is no string, pair of strings or sequence of these.
         UnusableError
             The model came without a masked-language-model head or without a tokenizer.
         """
@@ -291,7 +301,7 @@ class Model:
 
     def embed(
         self,
-        texts: Sequence[Text],
+        texts: Text | Sequence[Text],
         *,
         pooler: Pooler = "avg",
         truncate: bool = False,
@@ -301,11 +311,14 @@ class Model:
     ) -> Floats:
         """Make one vector of each text, from the hidden states after the final norm.
 
-        Texts of equal length run together, without padding: a text's vector does not depend on its neighbours.
+        Texts of equal length run together, without padding: a text's vector depends on its neighbours by rounding
+        alone, for products of more texts may add in another order.
 
         Parameters
         ----------
-        texts : sequence of str or (str, str)
+        texts : str, (str, str), or sequence of these
+            One text is a string, and a pair a tuple of two; anything else is a sequence of texts. Of a text of which
+            nothing but special tokens is left, an EmptyTextWarning tells the number.
         pooler : {"avg", "zero_index", "max", "logsumexp"}, optional
             How the tokens' hidden states, of special tokens too, become one: their mean, the first one, the largest
             value of each component, or the logarithm of the sum of exponentials.
@@ -319,13 +332,14 @@ class Model:
         Returns
         -------
         ndarray of float32, (texts, H)
+            Of one text (H,).
 
         Raises
         ------
         ArgumentError
             A text is longer than the model's limit or has no tokens, or pooler is not one of those.
         DtypeError
-            texts are not a sequence of strings and pairs of strings.
+            texts are no string, pair of strings or sequence of these.
         UnusableError
             The model came without a tokenizer.
         """
@@ -350,14 +364,14 @@ class Model:
 
     def classify(
         self,
-        texts: Sequence[Text],
+        texts: Text | Sequence[Text],
         *,
         truncate: bool = False,
         progress: bool | None = None,
         level: LevelName = "auto",
         threads: int | None = None,
     ) -> Floats:
-        """Return the logits of the sequence classifier for each text, float32, (texts, labels).
+        """Return the logits of the sequence classifier for each text, float32, (texts, labels), of one (labels,).
 
         Parameters and errors are those of ``embed``, and an UnusableError where the model came without a classifier.
         """

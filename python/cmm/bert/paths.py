@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cmm.bert.model import Model
 from cmm.bert.text import encode, progress_bar
-from cmm.bert.tokenizer import Text
+from cmm.bert.tokenizer import Text, checked_texts
 from cmm.errors import UnusableError
 from cmm.routing_stats import dead_subtrees, node_usage
 
@@ -87,14 +87,14 @@ class Paths:
         return result
 
 
-def of_texts(model: Model, texts: Sequence[Text], *, truncate: bool = False, **run: Any) -> Paths:
+def of_texts(model: Model, texts: Text | Sequence[Text], *, truncate: bool = False, **run: Any) -> Paths:
     """Follow the tokens of texts.
 
     Parameters
     ----------
     model : Model
         With FFF layers and a tokenizer.
-    texts : sequence of str or (str, str)
+    texts : str, (str, str), or sequence of these
     truncate : bool, optional
         Cut texts that are longer than the model's limit, and warn, instead of raising.
     **run
@@ -112,7 +112,8 @@ def of_texts(model: Model, texts: Sequence[Text], *, truncate: bool = False, **r
     UnusableError
         The model has dense layers, or no tokenizer.
     """
-    return of_ids(model, encode(model.tokenizer, model.config.max_seq_length, texts, truncate=truncate), **run)
+    given = checked_texts(texts, "texts")
+    return of_ids(model, encode(model.tokenizer, model.config.max_seq_length, given, truncate=truncate), **run)
 
 
 def of_ids(model: Model, sequences: Sequence[ArrayLike], **run: Any) -> Paths:

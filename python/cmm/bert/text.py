@@ -1,19 +1,20 @@
 """Text in, answers out: what ``Model.fill_mask``, ``Model.embed`` and ``Model.classify`` do.
 
-Texts of equal length run together, so that no text is padded and none needs a mask: what the model says of a text
-does not depend on its neighbours.
+Texts of equal length run together, so that no text is padded and none needs a mask. What the model says of a text
+depends on its neighbours by rounding alone: the products of more texts may add in another order.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmm.bert.tokenizer import Text, Tokenizer
-from cmm.errors import ArgumentError, DtypeError
+from cmm.bert.tokenizer import Text, Texts, Tokenizer, checked_texts
+from cmm.errors import ArgumentError
 
 Floats = NDArray[np.float32]
 
@@ -21,6 +22,8 @@ Floats = NDArray[np.float32]
 _TOKENS = 2048
 # Texts that are encoded to ids at a time, so that the ids of a long input are all that it keeps in memory.
 _TEXTS = 1 << 14
+# Texts that a warning names.
+_NAMED = 8
 
 
 class Prediction(NamedTuple):
@@ -32,14 +35,24 @@ class Prediction(NamedTuple):
     logit: float
 
 
+class EmptyTextWarning(UserWarning):
+    """Of a text nothing but special tokens is left, so what is said of it says nothing."""
+
+
 class TruncationWarning(UserWarning):
     """Texts were cut because they are longer than the model reads, as ``truncate=True`` asked for."""
 
 
 def fill_mask(
-    tokenizer: Tokenizer, limit: int, compute: Callable[[list[int], list[int]], Floats], text: Text, k: int
-) -> list[list[Prediction]]:
-    """Return the k likeliest tokens for each mask of a text, likeliest first.
+    tokenizer: Tokenizer,
+    limit: int,
+    compute: Callable[[list[int], list[int]], Floats],
+    text: Text | Sequence[Text],
+    k: int,
+) -> list[list[Prediction]] | list[list[list[Prediction]]]:
+    """Return the k likeliest tokens for each mask of a text, likeliest first, or of each of several texts.
+
+    Each text runs alone, so its predictions have the same bits whatever the others are.
 
     Parameters
     ----------
@@ -48,19 +61,27 @@ def fill_mask(
         Tokens that the model reads at most.
     compute : callable
         Gets the ids of one text and the places of its masks, returns their logits (masks, V).
-    text : str or (str, str)
+    text : str, (str, str), or sequence of these
     k : int
     """
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ArgumentError(f"k is {k!r}; it should be a whole number, at least 1")
     mask = tokenizer.id_of("mask")
-    (ids,) = encode(tokenizer, limit, [text])
-    places = [place for place, id in enumerate(ids) if id == mask]
-    if not places:
-        raise ArgumentError(f"text {_shown(text)} has no mask; the one of this tokenizer is {tokenizer.token(mask)}")
+    given = checked_texts(text, "text")
+    encoded = encode(tokenizer, limit, given)
+    places = [[place for place, id in enumerate(ids) if id == mask] for ids in encoded]
+    if [] in places:
+        problem = f"has no mask; the one of this tokenizer is {tokenizer.token(mask)}"
+        raise ArgumentError(f"{given.shown(places.index([]))} {problem}")
+    result = [_likeliest(tokenizer, compute(*one), k) for one in zip(encoded, places, strict=True)]
+    return result[0] if given.one else result
+
+
+def _likeliest(tokenizer: Tokenizer, logits: Floats, k: int) -> list[list[Prediction]]:
+    """Return the k likeliest tokens for each row of logits (masks, V)."""
     known = tokenizer.ids  # the decoder may have rows for which there is no token
     result = []
-    for row in compute(ids, places).astype(np.float64):
+    for row in logits.astype(np.float64):
         best = known[np.argsort(-row[known], kind="stable")[:k]]
         weights = np.exp(row - row.max())
         weights /= weights.sum()
@@ -74,13 +95,13 @@ def in_batches(
     tokenizer: Tokenizer,
     limit: int,
     compute: Callable[[NDArray[np.intp]], Floats],
-    texts: Sequence[Text],
+    texts: Text | Sequence[Text],
     width: int,
     *,
     truncate: bool,
     progress: bool | None,
 ) -> Floats:
-    """Compute a row for each text.
+    """Compute a row for each text, or the row of one text.
 
     Parameters
     ----------
@@ -89,22 +110,23 @@ def in_batches(
         Tokens that the model reads at most.
     compute : callable
         Gets the ids (B, S) of texts of equal length, returns (B, width).
-    texts : sequence of str or (str, str)
+    texts : str, (str, str), or sequence of these
     width : int
     truncate, progress
         As for ``Model.embed``.
 
     Returns
     -------
-    ndarray of float32, (texts, width)
+    ndarray of float32, (texts, width), or (width,)
     """
-    ids = encode(tokenizer, limit, texts, truncate=truncate)
+    given = checked_texts(texts, "texts")
+    ids = encode(tokenizer, limit, given, truncate=truncate)
     result = np.empty((len(ids), width), np.float32)
     with progress_bar(len(ids), progress) as step:
         for some in batches([len(one) for one in ids]):
             result[some] = compute(np.array([ids[index] for index in some], np.intp))
             step(len(some))
-    return result
+    return np.ascontiguousarray(result[0]) if given.one else result
 
 
 def batches(lengths: Sequence[int]) -> Iterator[NDArray[np.intp]]:
@@ -116,75 +138,56 @@ def batches(lengths: Sequence[int]) -> Iterator[NDArray[np.intp]]:
             yield from np.split(same, range(at_a_time, same.size, at_a_time))
 
 
-def encode(
-    tokenizer: Tokenizer, limit: int, texts: Sequence[Text], *, truncate: bool | None = None
-) -> list[list[int]]:
-    """Return the ids of texts, every text within the model's limit.
+def encode(tokenizer: Tokenizer, limit: int, texts: Texts, *, truncate: bool | None = None) -> list[list[int]]:
+    """Return the ids of texts, every text within the model's limit; warn of what is nothing but special tokens.
 
     Parameters
     ----------
     tokenizer : Tokenizer
     limit : int
         Tokens that the model reads at most.
-    texts : sequence of str or (str, str)
+    texts : Texts
     truncate : bool or None
-        As for ``Model.embed``; None where there is one text and the caller does not offer to cut it.
+        As for ``Model.embed``; None where the caller does not offer to cut texts.
 
     Raises
     ------
     ArgumentError
         A text is longer than the limit and truncate is not set, or has no token at all.
-    DtypeError
-        texts are not a sequence of strings and pairs of strings.
     """
-    name = "text" if truncate is None else "texts[{}]"
-    texts = checked_texts(texts, name)
+    items = texts.items
     result: list[list[int]] = []
-    for start in range(0, len(texts), _TEXTS):
-        result += tokenizer.encode(texts[start : start + _TEXTS])
+    for start in range(0, len(items), _TEXTS):
+        result += tokenizer.encode(items[start : start + _TEXTS])
     empty = next((index for index, ids in enumerate(result) if not ids), None)
     if empty is not None:
-        raise ArgumentError(f"{name.format(empty)} {_shown(texts[empty])} has no tokens")
+        raise ArgumentError(f"{texts.shown(empty)} has no tokens")
+    nothing = [index for index, ids in enumerate(result) if tokenizer.says_nothing(ids)]
+    if nothing:
+        more = f"; so it is of {', '.join(map(texts.name, nothing[1:_NAMED]))}" if len(nothing) > 1 else ""
+        more += f" and {len(nothing) - _NAMED} more" if len(nothing) > _NAMED else ""
+        _warn(f"{texts.shown(nothing[0])}: nothing but special tokens is left{more}", EmptyTextWarning)
     too_long = [index for index, ids in enumerate(result) if len(ids) > limit]
     if not too_long:
         return result
     first = too_long[0]
-    what = f"{name.format(first)} {_shown(texts[first])} has {len(result[first])} tokens"
+    what = f"{texts.shown(first)} has {len(result[first])} tokens"
     if not truncate:
         remedy = "" if truncate is None else " (truncate=True cuts longer ones)"
         raise ArgumentError(f"{what}; the model's limit is {limit}{remedy}")
-    for index, ids in zip(too_long, tokenizer.encode([texts[index] for index in too_long], limit), strict=True):
+    for index, ids in zip(too_long, tokenizer.encode([items[index] for index in too_long], limit), strict=True):
         result[index] = ids
-    cut = f"{len(too_long)} of {len(texts)} texts were cut to the model's limit of {limit} tokens"
-    warnings.warn(f"{cut}; the first of them: {what}", TruncationWarning, stacklevel=4)
+    cut = f"{len(too_long)} of {len(items)} texts were cut to the model's limit of {limit} tokens"
+    _warn(f"{cut}; the first of them: {what}", TruncationWarning)
     return result
 
 
-def checked_texts(texts: Any, name: str) -> list[Text]:
-    """Return texts as a list of strings and pairs, or say what is wrong with them; name is that of one of them."""
-    if isinstance(texts, str | bytes):
-        raise DtypeError(f"texts is one {type(texts).__name__}; it should be a sequence of texts: wrap it as [text]")
-    try:
-        items = list(texts)
-    except TypeError:
-        raise DtypeError(f"texts is a {type(texts).__name__}; it should be a sequence of strings") from None
-    for index, item in enumerate(items):
-        parts = item if isinstance(item, tuple | list) and len(item) == 2 else (item,)
-        if not all(isinstance(part, str) for part in parts):
-            raise DtypeError(f"{name.format(index)} is {_shown(item)}; it should be a string or a pair of strings")
-        try:
-            for part in parts:
-                part.encode()
-        except UnicodeEncodeError as error:
-            raise ArgumentError(f"{name.format(index)} {_shown(item)} is not valid Unicode: {error.reason}") from None
-        items[index] = str(parts[0]) if len(parts) == 1 else (str(parts[0]), str(parts[1]))
-    return items
-
-
-def _shown(text: Any) -> str:
-    """Return a text in short, on one line."""
-    shown = ascii(text)
-    return shown if len(shown) <= 60 else f"{shown[:56]}...{shown[-1]}"
+def _warn(message: str, category: type[UserWarning]) -> None:
+    """Warn at the line outside of this package that called it."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("cmm."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 @contextmanager
@@ -197,6 +200,7 @@ def progress_bar(total: int, wanted: bool | None = None) -> Iterator[Callable[[i
     if wanted is False:
         yield lambda count: None
         return
-    # disable=None: not where stderr is no terminal.
-    with tqdm(total=total, unit="text", delay=2, leave=False, disable=False if wanted else None) as bar:
+    # Without a thread to watch it, for there may be none. disable=None: not where stderr is no terminal.
+    bar_type = type("Bar", (tqdm,), {"monitor_interval": 0})
+    with bar_type(total=total, unit="text", delay=2, leave=False, disable=False if wanted else None) as bar:
         yield bar.update

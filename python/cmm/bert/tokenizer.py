@@ -8,7 +8,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from cmm.bert import team
 from cmm.bert.config import JSON_LIMIT, parse_json, read_json, read_regular
 from cmm.bert.errors import CheckpointError, shown
 from cmm.bert.links import followed
-from cmm.errors import UnusableError
+from cmm.errors import ArgumentError, DtypeError, UnusableError
 
 #: A text, or two that the model reads together.
 Text = str | tuple[str, str]
@@ -78,6 +78,9 @@ class Tokenizer:
         self._tokens = {id: token for token, id in vocabulary.items()}
         self._ids = np.array(sorted(self._tokens), np.intp)
         self._special = self._parts(vocabulary)
+        added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
+        silent = {id for id, token in added.items() if token.special} | {*self._special.values()}
+        self._silent = silent - {self._special.get("mask")}
         if self._tokenizer.post_processor is None:
             self._tokenizer.post_processor = self._template(tokenizers.processors.TemplateProcessing)
 
@@ -139,21 +142,45 @@ class Tokenizer:
         """Return the text of a token, or None where there is none of that id."""
         return self._tokens.get(id)
 
-    def encode(self, texts: Sequence[Text], limit: int | None = None) -> list[list[int]]:
-        """Return the ids of each text, special tokens included.
+    def says_nothing(self, ids: Sequence[int]) -> bool:
+        """Whether there is nothing but special tokens; a mask counts as a word."""
+        return self._silent.issuperset(ids)
+
+    @overload
+    def encode(  # type: ignore[overload-overlap]  # a text is a sequence of characters
+        self, texts: Text, limit: int | None = None
+    ) -> list[int]: ...
+    @overload
+    def encode(self, texts: Sequence[Text], limit: int | None = None) -> list[list[int]]: ...
+    def encode(self, texts: Text | Sequence[Text], limit: int | None = None) -> list[int] | list[list[int]]:
+        """Return the ids of a text, special tokens included, or of each text of a list.
 
         Parameters
         ----------
-        texts : sequence of str or (str, str)
+        texts : str, (str, str), or sequence of these
+            One text is a string, and a pair a tuple of two; anything else is a sequence of texts.
         limit : int, optional
             At most this many ids: longer texts lose their last words, of a pair the longer text first.
+
+        Returns
+        -------
+        list of int, or list of list of int
+
+        Raises
+        ------
+        ArgumentError
+            A text is not valid Unicode.
+        DtypeError
+            That are no texts.
         """
+        given = checked_texts(texts, "texts")
         tokenizer = self._tokenizer
         if limit is not None:
             tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # others may be using the one without a limit
             tokenizer.enable_truncation(limit)
         with _blaming(self.file, "cannot encode a text"):  # an unknown word, say, and no token for those
-            return [encoding.ids for encoding in _encodings(tokenizer, texts)]
+            ids = [encoding.ids for encoding in _encodings(tokenizer, given.items)]
+        return ids[0] if given.one else ids
 
 
 def _encodings(tokenizer: Any, texts: Sequence[Text]) -> list[Any]:
@@ -167,6 +194,51 @@ def _encodings(tokenizer: Any, texts: Sequence[Text]) -> list[Any]:
         else:
             return encodings
     return [tokenizer.encode(text) if isinstance(text, str) else tokenizer.encode(*text) for text in texts]
+
+
+class Texts(NamedTuple):
+    """Texts that have been checked."""
+
+    items: list[Text]
+    one: bool  # it was one text, and not a sequence of them
+    argument: str
+
+    def name(self, index: int) -> str:
+        """Return what a user knows a text as."""
+        return self.argument if self.one else f"{self.argument}[{index}]"
+
+    def shown(self, index: int) -> str:
+        """Return its name and the text in short, on one line."""
+        return f"{self.name(index)} {_shown(self.items[index])}"
+
+
+def checked_texts(texts: Any, argument: str) -> Texts:
+    """Return texts, or say what is wrong with them. A string is a text, a tuple a pair, anything else a sequence."""
+    one = isinstance(texts, str | tuple)
+    if isinstance(texts, bytes):
+        raise DtypeError(f"{argument} is bytes; it should be a text or a sequence of texts: {argument}.decode()")
+    try:
+        items = [texts] if one else list(texts)
+    except TypeError:
+        raise DtypeError(f"{argument} is a {type(texts).__name__}; it should be a sequence of strings") from None
+    result = Texts(items, one, argument)
+    for index, item in enumerate(items):
+        parts = item if isinstance(item, tuple) and len(item) == 2 else (item,)
+        if not all(isinstance(part, str) for part in parts):
+            should = "it should be a string or a pair of strings, which is a tuple"
+            raise DtypeError(f"{result.name(index)} is {_shown(item)}; {should}")
+        try:
+            for part in parts:
+                part.encode()
+        except UnicodeEncodeError as error:
+            raise ArgumentError(f"{result.shown(index)} is not valid Unicode: {error.reason}") from None
+        items[index] = str(parts[0]) if len(parts) == 1 else (str(parts[0]), str(parts[1]))
+    return result
+
+
+def _shown(text: Any) -> str:
+    shown = ascii(text)
+    return shown if len(shown) <= 60 else f"{shown[:56]}...{shown[-1]}"
 
 
 def stored_files(place: Path, *, named: bool = False) -> list[tuple[str, bytes]]:
