@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 
 import cmm
+from cmm._files import is_writable, replacing
 from cmm.bench.floors import measure_floors
 from cmm.bench.gpu import COLUMNS, measure_gpu
 from cmm.bench.harness import (
@@ -104,12 +105,13 @@ def run(options: argparse.Namespace) -> None:
         folder = file.absolute().parent
         if not folder.is_dir():
             raise cmm.ArgumentError(f"{file}: there is no folder {folder}")
-        if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        if not is_writable(file):
             raise cmm.ArgumentError(f"{file} cannot be written")
 
     report = bench(options)
     if options.json:
-        options.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
+        with replacing(options.json) as file:
+            file.write(json.dumps(report.as_json(), indent=1).encode() + b"\n")
     if plot:
         (plot.curve if options.curve else plot.table)(report, options.plot)
     print(curve_text(report) if options.curve else table_text(report))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import cmm
+from cmm._files import replacing
 from cmm.bench.machine import this_machine
 from cmm.bench.table import grid, threads_text
 from cmm.bert.encoder import FFF, Dense
@@ -61,7 +62,8 @@ def bench_model(name: str, threads: int, passes: int | None, file: Path | None) 
         contestants = list(_contestants(model, twin, threads, torch_version is not None))
         lines = _measure(contestants, passes or _PASSES)
     if file is not None:
-        file.write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
+        with replacing(file) as out:
+            out.write(json.dumps([asdict(line) for line in lines], indent=1).encode() + b"\n")
     neurons = model.config.trees * model.config.nodes
     used = model.config.trees * ((model.config.depth or 0) + 1)
     dense = f"dense {neurons}"

@@ -15,6 +15,7 @@ matplotlib.use("Agg")  # a file is written; no window is needed
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from cmm._files import replacing
 from cmm.bench.table import PAPER, PAPER_FASTEST, Line, Report, threads_text, where
 
 FORMATS = tuple("." + kind for kind in sorted(Figure().canvas.get_supported_filetypes()))
@@ -45,7 +46,7 @@ def table(report: Report, file: Path) -> None:
     bars = {label: bar for bar, label in zip(*axes[0].get_legend_handles_labels(), strict=True)}
     figure.legend(bars.values(), bars.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     _title(figure, report, f"Fast feedforward layers against dense ones, {tokens} tokens")
-    figure.savefig(file, dpi=150)
+    _save(figure, file)
 
 
 def curve(report: Report, file: Path) -> None:
@@ -83,7 +84,12 @@ def curve(report: Report, file: Path) -> None:
     _plain(axes)
     _name_lines(axes, ends)
     _title(figure, report, f"{layer}: time per token against the batch")
-    figure.savefig(file, dpi=150)
+    _save(figure, file)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix.removeprefix(".").lower(), dpi=150)
 
 
 def _bars(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import cmm
+from cmm._files import replacing
 from cmm.bert.trained import packaged
 
 if TYPE_CHECKING:
@@ -62,15 +63,24 @@ def _add_fill_mask(commands: Any) -> None:
 The mask is written as the model's tokenizer writes it. Without MODEL it is fff, a small model of this package.""",
         run_fill_mask,
     )
-    _add_model(parser, nargs="?", default=_DEFAULT)
+    _add_model(parser, nargs="?")
     parser.add_argument("text", metavar="TEXT", help="a text with at least one mask")
+    parser.set_defaults(take_texts=_take_a_text)
     parser.add_argument("-k", type=int, default=5, metavar="N", help="how many tokens for each mask (default 5)")
     parser.add_argument("--json", action="store_true", help="print json: for each mask a list of tokens")
     _add_run(parser)
 
 
+def _take_a_text(options: argparse.Namespace, texts: list[str]) -> list[str]:
+    """Take a text that came after an option; the first word was the model, then. Return those that are too many."""
+    if options.model is None and texts:
+        options.model, options.text, *texts = options.text, *texts
+    return texts
+
+
 def run_fill_mask(options: argparse.Namespace) -> None:
     """Print the likeliest tokens for each mask."""
+    options.model = options.model or _DEFAULT
     with _warnings_in_one_line(options):
         predictions = _model(options).fill_mask(options.text, options.k, **_run(options))
     if options.json:
@@ -122,7 +132,8 @@ def run_embed(options: argparse.Namespace) -> None:
     with _warnings_in_one_line(options):
         vectors = _model(options).embed(texts, pooler=options.pooler, truncate=options.truncate, **_run(options))
     if out is not None:
-        np.save(out, vectors)
+        with replacing(out) as file:
+            np.save(file, vectors)
         print(f"wrote {out}: {vectors.shape[0]} vectors of {vectors.shape[1]} numbers")
         return
     for vector in vectors:
@@ -223,13 +234,14 @@ def run_explain(options: argparse.Namespace) -> None:
         raise cmm.ArgumentError("there are no texts, so there is nothing to draw")
     draw(found, files, title=_title(options))
     if options.json is not None:
-        options.json.write_text(json.dumps(paths.as_json(found)) + "\n", encoding="utf-8")
+        with replacing(options.json) as file:
+            file.write(json.dumps(paths.as_json(found)).encode() + b"\n")
     print(paths.report(found))
     print("\nwrote " + ", ".join(str(file) for file in (*files, options.json) if file is not None))
 
 
 def _title(options: argparse.Namespace) -> str:
-    name = "a model with random weights" if _is_random(options) else Path(options.model).absolute().name
+    name = "a model with random weights" if _is_random(options) else _printable(Path(options.model).absolute().name)
     if len(options.texts) == 1 and len(options.texts[0]) <= 80:
         return f"{_printable(options.texts[0])}  ({name})"
     return name
@@ -290,7 +302,13 @@ def _add_run(parser: Any) -> None:
     )
 
 
+def _take_texts(options: argparse.Namespace, texts: list[str]) -> list[str]:
+    options.texts += texts
+    return []
+
+
 def _add_texts(parser: Any) -> None:
+    parser.set_defaults(take_texts=_take_texts)
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="the texts")
     parser.add_argument("--file", metavar="FILE", help="texts, one a line; - is the standard input")
     parser.add_argument("--pairs", action="store_true", help="each is two texts with a tab between them")
@@ -323,6 +341,8 @@ def _texts(options: argparse.Namespace) -> list[Text]:
         raise cmm.ArgumentError("give texts or --file, and only one of them")
     lines: list[str] = options.texts
     if options.file is not None:
+        if options.file == "-" and sys.stdin is None:
+            raise cmm.ArgumentError("--file - is the standard input, which is closed")
         try:
             with open(
                 0 if options.file == "-" else options.file, encoding="utf-8-sig", closefd=options.file != "-"

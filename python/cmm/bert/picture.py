@@ -22,6 +22,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
+from cmm._files import replacing
 from cmm.bert.paths import Paths
 
 _FEW_TOKENS, _FEW_TREES = 28, 8
@@ -66,8 +67,10 @@ def draw(paths: Paths, files: Iterable[Path], *, title: str) -> None:
     with mpl.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a token may be of any script
         figure = _figure(paths, title)
-        for file in files:
-            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+        for path in files:
+            kind = path.suffix.removeprefix(".")
+            with replacing(path) as file:
+                figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
 def _figure(paths: Paths, title: str) -> Figure:
