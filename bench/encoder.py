@@ -240,7 +240,7 @@ def loading_side(pipe: Connection, folder: Path) -> None:
 
     def most_memory() -> int:
         """By the system's account, which counts what is mapped and was read."""
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
     before = most_memory()

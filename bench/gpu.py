@@ -31,7 +31,7 @@ def command(lines: list[str], *words: str, limit: int = 480, **variables: str) -
     start = time.monotonic()
     environment = {**os.environ, **variables}
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=limit, cwd=ROOT, env=environment)
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=limit, cwd=ROOT, env=environment)
         said, code = done.stdout + done.stderr, done.returncode
     except subprocess.TimeoutExpired:
         said, code = f"stopped after {limit} s", 124
@@ -229,7 +229,7 @@ def main() -> int:
             ok = False
         elif stage != "build":
             ok &= {"tests": tests, "sanitizers": sanitizers, "bench": bench}[stage](lines)
-        options.report.write_text("\n".join(lines) + "\n")
+        options.report.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0 if ok else 1
 
 

@@ -19,7 +19,7 @@ from cmm.__main__ import main
 pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[bert])")
 pytest.importorskip("matplotlib", reason="matplotlib, which draws, is not installed (cmm[bench])")
 
-COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "cmm"]
+COMMAND = [sys.executable, "-X", "dev", "-X", "warn_default_encoding", "-W", "error", "-m", "cmm"]
 BENCH = ["bench", "--tokens", "32", "--width", "16", "--trees", "1x3", "--levels", "naive", "--passes", "1"]
 # What prints something, quickly.
 PRINTING = {

@@ -75,7 +75,7 @@ def main() -> None:
                     count["documents"] += 1
                     count["paragraphs"] += len(new)
                     count["words"] += sum(len(paragraph.split()) for paragraph in new)
-    (options.out / "sources.json").write_text(json.dumps(sources, indent=1) + "\n")
+    (options.out / "sources.json").write_text(json.dumps(sources, indent=1) + "\n", encoding="utf-8")
 
 
 def _digest(name: str) -> bytes:

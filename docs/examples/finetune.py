@@ -53,7 +53,7 @@ def main() -> None:
     }
     ids, labels = files.pop("train.tsv")
     options.out.mkdir(parents=True, exist_ok=True)
-    with open(options.out / "scores.csv", "w", newline="") as out:
+    with open(options.out / "scores.csv", "w", newline="", encoding="utf-8") as out:
         log = csv.DictWriter(out, ["epoch", "file", "loss", *task.scores])
         log.writeheader()
         epochs = options.epochs or task.epochs

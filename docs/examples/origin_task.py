@@ -38,7 +38,7 @@ def main() -> None:
         lines[True].pop(sentence, None)
     for name, held_out in (("train.tsv", False), ("dev.tsv", True)):
         rows = [f"{sentence}\t{label}\n" for sentence, label in lines[held_out].items()]
-        (options.out / name).write_text("sentence\tlabel\n" + "".join(rows))
+        (options.out / name).write_text("sentence\tlabel\n" + "".join(rows), encoding="utf-8")
         counts = list(lines[held_out].values())
         print(f"{name}: {len(counts)} sentences, {sum(counts)} of them from C")
 

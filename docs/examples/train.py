@@ -156,7 +156,7 @@ _COLUMNS = ("step", "seconds", "loss", "held_out_loss", "held_out_accuracy")
 def write_log(file: Path, row: dict[str, float]) -> None:
     """Add a line to the log, and say it."""
     new = not file.exists()
-    with open(file, "a", newline="") as out:
+    with open(file, "a", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, _COLUMNS)
         if new:
             writer.writeheader()
@@ -168,9 +168,9 @@ def read_log(file: Path, done: int) -> float:
     """Drop what a run that was stopped has logged after its last state; return the seconds until then."""
     if not file.exists():
         return 0.0
-    with open(file, newline="") as lines:
+    with open(file, newline="", encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if int(row["step"]) <= done]
-    with open(file, "w", newline="") as out:
+    with open(file, "w", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, _COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

@@ -24,7 +24,7 @@ def main() -> None:
     plt.rcParams.update({"font.size": 9, "svg.hashsalt": "losses", "svg.fonttype": "none"})
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for name, label, colour in _RUNS:
-        with open(_HERE / "losses" / f"{name}.csv", newline="") as file:
+        with open(_HERE / "losses" / f"{name}.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         resumed = name == "resumed"
         shape = {"color": colour, "linewidth": 1, "linestyle": ":" if resumed else "-"}

@@ -60,6 +60,7 @@ class Backend(Protocol):
 
     NARROW: tuple[str, ...]
     """The types that prepare() can round the rows of float32 weights to."""
+
     def view(self, name: str, array: Any) -> Any:
         """Return an array that has no shape or dtype to be asked for, such as one of DLPack's protocol alone."""
 

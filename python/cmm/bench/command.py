@@ -14,6 +14,7 @@ import numpy as np
 
 import cmm
 from cmm._files import is_writable, replacing
+from cmm._quiet import quiet_encodings
 from cmm.bench.floors import measure_floors
 from cmm.bench.gpu import COLUMNS, measure_gpu
 from cmm.bench.harness import (
@@ -185,7 +186,8 @@ def _plot_module(file: Path | None) -> ModuleType | None:
     if file is None:
         return None
     try:
-        from cmm.bench import plot
+        with quiet_encodings():  # of matplotlib's list of fonts
+            from cmm.bench import plot
     except ImportError as error:
         raise cmm.UnusableError(f"--plot needs matplotlib (pip install cmm[bench]): {error}") from None
     if file.suffix.lower() not in plot.FORMATS:

@@ -15,6 +15,7 @@ import numpy as np
 
 import cmm
 from cmm._files import replacing
+from cmm._quiet import quiet_encodings
 from cmm.bert.trained import packaged
 
 if TYPE_CHECKING:
@@ -211,7 +212,8 @@ def _add_explain(commands: Any) -> None:
 def run_explain(options: argparse.Namespace) -> None:
     """Draw and list where the tokens went."""
     try:
-        from cmm.bert.picture import draw
+        with quiet_encodings():  # of matplotlib's list of fonts
+            from cmm.bert.picture import draw
     except ImportError as error:
         raise cmm.UnusableError(f"the picture needs matplotlib: pip install cmm[bench] ({error})") from None
     from cmm.bert import paths

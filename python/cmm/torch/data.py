@@ -77,9 +77,9 @@ def train_tokenizer(text: Path, vocab_size: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     roles = {f"{part}_token": token for part, token in SPECIAL.items()}
-    (folder / "special_tokens_map.json").write_text(json.dumps(roles, indent=1) + "\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps(roles, indent=1) + "\n", encoding="utf-8")
     config = {**roles, "tokenizer_class": "PreTrainedTokenizerFast"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def _read(tokenizer: Path) -> Any:

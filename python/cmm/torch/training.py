@@ -233,7 +233,7 @@ def save_final(folder: Path, model: MaskedLanguageModel | Classifier, tokenizer:
     save_file(state, folder / "model.safetensors")
     arch = dict(model.config.arch)
     arch["embedding"] = {**arch["embedding"], "vocab_size": None}
-    (folder / "model_config.json").write_text(json.dumps(arch, indent=1) + "\n")
+    (folder / "model_config.json").write_text(json.dumps(arch, indent=1) + "\n", encoding="utf-8")
     if tokenizer.absolute() != folder.absolute() and (tokenizer / FILE).exists():
         for name, content in stored_files(tokenizer):
             (folder / name).write_bytes(content)
