@@ -52,7 +52,7 @@ BERT = PY + "bert/"
 SAFETENSORS, CONTAINERS, CHECKPOINT = (BERT + f"{name}.py" for name in ("_safetensors", "containers", "checkpoint"))
 CONFIG, NAMES, EXPORT, ERRORS = (BERT + f"{name}.py" for name in ("config", "names", "export", "errors"))
 LINKS = BERT + "links.py"
-FILES, COMMAND = PY + "_files.py", PY + "__main__.py"
+FILES = PY + "_files.py"
 TOKENIZER, TEXT, ENCODER, MODEL = (BERT + f"{name}.py" for name in ("tokenizer", "text", "encoder", "model"))
 TEAM, PATHS = BERT + "team.py", BERT + "paths.py"
 CHECK, DISPATCH, ON_NUMPY, ROUTING = (
@@ -88,8 +88,7 @@ PYTHON_TESTS = {
     NAMES: _LOADING,
     EXPORT: ["test_bert_folders.py", *_LOADING],
     LINKS: ["test_bert_folders.py"],
-    FILES: ["test_command_streams.py"],
-    COMMAND: ["test_command_streams.py"],
+    FILES: ["test_files.py"],
     ERRORS: ["test_bert_config.py", *_LOADING],
     TOKENIZER: ["test_bert_text.py", "test_bert_folders.py"],
     TEXT: ["test_bert_text.py"],
@@ -426,13 +425,10 @@ MUTANTS = [
     M(TEXT, "if empty is not None:", "if False:"),
     M(TEXT, "len(ids) > limit]", "len(ids) >= limit]"),
 
-    # the command and its files
+    # files that are written
     M(FILES, "os.replace(beside, real)", "beside.rename(path)"),
     M(FILES, "beside.unlink(missing_ok=True)", "pass"),
     M(FILES, "os.chmod(beside, stat.S_IMODE(real.stat().st_mode))", "pass"),
-    M(COMMAND, "if stream is None:", "if False:"),
-    M(COMMAND, 'wrapper.reconfigure(errors="backslashreplace")', "pass"),
-    M(COMMAND, "sys.stdout.flush()  # so", "pass  # so"),
 
     # the encoder
     M(ENCODER, "xp.float32(-10000.0)", "xp.float32(-1.0)"),
