@@ -90,6 +90,7 @@ def layers():
         "float32": cmm.FFF(*(a.astype(np.float32) for a in (w_in, w_out, bias))),
         "one tree": cmm.FFF(w_in[0], w_out[0], bias[0]),
         "no bias": cmm.FFF(w_in, w_out),
+        "bfloat16 rows": cmm.FFF(*(a.astype(np.float32) for a in (w_in, w_out, bias)), weights="bfloat16"),
         "one node": cmm.FFF(w_in[0, :1, :1], w_out[0, :1, :1]),
         "derived": Layer(33),
         "in slots": slotted,
@@ -201,7 +202,8 @@ def test_attributes_that_would_lie_can_only_be_read():
     for one, names in (
         (model, ["config", "tensors", "weights", "device", "source", "folder", "has_decoder", "parameters"]),
         (model, ["tokenizer_file"]),
-        (layer, ["trees", "depth", "nodes", "d_in", "d_out", "dtype", "activation", "tie", "w_in", "w_out", "bias"]),
+        (layer, ["trees", "depth", "nodes", "d_in", "d_out", "dtype", "activation", "tie"]),
+        (layer, ["weights", "w_in", "w_out", "bias"]),
     ):
         for name in names:
             value = getattr(one, name)
