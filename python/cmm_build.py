@@ -14,10 +14,13 @@ from cffi import FFI
 # argument and no allocation. cmm_py_fff takes a layer that was described before, cmm_py_fff_once one that was not;
 # without a w_out that is cmm alone.
 SHIMS = """
-#define RUN const cmm_run run = {.size = sizeof run, .threads = threads, .level = level, .isa = isa, .blas = blas}
+#define RUN                                                                                                   \\
+    const cmm_run run = {.size = sizeof run, .threads = threads, .level = level, .isa = isa,                  \\
+                         .algorithm = algorithm, .blas = blas}
 
 static cmm_status cmm_py_fff(const cmm_fff *layer, int32_t threads, const char *level, const char *isa,
-                             const cmm_blas *blas, int64_t batch, const void *x, void *y, void *nodes, void *logits)
+                             const char *algorithm, const cmm_blas *blas, int64_t batch, const void *x, void *y,
+                             void *nodes, void *logits)
 {
     RUN;
     return cmm_fff_forward(layer, &run, batch, x, y, (int32_t *)nodes, logits);
@@ -25,8 +28,9 @@ static cmm_status cmm_py_fff(const cmm_fff *layer, int32_t threads, const char *
 
 static cmm_status cmm_py_fff_once(int32_t dtype, int32_t activation, int32_t tie, int32_t depth, int64_t trees,
                                   int64_t d_in, int64_t d_out, const void *w_in, const void *bias, const void *w_out,
-                                  int32_t threads, const char *level, const char *isa, const cmm_blas *blas,
-                                  int64_t batch, const void *x, void *y, void *nodes, void *logits)
+                                  int32_t threads, const char *level, const char *isa, const char *algorithm,
+                                  const cmm_blas *blas, int64_t batch, const void *x, void *y, void *nodes,
+                                  void *logits)
 {
     const cmm_fff layer = {.size = sizeof layer, .dtype = dtype, .activation = activation, .tie = tie, .depth = depth,
                            .trees = trees, .d_in = d_in, .d_out = d_out, .w_in = w_in, .bias = bias, .w_out = w_out};
@@ -37,7 +41,8 @@ static cmm_status cmm_py_fff_once(int32_t dtype, int32_t activation, int32_t tie
 
 static cmm_status cmm_py_ff(int32_t dtype, int32_t activation, int64_t neurons, int64_t d_in, int64_t d_out,
                             const void *w_in, const void *bias, const void *w_out, int32_t threads, const char *level,
-                            const char *isa, const cmm_blas *blas, int64_t batch, const void *x, void *y)
+                            const char *isa, const char *algorithm, const cmm_blas *blas, int64_t batch,
+                            const void *x, void *y)
 {
     const cmm_ff layer = {.size = sizeof layer, .dtype = dtype, .activation = activation, .neurons = neurons,
                           .d_in = d_in, .d_out = d_out, .w_in = w_in, .bias = bias, .w_out = w_out};
@@ -79,14 +84,15 @@ static cmm_status cmm_py_cuda_load(const char *file, char *why, int32_t size)
     return missing ? CMM_ERROR_CUDA_ABSENT : cuda.usable();
 }
 
-#define CUDA_RUN                                                                                                \\
-    const cmm_cuda_run run = {.size = sizeof run, .level = level, .method = method, .stream = (void *)stream,   \\
-                              .workspace = (void *)workspace, .workspace_bytes = workspace_bytes}
+#define CUDA_RUN                                                                                              \\
+    const cmm_cuda_run run = {.size = sizeof run, .level = level, .algorithm = algorithm,                     \\
+                              .stream = (void *)stream, .workspace = (void *)workspace,                       \\
+                              .workspace_bytes = workspace_bytes}
 
 /* With needed, only say how much workspace a call needs; without a w_out, cmm alone. */
 static cmm_status cmm_py_cuda_fff(int32_t dtype, int32_t activation, int32_t tie, int32_t depth, int64_t trees,
                                   int64_t d_in, int64_t d_out, uintptr_t w_in, uintptr_t bias, uintptr_t w_out,
-                                  const char *level, const char *method, uintptr_t stream, uintptr_t workspace,
+                                  const char *level, const char *algorithm, uintptr_t stream, uintptr_t workspace,
                                   int64_t workspace_bytes, int64_t batch, uintptr_t x, uintptr_t y, uintptr_t nodes,
                                   uintptr_t logits, int32_t wants_y, int64_t *needed)
 {
@@ -102,8 +108,8 @@ static cmm_status cmm_py_cuda_fff(int32_t dtype, int32_t activation, int32_t tie
 
 static cmm_status cmm_py_cuda_ff(int32_t dtype, int32_t activation, int64_t neurons, int64_t d_in, int64_t d_out,
                                  uintptr_t w_in, uintptr_t bias, uintptr_t w_out, const char *level,
-                                 const char *method, uintptr_t stream, uintptr_t workspace, int64_t workspace_bytes,
-                                 int64_t batch, uintptr_t x, uintptr_t y, int64_t *needed)
+                                 const char *algorithm, uintptr_t stream, uintptr_t workspace,
+                                 int64_t workspace_bytes, int64_t batch, uintptr_t x, uintptr_t y, int64_t *needed)
 {
     const cmm_ff layer = {.size = sizeof layer, .dtype = dtype, .activation = activation, .neurons = neurons,
                           .d_in = d_in, .d_out = d_out, .w_in = (void *)w_in, .bias = (void *)bias,

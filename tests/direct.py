@@ -1,4 +1,4 @@
-"""libcmm called directly, past the Python functions: methods, thread counts, and outputs at addresses of our choice.
+"""libcmm called directly, past the Python functions: instruction sets, thread counts, outputs at any address.
 
 Arrays are passed as they are: C-contiguous, of one dtype, already of the right shapes.
 """
@@ -20,13 +20,14 @@ def pointer(array: Array | None) -> Any:
     return ffi.NULL if array is None else ffi.cast("void *", array.ctypes.data)
 
 
-def _run(level: str, isa: str, method: str, threads: int, with_blas: bool) -> tuple[Any, list[Any]]:
+def _run(level: str, isa: str, algorithm: str, threads: int, with_blas: bool) -> tuple[Any, list[Any]]:
     """A cmm_run, and what must outlive it."""
     found = blas.available() if with_blas else None
-    texts = [ffi.new("char[]", name.encode()) if name else ffi.NULL for name in (level, isa, method)]
+    names = {"level": level, "isa": isa, "algorithm": algorithm}
+    texts = {field: ffi.new("char[]", name.encode()) if name else ffi.NULL for field, name in names.items()}
     table = found.table if found is not None else ffi.NULL
-    run = ffi.new("cmm_run *", [ffi.sizeof("cmm_run"), threads, *texts, table])
-    return run, [found, *texts]
+    run = ffi.new("cmm_run *", {"size": ffi.sizeof("cmm_run"), "threads": threads, **texts, "blas": table})
+    return run, [found, texts]
 
 
 def fff(
@@ -40,7 +41,7 @@ def fff(
     *,
     level: str,
     isa: str = "",
-    method: str = "",
+    algorithm: str = "",
     threads: int = 1,
     activation: str = "gelu",
     tie: str = "left",
@@ -70,7 +71,7 @@ def fff(
             "w_out": pointer(w_out),
         },
     )
-    run, kept = _run(level, isa, method, threads, with_blas=level.startswith("blas"))
+    run, kept = _run(level, isa, algorithm, threads, with_blas=level.startswith("blas"))
     path = ffi.cast("int32_t *", pointer(nodes)), pointer(logits)
     if y is None:
         status = lib.cmm_cmm_forward(layer, run, len(x), pointer(x), *path)
@@ -90,7 +91,7 @@ def ff(
     *,
     level: str,
     isa: str = "",
-    method: str = "",
+    algorithm: str = "",
     threads: int = 1,
     activation: str = "gelu",
 ) -> None:
@@ -110,7 +111,7 @@ def ff(
             "w_out": pointer(w_out),
         },
     )
-    run, kept = _run(level, isa, method, threads, with_blas=level.startswith("blas"))
+    run, kept = _run(level, isa, algorithm, threads, with_blas=level.startswith("blas"))
     status = lib.cmm_ff_forward(layer, run, len(x), pointer(x), pointer(y))
     del kept
     if status:

@@ -44,7 +44,7 @@ ACTIVATION, FORMULAS, LOOPS = SRC + "activation.h", SRC + "act/formulas.inl", SR
 FF_NAIVE, FF_BLAS1, FF_BLAS2, FF_BLAS3 = (SRC + f"ff/{name}.c" for name in ("naive", "blas1", "blas2", "blas3"))
 NAIVE = SRC + "fff/naive.c"
 BLAS1, BLAS2, BLAS3 = (SRC + f"baseline/{name}.c" for name in ("blas1", "blas2", "blas3"))
-WALK, GROUP, TILE = (SRC + f"fff/{name}.inl" for name in ("walk", "group", "tile"))
+PER_TOKEN, GROUPED, MICROKERNEL = (SRC + f"fff/{name}.inl" for name in ("per_token", "grouped", "microkernel"))
 SCALAR, AVX2, AVX512 = (SRC + f"simd/{name}.h" for name in ("scalar", "avx2", "avx512"))
 
 PY = "python/cmm/"
@@ -74,7 +74,7 @@ C_TESTS = {
     BLAS: ["blas", "blas_names"],
     **dict.fromkeys([ACTIVATION, FORMULAS, LOOPS], _ACTIVATIONS),
     **dict.fromkeys([FF_NAIVE, FF_BLAS1, FF_BLAS2, FF_BLAS3, NAIVE, BLAS1, BLAS2, BLAS3], _KERNELS),
-    **dict.fromkeys([WALK, GROUP, TILE, AVX2, AVX512], _KERNELS),
+    **dict.fromkeys([PER_TOKEN, GROUPED, MICROKERNEL, AVX2, AVX512], _KERNELS),
     SCALAR: [*_KERNELS, "fma"],
 }
 
@@ -181,7 +181,7 @@ MUTANTS = [
     M(RUN, "!cmm_read_struct(&chosen->table, sizeof chosen->table, sizeof chosen->table, run->blas)", "0"),
     M(CHOICE, "(number < 2 || blas->sgemv)", "1"),
     M(CHOICE, "dtype == CMM_F32 ? f32 : f64", "f32 && f64"),
-    M(CHOICE, "if (!wanted->method && kernel->is_preferred", "if (kernel->is_preferred"),
+    M(CHOICE, "if (!wanted->algorithm && kernel->is_preferred", "if (kernel->is_preferred"),
     M(CHOICE, 'strcmp(kernel->isa, "any") == 0 || same(', "same("),
     M(CHOICE, "blame = CMM_ERROR_METHOD", "blame = CMM_ERROR_LEVEL_UNUSABLE"),
     M(BLAS_KERNEL, "&& task->nodes <= INT32_MAX", ""),
@@ -191,7 +191,7 @@ MUTANTS = [
     M(RUN, "(index < batch % s->pieces);", "0;"),
     M(RUN, "free(s.scratch);", ""),
     M(API, "task->trees = task->nodes;", ""),
-    M(API, "!wanted->method && cmm_fits_blas(task)", "cmm_fits_blas(task)"),
+    M(API, "!wanted->algorithm && cmm_fits_blas(task)", "cmm_fits_blas(task)"),
     M(PACK, "p->row_in + cmm_padded(", "p->row_in + ("),
     M(PACK, "bytes < p.bytes", "bytes < p.bytes - 1"),
     M(PACK, "memset(to + in, 0, (size_t)(p.row_in - in));", ""),
@@ -298,22 +298,22 @@ MUTANTS = [
     M(BLAS3, "y[o] + w->y[t * d_out + o]", "w->y[t * d_out + o]"),
 
     # and natively
-    M(WALK, "h->tree > 0 ?", "1 ?"),
-    M(WALK, "levels == 1 ? (int)rows : 0", "(int)rows"),
-    M(WALK, "logit += ((const X *)task->bias)[at]", "logit += ((const X *)task->bias)[node]"),
-    M(WALK, "task->depth > 0", "task->depth > 30", "a row that is not prefetched comes later, and is the same"),
-    M(WALK, "cmm_least(most, task->trees - h.tree)", "most"),
-    M(GROUP, "left += !goes_right", "left += goes_right"),
-    M(GROUP, "task->depth >= 2 &&", "task->depth >= 3 &&",
+    M(PER_TOKEN, "h->tree > 0 ?", "1 ?"),
+    M(PER_TOKEN, "levels == 1 ? (int)rows : 0", "(int)rows"),
+    M(PER_TOKEN, "logit += ((const X *)task->bias)[at]", "logit += ((const X *)task->bias)[node]"),
+    M(PER_TOKEN, "task->depth > 0", "task->depth > 30", "a row that is not prefetched comes later, and is the same"),
+    M(PER_TOKEN, "cmm_least(most, task->trees - h.tree)", "most"),
+    M(GROUPED, "left += !goes_right", "left += goes_right"),
+    M(GROUPED, "task->depth >= 2 &&", "task->depth >= 3 &&",
       "which kernel suits is about time: both give the same bits"),
-    M(GROUP, "tree > 0 ? NAME(Y_ADD)", "tree > 1 ? NAME(Y_ADD)"),
-    M(GROUP, "start[b + 1] += start[b]", "start[b + 1] += 0"),
-    M(GROUP, "start[0] = 0;", ""),
-    M(GROUP, "if (left == end - begin)", "if (0)", "where all go left, the right half is empty, and ends at once"),
-    M(WALK, "XNAME(cmm_child)(node, logit, task->tie)", "XNAME(cmm_child)(node, logit, CMM_TIE_LEFT)"),
-    M(TILE, "way != NAME(Y_ADD)", "way == NAME(Y_STREAM)"),
-    M(TILE, "i < rows; i++", "i + 1 < rows; i++"),
-    M(TILE, "int i = shared;", "int i = 0;"),
+    M(GROUPED, "tree > 0 ? NAME(Y_ADD)", "tree > 1 ? NAME(Y_ADD)"),
+    M(GROUPED, "start[b + 1] += start[b]", "start[b + 1] += 0"),
+    M(GROUPED, "start[0] = 0;", ""),
+    M(GROUPED, "if (left == end - begin)", "if (0)", "where all go left, the right half is empty, and ends at once"),
+    M(PER_TOKEN, "XNAME(cmm_child)(node, logit, task->tie)", "XNAME(cmm_child)(node, logit, CMM_TIE_LEFT)"),
+    M(MICROKERNEL, "way != NAME(Y_ADD)", "way == NAME(Y_STREAM)"),
+    M(MICROKERNEL, "i < rows; i++", "i + 1 < rows; i++"),
+    M(MICROKERNEL, "int i = shared;", "int i = 0;"),
     M(SCALAR, "(lost < 0 || lost > 0) && ", "(lost < 0 || lost > 0) || "),
     M(SCALAR, "(direction ^ bits) < 0 ? -1 : 1", "1"),
     M(SCALAR, "half = NAME(VL) / 2; half > 0", "half = NAME(VL) / 2; half > 1"),

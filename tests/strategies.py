@@ -50,14 +50,14 @@ ISAS: list[str] = isas()[1]
 
 
 class Target(NamedTuple):
-    """One way to compute a layer: a level, the instruction set to force it to, and one of its methods.
+    """One way to compute a layer: a level, the instruction set to force it to, and one of its algorithms.
 
-    With a method, libcmm is called directly; with "", through the Python functions, and the level chooses.
+    With an algorithm, libcmm is called directly; with "", through the Python functions, and the level chooses.
     """
 
     level: str
     isa: str
-    method: str = ""
+    algorithm: str = ""
 
     def __str__(self) -> str:
         return "-".join(filter(None, self))
@@ -79,7 +79,7 @@ class Target(NamedTuple):
         threads: int | None = None,
     ) -> tuple[Array, Array, Array]:
         """Return y, nodes and logits."""
-        if not self.method:
+        if not self.algorithm:
             how = {"activation": activation, "tie": tie, "level": self.level, "threads": threads}
             with forced_isa(self.isa):
                 return cmm.fff_forward(x, w_in, w_out, bias, return_path=True, **how)
@@ -91,7 +91,7 @@ class Target(NamedTuple):
 
     def fff_y(self, x: Array, w_in: Array, w_out: Array, bias: Array | None = None, **how: Any) -> Array:
         """Return y; the path is not asked for."""
-        if not self.method:
+        if not self.algorithm:
             with forced_isa(self.isa):
                 return np.asarray(cmm.fff_forward(x, w_in, w_out, bias, level=self.level, **how))
         y = np.full((len(x), w_out.shape[2]), np.nan, x.dtype)
@@ -100,7 +100,7 @@ class Target(NamedTuple):
 
     def cmm(self, x: Array, w_in: Array, bias: Array | None = None, **how: Any) -> tuple[Array, Array]:
         """Return nodes and logits of cmm alone."""
-        if not self.method:
+        if not self.algorithm:
             with forced_isa(self.isa):
                 return cmm.cmm(x, w_in, bias, level=self.level, **how)
         nodes, logits = self._empty_path(x, w_in)
@@ -109,7 +109,7 @@ class Target(NamedTuple):
 
     def ff(self, x: Array, w_in: Array, w_out: Array, bias: Array | None = None, **how: Any) -> Array:
         """Return y of the dense layer."""
-        if not self.method:
+        if not self.algorithm:
             with forced_isa(self.isa):
                 return np.asarray(cmm.ff_forward(x, w_in, w_out, bias, level=self.level, **how))
         y = np.full((len(x), w_out.shape[1]), np.nan, x.dtype)
@@ -124,11 +124,11 @@ class Target(NamedTuple):
 
 TARGETS = [Target(level.name, ISAS[0]) for level in cmm.levels() if level.usable and "cuda" not in level.name]
 TARGETS += [
-    Target(k.level, k.isa, k.method)
+    Target(k.level, k.isa, k.algorithm)
     for k in kernels()
-    if k.operation == "fff" and k.method and k.usable and k.x_type == k.w_type == "float32"
+    if k.operation == "fff" and k.algorithm and k.usable and k.x_type == k.w_type == "float32"
 ]
-"""Every usable level as a user calls it, and every method of it with every instruction set."""
+"""Every usable level as a user calls it, and every algorithm of it with every instruction set."""
 
 FIXED = [target for target in TARGETS if target.fixed_bits]
 DTYPES = (np.float32, np.float64)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from building import ROOT, Build, build_with_tests, default_build, run, scratch, tool
@@ -41,6 +42,15 @@ def exported(library: Path) -> Iterator[str]:
         yield f"symbol {line.split()[-1]}"
 
 
+def fields_of(kind: Any, start: int = 0) -> Iterator[tuple[str, int]]:
+    """Names and offsets of a struct's fields; those of an unnamed union are names of one field."""
+    for name, about in kind.fields:
+        if name:
+            yield name, start + about.offset
+        else:
+            yield from fields_of(about.type, start + about.offset)
+
+
 def interface() -> Iterator[str]:
     """Sizes and offsets of all public structs, as cffi lays them out for this machine, and all constants."""
     from cffi import FFI
@@ -61,7 +71,7 @@ def interface() -> Iterator[str]:
     for name in sorted(ffi.list_types()[0]):
         kind = ffi.typeof(name)
         if kind.kind == "struct":
-            fields = " ".join(f"{field}@{about.offset}" for field, about in kind.fields)
+            fields = " ".join(f"{field}@{offset}" for field, offset in fields_of(kind))
             yield f"struct {name} {ffi.sizeof(kind)}: {fields}"
 
 
@@ -270,7 +280,7 @@ class KernelInfo(ctypes.Structure):
     _fields_ = (
         ("size", ctypes.c_uint32),
         ("usable", ctypes.c_int32),
-        *((name, ctypes.c_char_p) for name in ("operation", "name", "level", "method", "isa", "why")),
+        *((name, ctypes.c_char_p) for name in ("operation", "name", "level", "algorithm", "isa", "why")),
     )
 
 

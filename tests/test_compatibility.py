@@ -3,11 +3,16 @@
 import base64
 import importlib
 import pickle
-from typing import Any
+import re
+from typing import Any, get_args
 
 import cmm
+import direct
 import numpy as np
 import pytest
+from building import ROOT
+from cmm._libcmm import ffi, lib
+from cmm.typing import Algorithm
 
 # By module, the public names of 0.1.0.
 NAMES = {
@@ -43,6 +48,39 @@ def test_aliases_are_what_they_stand_for() -> None:
     assert cmm.cmm is cmm.cmm_forward is fff.cmm
     assert (fff.FFF, fff.fff_forward, fff.ff_forward) == (cmm.FFF, cmm.fff_forward, cmm.ff_forward)
     assert (usage.node_usage, usage.dead_subtrees) == (cmm.node_usage, cmm.dead_subtrees)
+
+
+@pytest.mark.parametrize(("old", "new"), [("walk", "per_token"), ("group", "grouped")])
+def test_algorithms_have_their_old_names_in_c(old: str, new: str) -> None:
+    """cmm_run.method is cmm_run.algorithm, and takes the values of 0.1.0; Python never had them."""
+    rng = np.random.default_rng(1)
+    x, w_in, w_out = (rng.standard_normal(shape, np.float32) for shape in ((40, 33), (2, 15, 33), (2, 15, 7)))
+    results = [np.full((40, 7), np.nan, np.float32) for _ in range(2)]
+    for y, name in zip(results, (old, new), strict=True):
+        direct.fff(x, w_in, None, w_out, y, None, None, level="native", algorithm=name)
+    assert results[0].tobytes() == results[1].tobytes()
+    run = ffi.new("cmm_run *", {"method": ffi.NULL})
+    run.method = kept = ffi.new("char[]", old.encode())
+    assert run.algorithm == kept
+    info = ffi.new("cmm_kernel_info *", {"size": ffi.sizeof("cmm_kernel_info")})
+    assert lib.cmm_kernel_get(lib.cmm_kernel_count() - 1, info) == 0
+    assert info.algorithm == info.method
+    for alias in ("block", "wide", "walks"):  # of the GPU, or of nothing
+        with pytest.raises(cmm.ArgumentError, match="run->algorithm is not an algorithm of this level"):
+            direct.fff(x, w_in, None, w_out, results[0], None, None, level="native", algorithm=alias)
+
+
+def test_every_old_name_of_an_algorithm_is_in_the_dispatcher_and_the_glossary() -> None:
+    """libcmm_cuda, which needs a GPU, has the same dispatcher."""
+    source = (ROOT / "libcmm/src/dispatch.c").read_text(encoding="utf-8")
+    table = re.search(r"ALIASES\[\] = \{(.*)\};", source)
+    assert table is not None
+    aliases = dict(re.findall(r'\{"(\w+)", "(\w+)"\}', table[1]))
+    assert aliases == {"per_token": "walk", "grouped": "group", "generic": "block", "small_batch": "wide"}
+    assert set(aliases) == set(get_args(Algorithm))
+    glossary = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    for name, old in aliases.items():
+        assert re.search(rf"^\| `{name}` \(`{old}`", glossary, re.MULTILINE), name
 
 
 def test_level_has_its_fields() -> None:

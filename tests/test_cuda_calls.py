@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(
     reason="libcmm_cuda was not built (-C cmake.define.CMM_CUDA=ON builds it)",
 )
 
-# dtype, activation, tie, depth, trees, d_in, d_out, w_in, bias, w_out, then level, method, stream, workspace and its
-# bytes, then batch, x, y, nodes, logits, wants_y. Addresses stand for device memory, which is never touched.
+# dtype, activation, tie, depth, trees, d_in, d_out, w_in, bias, w_out, then level, algorithm, stream, workspace and
+# its bytes, then batch, x, y, nodes, logits, wants_y. Addresses stand for device memory, which is never touched.
 NAMES = [
     "dtype",
     "activation",
@@ -31,7 +31,7 @@ NAMES = [
     "bias",
     "w_out",
     "level",
-    "method",
+    "algorithm",
     "stream",
     "workspace",
     "bytes",
@@ -170,8 +170,8 @@ def test_every_function_refuses_wrong_structs() -> None:
         room = 4 * 8 * 4  # bytes of y
         far = 0x10000  # elements from row to row
         rows, y = 15, 0x40000000
-        method = c.new("char[]", b"run")
-        no_such_method = c.new("cmm_cuda_run *", {"size": c.sizeof("cmm_cuda_run"), "method": method})
+        algorithm = c.new("char[]", b"run")
+        no_such_method = c.new("cmm_cuda_run *", {"size": c.sizeof("cmm_cuda_run"), "algorithm": algorithm})
         for weight, ld in (("w_in", "ld_in"), ("w_out", "ld_out")):
             end = ((rows - 1) * far + 8) * 4
             for start, want in (

@@ -4,7 +4,7 @@ functions are libcmm's. What the real ones compute is tested in tests/gpu.
 
 from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import cmm
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 from cmm import _dispatch
 from cmm._backend import cuda, device_arrays
 from cmm._native import NULL, ffi, lib
+from cmm.typing import Algorithm
 
 RNG = np.random.default_rng(0)
 SHAPES = {"x": (2, 3, 8), "w_in": (3, 7, 8), "w_out": (3, 7, 6), "bias": (3, 7)}
@@ -50,18 +51,26 @@ LIBRARY = device_arrays.Library(
 )
 
 
+asked: list[str] = []
+"""The algorithms that calls asked for."""
+
+
 def fff(*arguments: Any) -> int:
     """cmm_py_cuda_fff."""
     spec, (w_in, bias, w_out) = arguments[:7], arguments[7:10]
-    level, method, stream, workspace, size, batch, x, y, nodes, logits, wants_y, needed = arguments[10:]
-    assert (ffi.string(level), method, stream, wants_y) == (b"cuda", NULL, 4711, y != 0)
+    level, algorithm, stream, workspace, size, batch, x, y, nodes, logits, wants_y, needed = arguments[10:]
+    assert (ffi.string(level), stream, wants_y) == (b"cuda", 4711, y != 0)
+    if algorithm != NULL:
+        asked.append(ffi.string(algorithm).decode())
+        if asked[-1] == "small_batch":
+            return lib.CMM_ERROR_METHOD
     if needed != NULL:
         needed[0] = WORKSPACE
         return 0
     assert workspace
     assert size == WORKSPACE
     at = [ffi.cast("void *", address) for address in (w_in, bias, w_out, x, y, nodes, logits)]
-    return lib.cmm_py_fff_once(*spec, *at[:3], 1, NULL, NULL, NULL, batch, *at[3:])
+    return lib.cmm_py_fff_once(*spec, *at[:3], 1, NULL, NULL, NULL, NULL, batch, *at[3:])
 
 
 def ff(*arguments: Any) -> int:
@@ -73,7 +82,7 @@ def ff(*arguments: Any) -> int:
         return 0
     at = [ffi.cast("void *", address) for address in (w_in, bias, w_out, x, y)]
     native = ffi.new("char[]", b"naive")
-    return lib.cmm_py_ff(*spec, *at[:3], 1, native, NULL, NULL, batch, *at[3:])
+    return lib.cmm_py_ff(*spec, *at[:3], 1, native, NULL, NULL, NULL, batch, *at[3:])
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +148,23 @@ def test_out_and_layouts() -> None:
     assert nodes.dtype == np.int32
 
 
+def test_an_algorithm_reaches_libcmm_cuda() -> None:
+    arrays, want = on_gpu(), cmm.fff_forward(**PLAIN)
+    weights = {name: array for name, array in arrays.items() if name != "x"}
+    asked.clear()
+    for algorithm in get_args(Algorithm):
+        if algorithm == "small_batch":  # the one that the stand-in refuses
+            continue
+        asked.clear()
+        same(cmm.fff_forward(**arrays, algorithm=algorithm), want)
+        same(cmm.FFF(**weights)(arrays["x"], algorithm=algorithm), want)
+        cmm.cmm_forward(arrays["x"], arrays["w_in"], arrays["bias"], algorithm=algorithm)
+        assert set(asked) == {algorithm}
+    asked.clear()
+    same(cmm.fff_forward(**arrays), want)
+    assert not asked
+
+
 @pytest.mark.parametrize(
     ("error", "said", "changes"),
     [
@@ -162,6 +188,14 @@ def test_out_and_layouts() -> None:
         (cmm.ArgumentError, "tie is 'up'", {"tie": "up"}),
         (cmm.ArgumentError, r"activation is \[\]", {"activation": []}),
         (cmm.LevelError, "level is 'native'; for arrays on a GPU", {"level": "native"}),
+        (cmm.ArgumentError, "algorithm is 'walk'; it should be None or one of 'generic', ", {"algorithm": "walk"}),
+        (cmm.ArgumentError, r"algorithm is \[\]; it should be None or", {"algorithm": []}),
+        (
+            cmm.ArgumentError,
+            "algorithm is 'grouped', which is of level 'cuda'; at level 'cuda-bmm' it should be None",
+            {"algorithm": "grouped", "level": "cuda-bmm"},
+        ),
+        (cmm.ArgumentError, "algorithm is 'small_batch', which cannot do this", {"algorithm": "small_batch"}),
     ],
 )
 def test_refused(error: type[Exception], said: str, changes: dict[str, Any]) -> None:

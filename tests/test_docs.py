@@ -10,7 +10,7 @@ import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cmm
 import cmm.bert
@@ -18,6 +18,7 @@ import pytest
 from building import ROOT, run, tool
 from cmm.__main__ import main
 from cmm._libcmm import ffi, lib
+from cmm.typing import Algorithm
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("python/cmm/models/*.md")])
 
@@ -322,6 +323,7 @@ def test_choices() -> None:
     rows = {quoted(row[0])[0]: quoted(row[1]) for row in table("docs/reference/python.md", "| argument |")}
     assert rows["activation"] == [repr(name) for name in ACTIVATIONS]
     assert rows["tie"] == [repr(name) for name in TIES]
+    assert set(get_args(Algorithm)) <= {name.strip("'") for name in rows["algorithm"]}
 
 
 def test_environment_variables() -> None:
@@ -388,7 +390,7 @@ def test_cuda_api() -> None:
         ("cmm_cuda_run", fields)
     ]
     listed = re.findall(r"^CMM_CUDA_KERNEL\(fff, (\w+)\)", text("libcmm/src/kernels.inc"), re.MULTILINE)
-    assert [quoted(row[0])[0] for row in table("docs/guide/gpu.md", "| method |")] == [
+    assert [quoted(row[0])[0] for row in table("docs/guide/gpu.md", "| algorithm |")] == [
         n for n in listed if n != "naive"
     ]
     assert [quoted(row[0])[0] for row in table("docs/guide/gpu.md", "| level |")] == [
@@ -397,11 +399,16 @@ def test_cuda_api() -> None:
 
 
 def test_c_structs() -> None:
+    def names(field: str, about: Any) -> list[str]:
+        return [field] if field else [name for name, _ in about.type.fields]  # "": a union, of a name and its alias
+
     rows = table("docs/reference/c.md", "| struct |")
     documented = {name: quoted(row[1]) for row in rows for name in quoted(row[0]) if name.startswith("cmm_")}
     there = {name: ffi.typeof(name) for name in ffi.list_types()[0]}
     assert documented == {
-        name: [field for field, _ in kind.fields] for name, kind in there.items() if kind.kind == "struct"
+        name: [alias for field, about in kind.fields for alias in names(field, about)]
+        for name, kind in there.items()
+        if kind.kind == "struct"
     }
 
 

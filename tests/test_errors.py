@@ -161,6 +161,26 @@ FFF: dict[str, Wrong] = {
     "level is a number": wrong(cmm.LevelError, "level is 1", LEVELS, level=1),
     "level is None": wrong(cmm.LevelError, "level is None", LEVELS, level=None),
     "level is an array": wrong(cmm.LevelError, "level is array(", LEVELS, level=ones(2)),
+    "algorithm is unknown": wrong(
+        cmm.ArgumentError, "algorithm is 'fast'", "None or one of", "'per_token', 'grouped'", algorithm="fast"
+    ),
+    "algorithm is a name of 0.1.0": wrong(cmm.ArgumentError, "algorithm is 'walk'", "'per_token'", algorithm="walk"),
+    "algorithm is a list": wrong(cmm.ArgumentError, "algorithm is ['grouped']", "'per_token'", algorithm=["grouped"]),
+    "algorithm is of a GPU": wrong(
+        cmm.ArgumentError, "algorithm is 'generic'", "for arrays on a GPU", algorithm="generic"
+    ),
+    "algorithm is of another level": wrong(
+        cmm.ArgumentError,
+        "'grouped', which is of level 'native'; at level 'naive' it should be None",
+        algorithm="grouped",
+        level="naive",
+    ),
+    "algorithm is of another level than CMM_LEVEL": wrong(
+        cmm.ArgumentError,
+        "'grouped', which is of level 'native'; at level 'blas1' it should be None",
+        algorithm="grouped",
+        environment={"CMM_LEVEL": "blas1"},
+    ),
     "CMM_LEVEL is unknown": wrong(cmm.LevelError, "CMM_LEVEL is 'fast'", LEVELS, environment={"CMM_LEVEL": "fast"}),
     "CMM_ISA is unknown": wrong(cmm.ArgumentError, "CMM_ISA is 'mmx'", "'scalar'", environment={"CMM_ISA": "mmx"}),
     "CMM_ISA is of another CPU": wrong(
@@ -250,6 +270,15 @@ DENSE: dict[str, Wrong] = {
     ),
     "activation is unknown": wrong(cmm.ArgumentError, "activation is 'tanh'", ACTIVATIONS, activation="tanh"),
     "level is unknown": wrong(cmm.LevelError, "level is 'fast'", LEVELS, level="fast"),
+    "algorithm is unknown": wrong(
+        cmm.ArgumentError, "algorithm is 'fast'", "'per_token', 'grouped'", algorithm="fast"
+    ),
+    "algorithm is of another level": wrong(
+        cmm.ArgumentError,
+        "'grouped', which is of level 'native'; at level 'blas3' it should be None",
+        algorithm="grouped",
+        level="blas3",
+    ),
     "CMM_LEVEL is unknown": wrong(cmm.LevelError, "CMM_LEVEL is 'fast'", LEVELS, environment={"CMM_LEVEL": "fast"}),
     "CMM_ISA is unknown": wrong(cmm.ArgumentError, "CMM_ISA is 'mmx'", environment={"CMM_ISA": "mmx"}),
     "threads is 0": wrong(cmm.ArgumentError, "threads is 0", "at least 1", threads=0),
@@ -293,7 +322,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, case: Wrong, call: Callable[..., Any
     assert (bytes(out) if isinstance(out, bytearray) else np.array(out).tobytes()) == before
 
 
-HOW = ("activation", "tie", "level", "threads")
+HOW = ("activation", "tie", "level", "algorithm", "threads")
 
 
 @pytest.mark.parametrize("name", [*FFF, *OUTPUT, *OUT])
@@ -314,8 +343,9 @@ def test_cmm_refuses(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 @pytest.mark.parametrize("name", [*FFF, *OUTPUT, *OUT])
 def test_prepared_layer_refuses(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    def call(x: Any, out: Any, level: str = "auto", threads: Any = None, **layer: Any) -> Any:
-        return cmm.FFF(**layer)(x, out=out, level=level, threads=threads)
+    def call(x: Any, out: Any, **given: Any) -> Any:
+        how = {name: given.pop(name) for name in PREPARED & given.keys()}
+        return cmm.FFF(**given)(x, out=out, **how)
 
     refuse(monkeypatch, {**FFF, **OUTPUT, **OUT}[name], call, right_fff())
 
@@ -331,7 +361,7 @@ def right_cmm() -> dict[str, Any]:
     return arguments
 
 
-PREPARED = {"x", "out", "level", "threads"}  # of a call; the others are the layer's
+PREPARED = {"x", "out", "level", "algorithm", "threads"}  # of a call; the others are the layer's
 
 
 def prepared(**arguments: Any) -> Any:

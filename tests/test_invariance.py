@@ -112,13 +112,26 @@ def test_any_shape(target: Target, dtype: Any, case: Case, data: st.DataObject) 
 @every_dtype
 @every_case
 def test_native_has_one_answer(dtype: Any, case: Case) -> None:
-    """Every method and every instruction set of level native gives the same bits."""
+    """Every algorithm and every instruction set of level native gives the same bits."""
     natives = [target for target in TARGETS if target.level == "native"]
     x, w_in, w_out, bias = case.arrays(dtype, with_bias=True)
     first, *others = (target.fff(x, w_in, w_out, bias) for target in natives)
     assert others, "there should be several"
     for target, other in zip(natives[1:], others, strict=True):
         assert_same_bits(other, first, target)
+
+
+@every_dtype
+@every_case
+def test_algorithm_changes_no_bit(dtype: Any, case: Case) -> None:
+    """By the argument of every Python function; a prepared layer is an fff_forward with other rows."""
+    x, w_in, w_out, bias = case.arrays(dtype, with_bias=True)
+    layer = cmm.FFF(w_in, w_out, bias)
+    want = cmm.fff_forward(x, w_in, w_out, bias, level="native", return_path=True)
+    for algorithm in ("per_token", "grouped"):
+        assert_same_bits(cmm.fff_forward(x, w_in, w_out, bias, algorithm=algorithm, return_path=True), want)
+        assert_same_bits(layer(x, algorithm=algorithm, return_path=True), want)
+        assert_same_bits((want[0], *cmm.cmm_forward(x, w_in, bias, algorithm=algorithm)), want)
 
 
 @every_dtype
@@ -162,7 +175,7 @@ def test_leading_dimensions(isa: str, level: str, dtype: Any) -> None:
 
 
 # Level native as a user calls it takes the BLAS's gemm for a dense layer, whose sums depend on the batch.
-@pytest.mark.parametrize("target", [t for t in FIXED if t.method or t.level == "naive"], ids=str)
+@pytest.mark.parametrize("target", [t for t in FIXED if t.algorithm or t.level == "naive"], ids=str)
 @every_dtype
 def test_our_own_dense_kernels(target: Target, dtype: Any) -> None:
     rng = np.random.default_rng(0)

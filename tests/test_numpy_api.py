@@ -74,15 +74,17 @@ def test_signatures() -> None:
         return str(inspect.Signature(bare))
 
     assert shown(cmm.fff_forward) == (
-        "(x, w_in, w_out, bias=None, *, activation='gelu', tie='left', level='auto', threads=None, out=None, "
-        "return_path=False)"
+        "(x, w_in, w_out, bias=None, *, activation='gelu', tie='left', level='auto', algorithm=None, threads=None, "
+        "out=None, return_path=False)"
     )
-    assert shown(cmm.cmm) == "(x, w_in, bias=None, *, tie='left', level='auto', threads=None)"
+    assert shown(cmm.cmm) == "(x, w_in, bias=None, *, tie='left', level='auto', algorithm=None, threads=None)"
     assert shown(cmm.ff_forward) == (
-        "(x, w_in, w_out, bias=None, *, activation='gelu', level='auto', threads=None, out=None)"
+        "(x, w_in, w_out, bias=None, *, activation='gelu', level='auto', algorithm=None, threads=None, out=None)"
     )
     assert shown(cmm.FFF) == "(w_in, w_out, bias=None, *, activation='gelu', tie='left', weights=None)"
-    assert shown(cmm.FFF.__call__) == "(self, x, *, level='auto', threads=None, out=None, return_path=False)"
+    assert shown(cmm.FFF.__call__) == (
+        "(self, x, *, level='auto', algorithm=None, threads=None, out=None, return_path=False)"
+    )
     assert shown(cmm.node_usage) == "(nodes, N)"
     assert shown(cmm.dead_subtrees) == "(usage)"
 

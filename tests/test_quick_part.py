@@ -122,7 +122,7 @@ def collected(tests: str) -> list[str]:
 
 @pytest.mark.full
 def test_samples_have_every_value_of_every_parameter() -> None:
-    """Of the sampled tests of the oracle: every level, method, instruction set, activation, tie rule and dtype."""
+    """Of the sampled tests of the oracle: every level, algorithm, instruction set, activation, tie rule and dtype."""
     for test, values in (
         ("test_fff", [*TARGETS, *ACTIVATIONS, *TIES, "f32", "f64", "bias", "nobias"]),
         ("test_dense", [*TARGETS, *ACTIVATIONS, "f32", "f64", "bias", "nobias"]),

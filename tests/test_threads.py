@@ -35,7 +35,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def chosen(threads: int | None = None) -> set[int]:
     """What libcmm is told, by every kind of call; 0 leaves it to libcmm."""
-    return {_dispatch.choose("auto", threads, dense)[0] for dense in (False, True)}
+    return {_dispatch.choose("auto", None, threads, dense)[0] for dense in (False, True)}
 
 
 def test_without_a_variable_libcmm_decides() -> None:

@@ -11,8 +11,9 @@ from typing import get_args
 import cmm
 import pytest
 from building import ROOT
+from cmm._dispatch import CUDA_ALGORITHMS, kernels
 from cmm._native import ACTIVATIONS, TIES
-from cmm.typing import Activation, LevelName, Tie
+from cmm.typing import Activation, Algorithm, LevelName, Tie
 
 RIGHT, WRONG = (ROOT / f"tests/typed/{name}.py" for name in ("right", "wrong"))
 
@@ -60,4 +61,9 @@ def test_every_wrong_line_is_caught(check, tmp_path: Path) -> None:
 def test_the_choices_are_those_of_libcmm() -> None:
     assert get_args(Activation) == tuple(ACTIVATIONS)
     assert get_args(Tie) == tuple(TIES)
+    of_native = {kernel.algorithm for kernel in kernels() if kernel.algorithm}
+    assert set(get_args(Algorithm)) == of_native | set(CUDA_ALGORITHMS)
+    listed = (ROOT / "libcmm/src/kernels.inc").read_text(encoding="utf-8")
+    of_cuda = re.findall(r"^CMM_CUDA_KERNEL\(fff, (\w+)\)", listed, re.MULTILINE)
+    assert ["naive", *CUDA_ALGORITHMS] == of_cuda
     assert get_args(LevelName) == ("auto", *(level.name for level in cmm.levels()))

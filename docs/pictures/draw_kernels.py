@@ -1,7 +1,7 @@
 """Draw the pictures of internals/kernels.md: ``python docs/pictures/draw_kernels.py`` writes them beside itself.
 
-descent.svg: how `group` buckets the tokens by subtree; tile.svg: the register tiles of the micro-kernels with
-AVX-512; cuda.svg: what a warp, a block and the two kernels of the GPU's methods do.
+descent.svg: how `grouped` buckets the tokens by subtree; tile.svg: the register tiles of the micro-kernels with
+AVX-512; cuda.svg: what a warp, a block and the two kernels of the GPU's algorithms do.
 """
 
 from pathlib import Path
@@ -93,7 +93,7 @@ def descent() -> str:
     left, step = 255, 37
     blocks = [list(range(8)), list(range(8, 16))]
     parts = [
-        text(20, 34, "group: tokens are bucketed by subtree, as experts in a grouped GEMM", size=17, anchor="start")
+        text(20, 34, "grouped: tokens are bucketed by subtree, as experts in a grouped GEMM", size=17, anchor="start")
     ]
     labels = [
         ["tokens as they come,", "two blocks"],
@@ -201,7 +201,7 @@ def tile() -> str:
         "fused multiply-adds, 4 of them for 5 loads. Next 64 elements,",
         "until the row ends; then a pairwise sum: vectors 0 + 2 and",
         "1 + 3, the two results, and the 16 lanes of what is left, half",
-        "to half: one logit for each token. At the roots of walk 3 rows",
+        "to half: one logit for each token. At the roots of per_token 3 rows",
         "share the 4 tokens: 24 accumulators, 12 for 7 loads.",
     ]
     parts.append(lines(30, 318, words, size=14, anchor="start"))
@@ -232,15 +232,15 @@ def tile() -> str:
 
 
 def cuda() -> str:
-    """Return the picture of three methods of the level cuda: walk, wide and group."""
+    """Return the picture of three algorithms of the level cuda: per_token, small_batch and grouped."""
     parts: list[str] = []
     titles = [
-        (30, "walk: a warp per token"),
-        (320, "wide: a block per token, speculative"),
-        (640, "group: two kernels, two phases"),
+        (30, "per_token: a warp per token"),
+        (320, "small_batch: a block per token, speculative"),
+        (640, "grouped: two kernels, two phases"),
     ]
     parts += [text(x, 34, title, size=16, anchor="start") for x, title in titles]
-    # walk
+    # per_token
     parts.append(box(30, 56, 240, 34, fill=TINTS[2], edge=EDGES[2]))
     parts.append(text(150, 78, "32 lanes hold x in registers", size=13))
     for level in range(3):
@@ -288,7 +288,7 @@ def cuda() -> str:
         "of the round before.",
     ]
     parts.append(lines(320, 262, words, size=13, anchor="start"))
-    # group
+    # grouped
     parts.append(box(640, 56, 290, 62, fill=TINTS[0], edge=EDGES[0]))
     parts.append(
         lines(
@@ -333,7 +333,8 @@ def cuda() -> str:
         "a token, and nothing of its bits.",
     ]
     parts.append(lines(640, 314, words, size=13, anchor="start"))
-    return sheet(960, 400, "Three methods of the level cuda: a warp per token, a block per token, two phases", parts)
+    title = "Three algorithms of the level cuda: a warp per token, a block per token, two phases"
+    return sheet(960, 400, title, parts)
 
 
 PICTURES = {"descent.svg": descent, "tile.svg": tile, "cuda.svg": cuda}

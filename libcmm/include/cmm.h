@@ -91,7 +91,7 @@ enum {
     CMM_ERROR_LEVEL_UNUSABLE = 33,  /* the level exists, but not in this build or not on this machine */
     CMM_ERROR_ISA = 34,             /* there is no instruction set of that name */
     CMM_ERROR_ISA_UNUSABLE = 35,    /* the instruction set exists, but not in this build or not on this CPU */
-    CMM_ERROR_METHOD = 36,          /* the level has no method of that name, or it cannot do this layer */
+    CMM_ERROR_METHOD = 36,          /* the level has no algorithm of that name, or it cannot do this layer */
     CMM_ERROR_BLAS_MISSING = 37,    /* the level needs a BLAS: run->blas is NULL and none is linked */
     CMM_ERROR_BLAS_SIZE = 38,       /* blas->size is none that the struct has or could have */
     CMM_ERROR_BLAS_INCOMPLETE = 39, /* blas lacks one of dot, axpy, gemv, gemm for this dtype */
@@ -213,7 +213,10 @@ typedef struct cmm_run {
     int32_t threads;      /* at most this many threads; 0 means every core this process may use */
     const char *level;    /* "naive", "blas1", "blas2", "blas3", "native"; NULL or "auto" picks */
     const char *isa;      /* "avx2", ... (see cmm_kernel_get); NULL picks the best that the CPU has */
-    const char *method;   /* of level "native": "walk", "group"; NULL takes the one that suits */
+    union {
+        const char *algorithm; /* of level "native": "per_token", "grouped"; NULL takes the one that suits */
+        const char *method;    /* its name in 0.1.0, whose values "walk" and "group" are still taken */
+    };
     const cmm_blas *blas; /* for the blas levels; NULL means the BLAS that libcmm was linked with, if any */
 } cmm_run;
 
@@ -232,9 +235,12 @@ typedef struct cmm_kernel_info {
     uint32_t size;         /* sizeof(cmm_kernel_info) */
     int32_t usable;        /* 1 or 0; kernels of the BLAS levels also need a BLAS */
     const char *operation; /* "fff", "ff" (dense), "act" (activations) */
-    const char *name;      /* "walk_avx2", ... */
+    const char *name;      /* "per_token_avx2", ... */
     const char *level;     /* "native", ...; "" for activations */
-    const char *method;    /* "walk", ...; "" where the level has only one */
+    union {
+        const char *algorithm; /* "per_token", ...; "" where the level has only one */
+        const char *method;    /* its name in 0.1.0 */
+    };
     const char *isa;       /* "avx2", ...; "any" where the compiler chose */
     const char *why;       /* why it is not usable; "" when it is */
     const char *x_type;    /* of tokens, sums and outputs: "float32", ...; "" where one kernel is for every type */

@@ -30,7 +30,10 @@ typedef struct cmm_cuda_run {
     uint32_t size;           /* sizeof(cmm_cuda_run) */
     int32_t reserved;        /* 0 */
     const char *level;       /* "cuda-naive", "cuda"; NULL or "auto" means "cuda" */
-    const char *method;      /* of level "cuda": "block", "walk", "wide", "group"; NULL takes the one that suits */
+    union {
+        const char *algorithm; /* of level "cuda": "generic", "per_token", "small_batch", "grouped"; NULL: what suits */
+        const char *method;    /* its name in 0.1.0, whose values "block", "walk", "wide", "group" are still taken */
+    };
     void *stream;            /* a cudaStream_t; NULL is the default stream */
     void *workspace;         /* device memory, aligned to CMM_CUDA_ALIGNMENT */
     int64_t workspace_bytes; /* its size, at least what cmm_cuda_.._workspace() says */

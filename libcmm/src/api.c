@@ -7,17 +7,17 @@
 #include <string.h>
 
 /* A dense layer at level native, or at the level of our choice: the best gemm there is. Without a BLAS, or when one of
- * our own methods is asked for, it is a forest: as many trees of one node as it has neurons. */
+ * our own algorithms is asked for, it is a forest: as many trees of one node as it has neurons. */
 static cmm_op choose_dense(cmm_request *wanted, cmm_problem *task)
 {
     if (wanted->level && strcmp(wanted->level, "native") != 0)
         return CMM_OP_FF;
     if (task->nodes == 0) {
         wanted->level = "naive";
-        wanted->method = NULL; /* naive has no methods */
+        wanted->algorithm = NULL; /* naive has no algorithms */
         return CMM_OP_FF;
     }
-    if (!wanted->method && cmm_fits_blas(task) && cmm_check_blas(wanted->blas, 3, task->dtype) == CMM_OK) {
+    if (!wanted->algorithm && cmm_fits_blas(task) && cmm_check_blas(wanted->blas, 3, task->dtype) == CMM_OK) {
         wanted->level = "blas3";
         return CMM_OP_FF;
     }

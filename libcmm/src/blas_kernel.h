@@ -17,7 +17,7 @@ static inline int cmm_fits_blas(const cmm_problem *task)
         .traits.op = CMM_OP_##OP, \
         .traits.name = "blas" #NUMBER, \
         .traits.level = "blas" #NUMBER, \
-        .traits.method = "", \
+        .traits.algorithm = "", \
         .traits.isa = "any", \
         .traits.blas = NUMBER, \
         .traits.x_type = X_TYPE, \

@@ -59,6 +59,21 @@ static int runs_on(const cmm_traits *kernel, uint32_t cpu)
     return cmm_why_absent(kernel, cpu)[0] == '\0';
 }
 
+/* What algorithms were called in 0.1.0; a call may still ask for them so. */
+static const struct {
+    const char *name, *old;
+} ALIASES[] = {{"per_token", "walk"}, {"grouped", "group"}, {"generic", "block"}, {"small_batch", "wide"}};
+
+static int is_algorithm(const char *wanted, const char *name)
+{
+    if (same(wanted, name))
+        return 1;
+    for (size_t i = 0; i < sizeof ALIASES / sizeof *ALIASES; i++)
+        if (strcmp(name, ALIASES[i].name) == 0 && strcmp(wanted, ALIASES[i].old) == 0)
+            return 1;
+    return 0;
+}
+
 cmm_status cmm_check_blas(const cmm_blas *blas, int32_t number, int32_t dtype)
 {
     if (number == 0)
@@ -97,7 +112,7 @@ cmm_status cmm_find_kernel(cmm_op op, const cmm_request *wanted, const cmm_probl
             blame = wanted->isa && strcmp(wanted->isa, kernel->isa) == 0 ? CMM_ERROR_ISA_UNUSABLE : blame;
             continue;
         }
-        if (!same(wanted->method, kernel->method)) {
+        if (!is_algorithm(wanted->algorithm, kernel->algorithm)) {
             blame = CMM_ERROR_METHOD;
             continue;
         }
@@ -108,7 +123,7 @@ cmm_status cmm_find_kernel(cmm_op op, const cmm_request *wanted, const cmm_probl
             blame = status;
             continue;
         }
-        if (!wanted->method && kernel->is_preferred && !kernel->is_preferred(task))
+        if (!wanted->algorithm && kernel->is_preferred && !kernel->is_preferred(task))
             continue;
         *found = kernel;
         return CMM_OK;
@@ -173,7 +188,7 @@ cmm_status cmm_describe_kernel(int32_t index, const char *(*why)(const cmm_trait
     found.operation = operations[kernel->op];
     found.name = kernel->name;
     found.level = kernel->level;
-    found.method = kernel->method;
+    found.algorithm = kernel->algorithm;
     found.isa = kernel->isa;
     found.why = why(kernel);
     found.usable = found.why[0] == '\0';

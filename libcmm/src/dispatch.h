@@ -15,9 +15,9 @@ extern const int32_t cmm_kernel_file_count;
 
 /* What a kernel must be, and what there is for it. */
 typedef struct cmm_request {
-    const char *level, *isa, *method; /* NULL: any */
-    const cmm_blas *blas;             /* NULL: none */
-    uint32_t cpu;                     /* CMM_CPU_ bits that are there */
+    const char *level, *isa, *algorithm; /* NULL: any */
+    const cmm_blas *blas;                /* NULL: none */
+    uint32_t cpu;                        /* CMM_CPU_ bits that are there */
 } cmm_request;
 
 /* Level number `index`, in the order of the table, or NULL where there are no more. */

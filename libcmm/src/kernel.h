@@ -57,12 +57,12 @@ enum { CMM_EVERY_TYPE = -1 };
  * in everything above x_type. */
 typedef struct cmm_traits {
     cmm_op op;
-    const char *name;   /* its file's name */
-    const char *level;  /* "naive", "blas1", ..., "native"; "" for CMM_OP_ACT */
-    const char *method; /* of several kernels of one level and isa: "walk", "group"; else "" */
-    const char *isa;    /* "any": whatever the compiler chose; else "scalar", "avx2", ...; "cuda" */
-    int32_t blas;       /* 0: none; 1: needs dot and axpy; 2: gemv too; 3: gemm too */
-    const char *absent; /* NULL, or why this build left the kernel out */
+    const char *name;      /* its file's name */
+    const char *level;     /* "naive", "blas1", ..., "native"; "" for CMM_OP_ACT */
+    const char *algorithm; /* of several kernels of one level and isa: "per_token", "grouped"; else "" */
+    const char *isa;       /* "any": whatever the compiler chose; else "scalar", "avx2", ...; "cuda" */
+    int32_t blas;          /* 0: none; 1: needs dot and axpy; 2: gemv too; 3: gemm too */
+    const char *absent;    /* NULL, or why this build left the kernel out */
 
     int32_t x_type; /* of tokens, bias, sums, logits and outputs: CMM_F32, CMM_F64; CMM_EVERY_TYPE */
     int32_t w_type; /* of rows of w_in and w_out: CMM_F32, ...; CMM_EVERY_TYPE: as the tokens */

@@ -25,7 +25,7 @@ cmm_status cmm_choose(const cmm_run *given, cmm_choice *chosen)
             return CMM_ERROR_THREADS;
         wanted->level = run->level && strcmp(run->level, "auto") != 0 ? run->level : NULL;
         wanted->isa = run->isa;
-        wanted->method = run->method;
+        wanted->algorithm = run->algorithm;
         chosen->threads = run->threads;
         if (wanted->level && !cmm_is_level(wanted->level))
             return CMM_ERROR_LEVEL;

@@ -34,7 +34,7 @@ static const struct {
     STATUS(CMM_ERROR_LEVEL_UNUSABLE, "run->level cannot be used in this build or on this machine; cmm_level_get() says why"),
     STATUS(CMM_ERROR_ISA, "run->isa names no instruction set; cmm_kernel_get() lists them"),
     STATUS(CMM_ERROR_ISA_UNUSABLE, "run->isa cannot be used in this build or on this CPU; cmm_kernel_get() says why"),
-    STATUS(CMM_ERROR_METHOD, "run->method is not a method of this level, or cannot do this layer; it should be NULL, or one that the list of kernels names"),
+    STATUS(CMM_ERROR_METHOD, "run->algorithm is not an algorithm of this level, or cannot do this layer; it should be NULL, or one that the list of kernels names"),
     STATUS(CMM_ERROR_BLAS_MISSING, "the level needs a BLAS; put one in run->blas (see cmm_blas_load), or link libcmm with one"),
     STATUS(CMM_ERROR_BLAS_SIZE, "run->blas->size is not the size of the struct, or what it has beyond this version's fields is not 0; set it to sizeof the struct, and all that you do not use to 0"),
     STATUS(CMM_ERROR_BLAS_INCOMPLETE, "run->blas lacks a function that the level needs (dot, axpy; gemv; gemm, of the layer's dtype)"),

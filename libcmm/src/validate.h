@@ -1,5 +1,5 @@
 /* What a call must be, on a CPU and on a GPU: the checks that the front doors of libcmm (api.c) and libcmm_cuda
- * (cuda/cmm_cuda.cu) have in common. Both check in one order, that of docs/reference/status-codes.md, so a call that is
+ * (cuda/api.cu) have in common. Both check in one order, that of docs/reference/status-codes.md, so a call that is
  * wrong in several ways gets the same status from both, and a later version may not change which. */
 #ifndef CMM_VALIDATE_H
 #define CMM_VALIDATE_H

@@ -35,6 +35,7 @@ def fff_forward(
     activation: str,
     tie: str,
     level: str,
+    algorithm: str | None,
     threads: int | None,
     out: Any,
     return_path: bool,
@@ -51,10 +52,12 @@ def fff_forward(
     if out is not None:
         _check_out(out, x, spec.d_out, backend)
     weights = backend.bind(spec, w_in, w_out, bias)
-    return backend.forward(spec, weights, x, out, level, threads, return_path)
+    return backend.forward(spec, weights, x, out, level, algorithm, threads, return_path)
 
 
-def cmm_forward(x: Any, w_in: Any, bias: Any, tie: str, level: str, threads: int | None) -> Any:
+def cmm_forward(
+    x: Any, w_in: Any, bias: Any, tie: str, level: str, algorithm: str | None, threads: int | None
+) -> Any:
     """Check input weights and tokens, and follow the path."""
     backend, dtype = NUMPY, _plain(x, w_in, w_in, bias, None)
     if dtype is None:
@@ -64,7 +67,7 @@ def cmm_forward(x: Any, w_in: Any, bias: Any, tie: str, level: str, threads: int
     except TypeError as error:
         raise _no_choice(error, "identity", tie) from None
     check_tokens(x, spec.d_in)
-    return backend.forward(spec, backend.bind(spec, w_in, None, bias), x, None, level, threads, True)
+    return backend.forward(spec, backend.bind(spec, w_in, None, bias), x, None, level, algorithm, threads, True)
 
 
 def prepare(
@@ -85,7 +88,15 @@ def prepare(
     return (keeper, spec, prepared, np.dtype(dtype) if keeper is NUMPY else None), rows, shown
 
 
-def apply(prepared: Prepared, x: Any, level: str, threads: int | None, out: Any, return_path: bool) -> Any:
+def apply(
+    prepared: Prepared,
+    x: Any,
+    level: str,
+    algorithm: str | None,
+    threads: int | None,
+    out: Any,
+    return_path: bool,
+) -> Any:
     """Check tokens for a layer that was prepared, and apply it."""
     backend, spec, weights, dtype = prepared
     if type(x) is not _ndarray or x.dtype is not dtype or (out is not None and type(out) is not _ndarray):
@@ -101,7 +112,7 @@ def apply(prepared: Prepared, x: Any, level: str, threads: int | None, out: Any,
         type(out) is not _ndarray or out.dtype is not dtype or out.shape != (*shape[:-1], spec.d_out)
     ):
         _check_out(out, x, spec.d_out, backend)
-    return backend.forward(spec, weights, x, out, level, threads, return_path)
+    return backend.forward(spec, weights, x, out, level, algorithm, threads, return_path)
 
 
 def ff_forward(
@@ -111,6 +122,7 @@ def ff_forward(
     bias: Any,
     activation: str,
     level: str,
+    algorithm: str | None,
     threads: int | None,
     out: Any,
 ) -> Any:
@@ -125,7 +137,7 @@ def ff_forward(
     check_tokens(x, spec.d_in)
     if out is not None:
         _check_out(out, x, spec.d_out, backend)
-    return backend.dense(spec, x, w_in, w_out, bias, out, level, threads)
+    return backend.dense(spec, x, w_in, w_out, bias, out, level, algorithm, threads)
 
 
 def _rows_of(weights: Any, dtype: str, backend: Backend) -> str:

@@ -1,7 +1,7 @@
-"""Levels: which there are, which work here, and how a call's ``level`` and ``threads`` reach libcmm."""
+"""Levels: which there are, which work here; how a call's ``level``, ``algorithm`` and ``threads`` reach libcmm."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -11,12 +11,13 @@ from cmm._environment import raw, variable
 from cmm._native import NULL, failure, ffi, lib, text
 from cmm._native import cuda as native_cuda
 from cmm.errors import ArgumentError, CmmError, LevelError, UnusableError, listed
-from cmm.typing import LevelName
+from cmm.typing import Algorithm, LevelName
 
 CUDA_LEVELS: tuple[LevelName, ...] = ("cuda-naive", "cuda-bmm", "cuda")
+CUDA_ALGORITHMS: tuple[Algorithm, ...] = ("generic", "per_token", "small_batch", "grouped")  # of level cuda
 
-# threads, level, isa and blas, as the functions of cmm._libcmm take them.
-Run = tuple[int, Any, Any, Any]
+# threads, level, isa, algorithm and blas, as the functions of cmm._libcmm take them.
+Run = tuple[int, Any, Any, Any, Any]
 
 
 class Level(NamedTuple):
@@ -77,7 +78,7 @@ class Kernel(NamedTuple):
     operation: str
     name: str
     level: str
-    method: str
+    algorithm: str
     isa: str
     usable: bool
     why: str
@@ -94,9 +95,9 @@ def kernels() -> list[Kernel]:
         if status:
             raise failure(status)
         operation, name, level = text(info.operation), text(info.name), text(info.level)
-        method, isa, why = text(info.method), text(info.isa), text(info.why)
+        algorithm, isa, why = text(info.algorithm), text(info.isa), text(info.why)
         types = text(info.x_type), text(info.w_type)
-        found.append(Kernel(operation, name, level, method, isa, bool(info.usable), why, *types))
+        found.append(Kernel(operation, name, level, algorithm, isa, bool(info.usable), why, *types))
     return found
 
 
@@ -116,13 +117,15 @@ def _infos(isa: Any, table: Any) -> list[Any]:
 # ---- on a CPU ------------------------------------------------------------------------------------------------------
 
 
-def choose(level: str, threads: int | None, dense: bool) -> Run:
-    """Return threads, level, isa and blas as the functions of ``cmm._libcmm`` take them.
+def choose(level: str, algorithm: str | None, threads: int | None, dense: bool) -> Run:
+    """Return threads, level, isa, algorithm and blas as the functions of ``cmm._libcmm`` take them.
 
     Parameters
     ----------
     level : str
         "auto" gives way to the environment variable CMM_LEVEL.
+    algorithm : str or None
+        One of level native, which "auto" then means. None leaves the choice to libcmm.
     threads : int or None
         None gives way to CMM_NUM_THREADS and OMP_NUM_THREADS.
     dense : bool
@@ -135,19 +138,27 @@ def choose(level: str, threads: int | None, dense: bool) -> Run:
     if threads is not None and type(threads) is not int:
         threads = _threads(threads)  # True and 1.0 are 1, in a dictionary
     # All that a plan hangs on.
-    key = level, threads, raw(b"CMM_LEVEL"), raw(b"CMM_ISA"), raw(b"CMM_NUM_THREADS"), raw(b"OMP_NUM_THREADS")
+    key = (
+        level,
+        algorithm,
+        threads,
+        raw(b"CMM_LEVEL"),
+        raw(b"CMM_ISA"),
+        raw(b"CMM_NUM_THREADS"),
+        raw(b"OMP_NUM_THREADS"),
+    )
     plans = _dense_plans if dense else _fff_plans
     try:
         plan = plans.get(key)
-    except TypeError:  # level is not hashable
+    except TypeError:  # level or algorithm is not hashable
         plan = None
     if plan is None:
-        plan = _plan(level, threads, dense)
+        plan = _plan(level, algorithm, threads, dense)
         if len(plans) >= _MOST_PLANS:
             plans.clear()
         plans[key] = plan
     run, find_blas = plan
-    return run if find_blas is None else (*run[:3], find_blas())
+    return run if find_blas is None else (*run[:4], find_blas())
 
 
 # What _plan() answered. A program that changes its environment all the time does not fill memory with it.
@@ -156,7 +167,9 @@ _dense_plans: dict[tuple[Any, ...], tuple[Run, Callable[[], Any] | None]] = {}
 _MOST_PLANS = 256
 
 
-def _plan(level: str, threads: int | None, dense: bool) -> tuple[Run, Callable[[], Any] | None]:
+def _plan(
+    level: str, algorithm: str | None, threads: int | None, dense: bool
+) -> tuple[Run, Callable[[], Any] | None]:
     """Return how to run a call, and what finds the BLAS for it, None where it needs none."""
     try:
         c_level = _LEVELS[level]
@@ -169,14 +182,37 @@ def _plan(level: str, threads: int | None, dense: bool) -> tuple[Run, Callable[[
         if named not in _LEVELS:
             raise LevelError(f"CMM_LEVEL is {named!r}; it should be unset or one of {listed(_LEVELS)}")
         level, c_level = named, _LEVELS[named]
+    c_algorithm: Any = NULL
+    if algorithm is not None:
+        c_algorithm, c_level = _algorithm(algorithm, level), _LEVELS["native"]
 
     find_blas: Callable[[], Any] | None = None
     if level in _BLAS_LEVELS:
         find_blas = _blas_in_use
-    elif level != "naive" and (dense or not _native_usable()):
+    elif level != "naive" and algorithm is None and (dense or not _native_usable()):
         find_blas = _blas_if_any
     count = _threads_of_environment()[0] if threads is None else _threads(threads)
-    return (count, c_level, _isa(), NULL), find_blas
+    return (count, c_level, _isa(), c_algorithm, NULL), find_blas
+
+
+def _algorithm(algorithm: str, level: str) -> Any:
+    """Return an algorithm of level native for libcmm, where that is the level of a call."""
+    if not isinstance(algorithm, str) or algorithm not in _ALGORITHMS:
+        if isinstance(algorithm, str) and algorithm in CUDA_ALGORITHMS:
+            raise ArgumentError(f"algorithm is {algorithm!r}, which is for arrays on a GPU, and these are not")
+        raise _no_algorithm(algorithm, _ALGORITHMS)
+    if level not in ("auto", "native"):
+        raise _algorithm_of(algorithm, "native", level)
+    return _ALGORITHMS[algorithm]
+
+
+def _no_algorithm(algorithm: object, names: Iterable[str]) -> ArgumentError:
+    return ArgumentError(f"algorithm is {algorithm!r}; it should be None or one of {listed(names)}")
+
+
+def _algorithm_of(algorithm: str, its: str, level: str) -> ArgumentError:
+    was = f"algorithm is {algorithm!r}, which is of level {its!r}"
+    return ArgumentError(f"{was}; at level {level!r} it should be None")
 
 
 def _blas_in_use() -> Any:
@@ -190,7 +226,7 @@ def _blas_if_any() -> Any:
 
 def refused(status: int, run: Run) -> CmmError:
     """Return the exception for a status other than CMM_OK of a call that ran as chosen."""
-    _, c_level, c_isa, table = run
+    _, c_level, c_isa, c_algorithm, table = run
     level = text(c_level)
     if status == lib.CMM_ERROR_LEVEL_UNUSABLE:
         why = (
@@ -203,6 +239,8 @@ def refused(status: int, run: Run) -> CmmError:
     if status in (lib.CMM_ERROR_BLAS_MISSING, lib.CMM_ERROR_BLAS_INCOMPLETE):
         has = text(table.name) if table else "missing"
         return failure(status, f"level is {level!r} and the BLAS is {has}")
+    if status == lib.CMM_ERROR_METHOD:
+        return ArgumentError(f"algorithm is {text(c_algorithm)!r}, which cannot do this layer; it should be None")
     if status == lib.CMM_ERROR_LEVEL_WEIGHT_DTYPE:
         return UnusableError(f"level is {level!r}, which takes no narrow weights; it should be auto, naive or native")
     return failure(status)
@@ -226,6 +264,9 @@ def _native_usable() -> bool:
 
 
 _LEVELS = {name: ffi.new("char[]", name.encode()) for name in ["auto", *(text(i.name) for i in _infos(NULL, NULL))]}
+_ALGORITHMS = {
+    kernel.algorithm: ffi.new("char[]", kernel.algorithm.encode()) for kernel in kernels() if kernel.algorithm
+}
 _BLAS_LEVELS = frozenset(name for name in _LEVELS if name.startswith("blas"))
 
 
@@ -298,12 +339,12 @@ def why_not(level: str) -> str:
     return ""
 
 
-def choose_cuda(level: str) -> str:
-    """Return the level for arrays on a GPU, once it is known to work.
+def choose_cuda(level: str, algorithm: str | None) -> str:
+    """Return the level for arrays on a GPU, once it is known to work and to have the algorithm.
 
     Raises
     ------
-    LevelError, UnusableError
+    LevelError, ArgumentError, UnusableError
     """
     if level == "auto":
         level = variable(b"CMM_LEVEL") or "auto"
@@ -312,6 +353,11 @@ def choose_cuda(level: str) -> str:
     if level not in CUDA_LEVELS:
         choices = listed(("auto", *CUDA_LEVELS))
         raise LevelError(f"level is {level!r}; for arrays on a GPU it should be one of {choices}")
+    if algorithm is not None:
+        if not isinstance(algorithm, str) or algorithm not in CUDA_ALGORITHMS:
+            raise _no_algorithm(algorithm, CUDA_ALGORITHMS)
+        if level != "cuda":
+            raise _algorithm_of(algorithm, "cuda", level)
     why = why_not(level)
     if why:
         raise UnusableError(f"level is {level!r}, which cannot be used here: {why}")

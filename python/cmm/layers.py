@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cmm import _check
 from cmm._backend.numpy import widened
-from cmm.typing import Activation, Choices, Float, LevelName, Loose, Nodes, Run, Tie, Weights
+from cmm.typing import Activation, Algorithm, Choices, Float, LevelName, Loose, Nodes, Run, Tie, Weights
 
 __all__ = ["FFF", "cmm_forward", "ff_forward", "fff_forward"]
 
@@ -70,6 +70,7 @@ def fff_forward(
     activation: Activation = "gelu",
     tie: Tie = "left",
     level: LevelName = "auto",
+    algorithm: Algorithm | None = None,
     threads: int | None = None,
     out: Any = None,
     return_path: bool = False,
@@ -102,6 +103,9 @@ def fff_forward(
     level : str
         How to compute it, one of :func:`cmm.levels`. "auto" takes what the environment variable ``CMM_LEVEL`` says,
         and where that is not set the best level.
+    algorithm : {"per_token", "grouped", "generic", "small_batch"}, optional
+        One of level "native": "per_token" takes tokens as they come, "grouped" sorts them by subtree, and both give
+        the same bits. Or one of level "cuda", which has all four. None takes the one that suits.
     threads : int, optional
         At most this many threads, the BLAS's included. None means what the environment variable ``CMM_NUM_THREADS``
         says, else ``OMP_NUM_THREADS``, else one for each core that the process may use.
@@ -134,7 +138,7 @@ def fff_forward(
     ArrayMemoryError
         There is no memory for the result or a copy. After any error out is as it was.
     """
-    return _check.fff_forward(x, w_in, w_out, bias, activation, tie, level, threads, out, return_path)
+    return _check.fff_forward(x, w_in, w_out, bias, activation, tie, level, algorithm, threads, out, return_path)
 
 
 @overload
@@ -157,6 +161,7 @@ def cmm_forward(
     *,
     tie: Tie = "left",
     level: LevelName = "auto",
+    algorithm: Algorithm | None = None,
     threads: int | None = None,
 ) -> Any:
     """Multiply conditionally: the path of each token through each tree, without an output.
@@ -170,6 +175,7 @@ def cmm_forward(
     bias : array_like, shape (K, N) or (N,), optional
     tie : {"left", "right"}
     level : str
+    algorithm : str, optional
     threads : int, optional
 
     Returns
@@ -184,7 +190,7 @@ def cmm_forward(
     ShapeError, DtypeError, ArgumentError, LevelError, UnusableError, ArrayMemoryError
         As :func:`fff_forward`.
     """
-    return _check.cmm_forward(x, w_in, bias, tie, level, threads)
+    return _check.cmm_forward(x, w_in, bias, tie, level, algorithm, threads)
 
 
 class FFF:
@@ -368,12 +374,13 @@ class FFF:
         x: Any,
         *,
         level: LevelName = "auto",
+        algorithm: Algorithm | None = None,
         threads: int | None = None,
         out: Any = None,
         return_path: bool = False,
     ) -> Any:
         """Apply the layer to tokens: parameters, results and errors of :func:`fff_forward`."""
-        return _check.apply(self._prepared, x, level, threads, out, return_path)
+        return _check.apply(self._prepared, x, level, algorithm, threads, out, return_path)
 
     def __repr__(self) -> str:
         return (
@@ -431,6 +438,7 @@ def ff_forward(
     *,
     activation: Activation = "gelu",
     level: LevelName = "auto",
+    algorithm: Algorithm | None = None,
     threads: int | None = None,
     out: Any = None,
 ) -> Any:
@@ -443,7 +451,7 @@ def ff_forward(
         Any N, also 0.
     w_out : array_like, shape (N, d_out)
     bias : array_like, shape (N,), optional
-    activation, level, threads, out
+    activation, level, algorithm, threads, out
         As :func:`fff_forward`.
 
     Returns
@@ -456,4 +464,4 @@ def ff_forward(
     ShapeError, DtypeError, ArgumentError, LevelError, UnusableError, ArrayMemoryError
         As :func:`fff_forward`.
     """
-    return _check.ff_forward(x, w_in, w_out, bias, activation, level, threads, out)
+    return _check.ff_forward(x, w_in, w_out, bias, activation, level, algorithm, threads, out)

@@ -10,11 +10,12 @@ from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Activation", "LevelName", "OtherArray", "Tie", "Weights"]
+__all__ = ["Activation", "Algorithm", "LevelName", "OtherArray", "Tie", "Weights"]
 
 Activation: TypeAlias = Literal["gelu", "gelu_tanh", "relu", "silu", "identity"]
 Tie: TypeAlias = Literal["left", "right"]
 Weights: TypeAlias = Literal["float32", "float64", "bfloat16", "float16"]
+Algorithm: TypeAlias = Literal["per_token", "grouped", "generic", "small_batch"]
 LevelName: TypeAlias = Literal["auto", "naive", "blas1", "blas2", "blas3", "native", "cuda-naive", "cuda-bmm", "cuda"]
 
 
@@ -45,6 +46,7 @@ class Run(TypedDict, total=False):
     """How to run a call."""
 
     level: LevelName
+    algorithm: Algorithm | None
     threads: int | None
 
 

@@ -225,10 +225,10 @@ static example with_subnormals(int32_t dtype)
     return e;
 }
 
-static void check_environment(int32_t dtype, const char *level, const char *method)
+static void check_environment(int32_t dtype, const char *level, const char *algorithm)
 {
     example want = with_subnormals(dtype), got = with_subnormals(dtype);
-    cmm_run run = {.size = sizeof run, .threads = 1, .level = level, .method = method};
+    cmm_run run = {.size = sizeof run, .threads = 1, .level = level, .algorithm = algorithm};
     const size_t y = (size_t)(want.batch * worth.d_out), path = (size_t)(want.batch * want.steps);
     CHECK(example_run(&want, &run) == CMM_OK, "%s", level);
     for (size_t i = 0; i < (few ? 1 : sizeof environments / sizeof *environments); i++)
@@ -242,7 +242,7 @@ static void check_environment(int32_t dtype, const char *level, const char *meth
             CHECK(memcmp(want.nodes, got.nodes, path * sizeof *want.nodes) == 0 &&
                       memcmp(want.logits, got.logits, path * element_size(dtype)) == 0 &&
                       memcmp(want.y, got.y, y * element_size(dtype)) == 0,
-                  "f%d, %s %s, environment %x, %d threads: other bits", dtype ? 64 : 32, level, method ? method : "",
+                  "f%d, %s %s, environment %x, %d threads: other bits", dtype ? 64 : 32, level, algorithm ? algorithm : "",
                   environments[i], run.threads);
         }
     example_free(&want);
@@ -260,7 +260,7 @@ static void check_changing_blas(void)
 {
     CHECK(threads_of_a_call_with(2, change_environment) == 2, "two threads");
     CHECK(environment() == default_environment, "%x is left to the caller", environment());
-    check_environment(CMM_F32, "native", "group");
+    check_environment(CMM_F32, "native", "grouped");
 }
 
 /* ... and threads that were started by a caller with an environment of its own. */
@@ -269,7 +269,7 @@ static int started_by_a_flushing_caller(int threads)
     set_environment(environments[0]);
     const int used = threads_of_a_call(threads);
     set_environment(default_environment);
-    check_environment(CMM_F32, "native", "group");
+    check_environment(CMM_F32, "native", "grouped");
     return used < 2 || check_report();
 }
 
@@ -354,7 +354,7 @@ static long long scratch_bytes(int32_t threads)
     shape s = worth;
     s.batch = 3000;
     example e = example_new(s, 5), want = example_new(s, 5);
-    cmm_run run = {.size = sizeof run, .threads = threads, .level = "native", .method = "group"};
+    cmm_run run = {.size = sizeof run, .threads = threads, .level = "native", .algorithm = "grouped"};
     atomic_store(&allocated, 0);
     CHECK(example_run(&e, &run) == CMM_OK, "%d threads", threads);
     const long long bytes = atomic_load(&allocated);
@@ -502,8 +502,8 @@ int main(int argc, char **argv)
     in_a_child(mask_is_kept, 0, "the caller's signal mask");
     for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++) {
         check_environment(dtype, "naive", NULL);
-        check_environment(dtype, "native", "walk");
-        check_environment(dtype, "native", "group");
+        check_environment(dtype, "native", "per_token");
+        check_environment(dtype, "native", "grouped");
     }
     check_changing_blas();
     in_a_child(started_by_a_flushing_caller, 2, "threads started by a caller that flushes subnormals");

@@ -1,5 +1,5 @@
 /* naive and native: the bits of a token's result depend on its layer and itself alone. Not on the batch, the place in
- * it, the threads, the instruction set or the method; and not on the machine, which a stored hash holds.
+ * it, the threads, the instruction set or the algorithm; and not on the machine, which a stored hash holds.
  *
  *     same_bits        all of it
  *     same_bits few    smaller layers, for an emulator

@@ -30,10 +30,10 @@ static void ways_add(const cmm_kernel_info *kernel, const char *isa, const cmm_b
                        .threads = 1,
                        .level = kernel->level,
                        .isa = isa,
-                       .method = kernel->method[0] ? kernel->method : NULL,
+                       .algorithm = kernel->algorithm[0] ? kernel->algorithm : NULL,
                        .blas = blas};
-    (void)snprintf(w->name, sizeof w->name, "%s%s%s on %s%s", kernel->level, kernel->method[0] ? "/" : "",
-                   kernel->method, isa, blas == &reference_blas_batched ? ", batched" : "");
+    (void)snprintf(w->name, sizeof w->name, "%s%s%s on %s%s", kernel->level, kernel->algorithm[0] ? "/" : "",
+                   kernel->algorithm, isa, blas == &reference_blas_batched ? ", batched" : "");
 }
 
 /* The instruction sets are those that have a kernel of operation act. Where the compiler chose the instructions of a

@@ -131,9 +131,9 @@ static void *off_by(const void *pointer, int bytes)
     WRONG(FFF | CMM | FF, CMM_ERROR_ISA, c->run.isa = "any")                                                         \
     WRONG(FFF | CMM | FF, CMM_ERROR_ISA_UNUSABLE, c->run.isa = foreign_isa())                                        \
     WRONG(FFF | CMM, CMM_ERROR_ISA_UNUSABLE, c->run.isa = foreign_isa(), c->run.level = "native")                    \
-    WRONG(FFF | CMM | FF, CMM_ERROR_METHOD, c->run.method = "run")                                                   \
-    WRONG(FFF | CMM, CMM_ERROR_METHOD, c->run.method = "", c->run.level = "native")                                  \
-    WRONG(FFF | CMM | FF, CMM_ERROR_METHOD, c->run.method = "walk", c->run.level = "naive")                          \
+    WRONG(FFF | CMM | FF, CMM_ERROR_METHOD, c->run.algorithm = "run")                                                \
+    WRONG(FFF | CMM, CMM_ERROR_METHOD, c->run.algorithm = "", c->run.level = "native")                               \
+    WRONG(FFF | CMM | FF, CMM_ERROR_METHOD, c->run.algorithm = "per_token", c->run.level = "naive")                  \
     WRONG(FFF | CMM | FF, CMM_ERROR_BLAS_MISSING, c->run.level = "blas1", c->run.blas = NULL)                        \
     WRONG(FFF | CMM | FF, CMM_ERROR_BLAS_MISSING, c->run.level = "blas2", c->run.blas = NULL)                        \
     WRONG(FFF | CMM | FF, CMM_ERROR_BLAS_MISSING, c->run.level = "blas3", c->run.blas = NULL)                        \
@@ -450,8 +450,8 @@ static void check_good(int32_t dtype)
         c.run.level = "auto";
         check_is_good(&c, function, "auto");
         c.run.blas = &c.blas;
-        c.run.method = "walk";
-        check_is_good(&c, function, "a method of level native, where there is a BLAS too");
+        c.run.algorithm = "per_token";
+        check_is_good(&c, function, "an algorithm of level native, where there is a BLAS too");
         c.run_pointer = NULL;
         check_is_good(&c, function, "without run");
         c.y = off_by(memory.x, BATCH * D_IN * element);

@@ -1,4 +1,4 @@
-"""libcmm_cuda called past the Python functions, to reach its methods; arrays are PyTorch's, on the current GPU."""
+"""libcmm_cuda called past the Python functions, to reach its algorithms; arrays are PyTorch's, on the current GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = {
     torch.bfloat16: lib.CMM_BF16,
     torch.float16: lib.CMM_F16,
 }
-METHODS = ("block", "walk", "wide", "group")
+ALGORITHMS = ("generic", "per_token", "small_batch", "grouped")
 
 
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
@@ -32,11 +32,11 @@ def fff(
     bias: torch.Tensor | None = None,
     *,
     level: str = "cuda",
-    method: str = "",
+    algorithm: str = "",
     activation: str = "gelu",
     tie: str = "left",
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor] | None:
-    """Return y, nodes, logits; None where the level or the method cannot do this layer."""
+    """Return y, nodes, logits; None where the level or the algorithm cannot do this layer."""
     if level == "cuda-bmm":
         return None if x.dtype == torch.bfloat16 else _bmm(x, w_in, w_out, bias, activation, tie)
     choose_cuda("cuda")
@@ -49,7 +49,7 @@ def fff(
     at = [0 if a is None else a.data_ptr() for a in (w_in, bias, w_out, x, y, nodes, logits)]
     d_out = 1 if w_out is None else w_out.shape[2]
     layer = (DTYPES[x.dtype], ACTIVATIONS[activation], TIES[tie], depth, trees, d_in, d_out)
-    how = (ffi.new("char[]", level.encode()), ffi.new("char[]", method.encode()) if method else NULL)
+    how = (ffi.new("char[]", level.encode()), ffi.new("char[]", algorithm.encode()) if algorithm else NULL)
     needed = ffi.new("int64_t *")
     run = (*layer, *at[:3], *how, torch.cuda.current_stream().cuda_stream)
     rest = (len(x), *at[3:], w_out is not None)
@@ -65,12 +65,12 @@ def fff(
 
 
 def plan_of(
-    x: torch.Tensor, w_in: torch.Tensor, w_out: torch.Tensor, y: torch.Tensor, method: str
+    x: torch.Tensor, w_in: torch.Tensor, w_out: torch.Tensor, y: torch.Tensor, algorithm: str
 ) -> Callable[[], None]:
     """Return a call that only queues kernels, on the stream that is current when it is made."""
     trees, size, d_in = w_in.shape
     layer = (DTYPES[x.dtype], 0, 0, size.bit_length() - 1, trees, d_in, w_out.shape[2])
-    how = (ffi.new("char[]", b"cuda"), ffi.new("char[]", method.encode()), torch.cuda.current_stream().cuda_stream)
+    how = (ffi.new("char[]", b"cuda"), ffi.new("char[]", algorithm.encode()), torch.cuda.current_stream().cuda_stream)
     run = (*layer, w_in.data_ptr(), 0, w_out.data_ptr(), *how)
     rest = (len(x), x.data_ptr(), y.data_ptr(), 0, 0, True)
     needed = ffi.new("int64_t *")

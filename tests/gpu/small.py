@@ -1,7 +1,7 @@
 """Small layers through every kernel, for compute-sanitizer: python tests/gpu/small.py."""
 
 import torch
-from device import DTYPES, METHODS, fff
+from device import ALGORITHMS, DTYPES, fff
 
 CASES = ((3, 33, 17, 2, 2), (37, 64, 40, 1, 11), (5, 128, 128, 40, 0), (2, 600, 24, 1, 3))
 
@@ -10,10 +10,10 @@ for dtype in DTYPES:
         nodes = 2 ** (depth + 1) - 1
         shapes = ((batch, d_in), (trees, nodes, d_in), (trees, nodes, d_out), (trees, nodes))
         arrays = [torch.randn(shape).to(dtype).cuda() for shape in shapes]
-        for level, method in (("cuda-naive", ""), *(("cuda", method) for method in METHODS)):
+        for level, algorithm in (("cuda-naive", ""), *(("cuda", algorithm) for algorithm in ALGORITHMS)):
             for tie in ("left", "right"):
-                result = fff(*arrays, level=level, method=method, tie=tie)
+                result = fff(*arrays, level=level, algorithm=algorithm, tie=tie)
                 if result is not None:
-                    assert not any(bool(a.isnan().any()) for a in result), (dtype, method)
+                    assert not any(bool(a.isnan().any()) for a in result), (dtype, algorithm)
 torch.cuda.synchronize()
 print("done")

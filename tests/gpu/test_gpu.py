@@ -1,4 +1,4 @@
-"""Every GPU level, method and dtype against the oracle of reference.py: paths, logits, outputs."""
+"""Every GPU level, algorithm and dtype against the oracle of reference.py: paths, logits, outputs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 import torch
 from cmm._backend import cuda
 from cmm._native import NULL, ffi, lib
-from device import DTYPES, METHODS, fff, plan_of, to_numpy
+from device import ALGORITHMS, DTYPES, fff, plan_of, to_numpy
 from reference import ACTIVATIONS, Reference, dense, worst
 
 # of what is stored
 ROUNDOFF = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 TINY = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
-WAYS = [("cuda-naive", ""), ("cuda-bmm", ""), ("cuda", ""), *(("cuda", method) for method in METHODS)]
+WAYS = [("cuda-naive", ""), ("cuda-bmm", ""), ("cuda", ""), *(("cuda", algorithm) for algorithm in ALGORITHMS)]
 # batch, d_in, d_out, trees, depth
 CASES = [
     (127, 768, 768, 1, 11),
@@ -75,23 +75,23 @@ def test_oracle(case: tuple[int, ...], dtype: torch.dtype) -> None:
     if dtype == torch.float64 and case[0] * case[3] * (case[4] + 1) * case[1] > 4e6:
         arrays[0] = arrays[0][:31]
     same: dict[str, Any] = {}
-    for level, method in WAYS:
-        result = fff(*arrays, level=level, method=method, activation=activation, tie=tie)
+    for level, algorithm in WAYS:
+        result = fff(*arrays, level=level, algorithm=algorithm, activation=activation, tie=tie)
         if result is None:
-            assert method in ("walk", "wide", "group") or level == "cuda-bmm"
+            assert algorithm in ("per_token", "small_batch", "grouped") or level == "cuda-bmm"
             continue
         check(arrays, result, activation, tie)
-        alone = fff(arrays[0], arrays[1], None, arrays[3], level=level, method=method, tie=tie)
+        alone = fff(arrays[0], arrays[1], None, arrays[3], level=level, algorithm=algorithm, tie=tie)
         assert alone is not None
         if level == "cuda-bmm":
             check(arrays, alone, activation, tie)
-        elif method or level == "cuda-naive":
+        elif algorithm or level == "cuda-naive":
             assert torch.equal(alone[1], result[1])
             assert torch.equal(alone[2], result[2])
-        else:  # without outputs another method may suit
+        else:  # without outputs another algorithm may suit
             check(arrays, alone, activation, tie)
-        if method in ("walk", "wide", "group"):
-            same[method] = result
+        if algorithm in ("per_token", "small_batch", "grouped"):
+            same[algorithm] = result
     for a, b in itertools.combinations(same.values(), 2):  # they promise each other's bits
         assert all(torch.equal(i, j) for i, j in zip(a, b, strict=True))
 
@@ -103,8 +103,8 @@ def test_every_width(dtype: torch.dtype) -> None:
         arrays = make(
             (5, width, 301 - width, 1 + width % 3, 1 + width % 4), dtype, with_bias=width % 2 > 0, seed=width
         )
-        for level, method in WAYS:
-            result = fff(*arrays, level=level, method=method)
+        for level, algorithm in WAYS:
+            result = fff(*arrays, level=level, algorithm=algorithm)
             if result is not None:
                 check(arrays, result, "gelu", "left")
 
@@ -119,8 +119,8 @@ def test_any_alignment(dtype: torch.dtype) -> None:
             memory = torch.empty(array.numel() + 4, dtype=dtype, device="cuda")
             moved = memory[offset : offset + array.numel()].view(array.shape)
             arrays.append(moved.copy_(array))
-        for level, method in WAYS:
-            result = fff(*arrays, level=level, method=method)
+        for level, algorithm in WAYS:
+            result = fff(*arrays, level=level, algorithm=algorithm)
             if result is not None:
                 check(arrays, result, "gelu", "left")
 
@@ -132,12 +132,12 @@ def test_many_tokens(dtype: torch.dtype, batch: int) -> None:
     arrays = make((batch, 768, 768, 1, 11), dtype, with_bias=True)
     sample = torch.arange(0, batch, 97, device="cuda")
     bits = []
-    for level, method in WAYS:
-        result = fff(*arrays, level=level, method=method)
+    for level, algorithm in WAYS:
+        result = fff(*arrays, level=level, algorithm=algorithm)
         if result is None:
             continue
         check([arrays[0][sample], *arrays[1:]], [a[sample] for a in result], "gelu", "left")
-        if method in ("walk", "wide", "group"):
+        if algorithm in ("per_token", "small_batch", "grouped"):
             bits.append(result)
         leaves = result[1][:, 0, -1].unique().numel()
         assert leaves > 1800  # of 2048
@@ -153,8 +153,8 @@ def test_paths_are_those_of_the_cpu(trees: int) -> None:
     _, nodes, _ = cmm.fff_forward(*plain, return_path=True)
     certain = Reference(plain[0], plain[1], plain[3], plain[2]).path.certain()
     assert certain.mean() > 0.99
-    for level, method in WAYS:
-        result = fff(x, w_in, w_out, bias, level=level, method=method)
+    for level, algorithm in WAYS:
+        result = fff(x, w_in, w_out, bias, level=level, algorithm=algorithm)
         if result is not None:
             same = (to_numpy(result[1]) == nodes).all(-1)
             assert same[certain].all()
@@ -198,13 +198,13 @@ def test_a_launch_that_the_driver_refuses_is_a_status() -> None:
     torch.cuda.synchronize()
 
 
-@pytest.mark.parametrize("method", ["", *METHODS])
-def test_exact_ties_follow_the_rule(method: str) -> None:
+@pytest.mark.parametrize("algorithm", ["", *ALGORITHMS])
+def test_exact_ties_follow_the_rule(algorithm: str) -> None:
     rng = torch.Generator("cuda").manual_seed(0)
     shapes = [((257, 64), -2, 3), ((1, 4095, 64), -1, 2), ((1, 4095, 8), -1, 2)]
     for dtype, tie in itertools.product(ROUNDOFF, ("left", "right")):
         arrays = [torch.randint(a, b, shape, generator=rng, device="cuda").to(dtype) for shape, a, b in shapes]
-        result = fff(*arrays, method=method, activation="relu", tie=tie)
+        result = fff(*arrays, algorithm=algorithm, activation="relu", tie=tie)
         if result is None:
             continue
         report = check([*arrays, None], result, "relu", tie)
@@ -212,22 +212,22 @@ def test_exact_ties_follow_the_rule(method: str) -> None:
         assert (result[2][..., :-1] == 0).float().mean() > 0.03
 
 
-@pytest.mark.parametrize("method", ["", *METHODS])
+@pytest.mark.parametrize("algorithm", ["", *ALGORITHMS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_rows_that_no_token_visits_have_no_influence(dtype: torch.dtype, method: str) -> None:
+def test_rows_that_no_token_visits_have_no_influence(dtype: torch.dtype, algorithm: str) -> None:
     arrays = make((300, 64, 64, 1, 11), dtype, with_bias=False)
-    plain = fff(*arrays, method=method)
+    plain = fff(*arrays, algorithm=algorithm)
     if plain is None:
-        pytest.skip(f"{method} does not do this layer")
+        pytest.skip(f"{algorithm} does not do this layer")
     visited = torch.zeros(4095, dtype=torch.bool, device="cuda")
     visited[plain[1].flatten().long()] = True
     for array in arrays[1:3]:
         array[0, ~visited] = torch.nan
-    again = fff(*arrays, method=method)
+    again = fff(*arrays, algorithm=algorithm)
     assert all(torch.equal(i, j) for i, j in zip(plain, again, strict=True))
     arrays[0][5] = torch.nan  # NaN goes left under both rules
     for tie in ("left", "right"):
-        nodes = fff(*arrays, method=method, tie=tie)[1]
+        nodes = fff(*arrays, algorithm=algorithm, tie=tie)[1]
         assert nodes[5, 0].tolist() == [2**level - 1 for level in range(12)]
 
 
@@ -247,23 +247,23 @@ def test_same_bits_again_and_beside_other_work(dtype: torch.dtype, batch: int) -
     assert wrong.item() == 0
 
 
-@pytest.mark.parametrize("method", ["walk", "wide", "group"])
+@pytest.mark.parametrize("algorithm", ["per_token", "small_batch", "grouped"])
 @pytest.mark.parametrize(("batch", "width"), [(8192, 8), (3, 64), (37, 64), (300, 768)])
-def test_a_call_sees_all_that_the_one_before_wrote(method: str, batch: int, width: int) -> None:
+def test_a_call_sees_all_that_the_one_before_wrote(algorithm: str, batch: int, width: int) -> None:
     """Their launches overlap, and a call reads, where its caches hold older data, what others just wrote."""
     x, w_in, w_out, _ = make((batch, width, width, 1, 9), torch.bfloat16, with_bias=False)
     w_out = w_out * 0.5  # so that nothing grows or fades
     want = [x]
     for _ in range(8):
-        result = fff(want[-1], w_in, w_out, method=method)
+        result = fff(want[-1], w_in, w_out, algorithm=algorithm)
         if result is None:
-            pytest.skip(f"{method} does not do this layer")
+            pytest.skip(f"{algorithm} does not do this layer")
         want.append(result[0])
         torch.cuda.synchronize()
     assert all(bool(a.isfinite().all()) for a in want)
     assert len({bytes(a.view(torch.uint8).flatten()[:64].tolist()) for a in want}) == len(want)
     a, b, ends = x.clone(), torch.empty_like(x), [torch.empty_like(x) for _ in range(50)]
-    plan = [plan_of(source, w_in, w_out, target, method) for source, target in ((a, b), (b, a))]
+    plan = [plan_of(source, w_in, w_out, target, algorithm) for source, target in ((a, b), (b, a))]
     for end in ends:  # queued at once
         a.copy_(x)
         for turn in range(8):

@@ -29,6 +29,8 @@ def a_layer(x: F32, w_in: F32, w_out: F32, out: F32, path: bool) -> None:
     assert_type(layer(x), F32)
     assert_type(layer(x, out=out, threads=1), F32)
     assert_type(layer(x, return_path=True), tuple[F32, I32, F32])
+    assert_type(layer(x, level="native", algorithm="grouped"), F32)
+    assert_type(cmm.cmm_forward(x, w_in, algorithm=None), tuple[I32, F32])
     assert_type(layer(x, return_path=path, level="naive"), F32 | tuple[F32, I32, F32])
     assert_type(layer.depth, int)
 

@@ -21,6 +21,8 @@ def choices(x: F32, w: F32, text: str) -> None:
     cmm.ff_forward(x, w, w, tie="left")  # wrong
     cmm.FFF(w, w, tie="up")  # wrong
     cmm.FFF(w, w)(x, level="fast")  # wrong
+    cmm.FFF(w, w)(x, algorithm="walk")  # wrong
+    cmm.fff_forward(x, w, w, algorithm="fast")  # wrong
 
 
 def dtypes(x: F32, w: F32, d: F64, i: NDArray[np.int64], h: NDArray[np.float16]) -> None:

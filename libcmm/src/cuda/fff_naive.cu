@@ -2,7 +2,7 @@
  * Work:   2 (d_in + d_out) flops per visited neuron.
  * Memory: every thread reads rows of its own, 32 rows at a time in a warp: nothing is coalesced.
  * Sums:   i = 0, 1, 2, ... in order, then the bias; y sums trees, then levels, in order.
- * Limit:  the latency of those reads; a warp to a token (fff_walk.cu) makes them whole cache lines. */
+ * Limit:  the latency of those reads; a warp to a token (fff_per_token.cu) makes them whole cache lines. */
 #include "kernel.cuh"
 
 /* sums: [batch][d_out] of A, where y is summed up; y itself where that has the type. */

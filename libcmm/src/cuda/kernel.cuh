@@ -1,6 +1,6 @@
 /* What a CUDA kernel is, what it sees of a call, and the element types.
  *
- * The front door (cmm_cuda.cu) has checked everything. A kernel's run() only queues work on the stream and reports
+ * The front door (api.cu) has checked everything. A kernel's run() only queues work on the stream and reports
  * whether the launch was accepted. Compiled with -fmad=false: a fused multiply-add is written out, as fma_(). */
 #ifndef CMM_CUDA_KERNEL_CUH
 #define CMM_CUDA_KERNEL_CUH
@@ -20,7 +20,7 @@
 struct cmm_cuda_task : cmm_problem {
     int aligned; /* rows of w_in, w_out, x and y all start at multiples of 16 bytes and end there */
     int processors;
-    int overlaps; /* see launch_overlapping() in rows.cuh */
+    int overlaps; /* see launch_overlapping() in warp_row.cuh */
 };
 
 /* The problems that can_implement() and is_preferred() see are such tasks. */
@@ -37,11 +37,12 @@ struct cmm_cuda_kernel {
 };
 
 /* The traits of a CUDA kernel: each is for every type. */
-static constexpr cmm_traits cuda_traits(cmm_op op, const char *name, const char *level, const char *method,
+static constexpr cmm_traits cuda_traits(cmm_op op, const char *name, const char *level, const char *algorithm,
                                         int (*can_implement)(const cmm_problem *),
                                         int (*is_preferred)(const cmm_problem *))
 {
-    return {op, name, level, method, "cuda", 0, nullptr, CMM_EVERY_TYPE, CMM_EVERY_TYPE, 0, can_implement, is_preferred};
+    return {op,      name,           level,          algorithm, "cuda",        0,
+            nullptr, CMM_EVERY_TYPE, CMM_EVERY_TYPE, 0,         can_implement, is_preferred};
 }
 
 /* ---- element types: T is stored, A is what sums, bias and activation are computed in -------------------------------- */

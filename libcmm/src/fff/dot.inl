@@ -1,5 +1,5 @@
-/* The tile of dot products, between a shared operand and TILE varying ones, each of its own type: tile.inl includes it
- * for rows that tokens share, walk.inl for a token that rows share. Who includes it defines SHARED and VARYING, the types;
+/* The tile of dot products, between a shared operand and TILE varying ones, each of its own type: microkernel.inl includes it
+ * for rows that tokens share, per_token.inl for a token that rows share. Who includes it defines SHARED and VARYING, the types;
  * LOAD_SHARED, LOAD_VARYING and the same with _MASKED, which load a vector of X from them; and DOT(a), the names. */
 
 /* out[s][v] = dot(shared[s], varying[v]) for n_shared <= ROWS and n_varying <= TILE, which are constants wherever this

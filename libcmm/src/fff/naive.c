@@ -55,7 +55,7 @@ static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t f
 static const cmm_kernel NAME(kernel) = {.traits.op = CMM_OP_FFF,
                                         .traits.name = "naive",
                                         .traits.level = "naive",
-                                        .traits.method = "",
+                                        .traits.algorithm = "",
                                         .traits.isa = "any",
                                         .traits.x_type = X_TYPE,
                                         .traits.w_type = W_TYPE,

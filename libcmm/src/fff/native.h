@@ -16,13 +16,13 @@ static inline vec_f32 load_w_masked_f32(const float *p, int64_t n) { return vec_
 static inline vec_f64 load_w_f64(const double *p) { return vec_load_f64(p); }
 static inline vec_f64 load_w_masked_f64(const double *p, int64_t n) { return vec_load_part_f64(p, n); }
 
-/* The value that ends the body of a native kernel, and what its file exports: cmm_fff_<method>_<ISA>. */
-#define NATIVE_KERNEL(METHOD, IS_PREFERRED) \
+/* The value that ends the body of a native kernel, and what its file exports: cmm_fff_<algorithm>_<ISA>. */
+#define NATIVE_KERNEL(ALGORITHM, IS_PREFERRED) \
     static const cmm_kernel NAME(kernel) = { \
         .traits.op = CMM_OP_FFF, \
-        .traits.name = #METHOD "_" CMM_TEXT(ISA), \
+        .traits.name = #ALGORITHM "_" CMM_TEXT(ISA), \
         .traits.level = "native", \
-        .traits.method = #METHOD, \
+        .traits.algorithm = #ALGORITHM, \
         .traits.isa = CMM_TEXT(ISA), \
         .traits.x_type = X_TYPE, \
         .traits.w_type = W_TYPE, \
@@ -31,6 +31,6 @@ static inline vec_f64 load_w_masked_f64(const double *p, int64_t n) { return vec
         .scratch = NAME(scratch), \
         .run = NAME(run), \
     };
-#define NATIVE_EXPORT(METHOD) CMM_EXPORT(CMM_JOIN(cmm_fff_##METHOD##_, ISA))
+#define NATIVE_EXPORT(ALGORITHM) CMM_EXPORT(CMM_JOIN(cmm_fff_##ALGORITHM##_, ISA))
 
 #endif

@@ -71,7 +71,15 @@ class Backend(Protocol):
         """Return them for many calls, the rows being of that type; and w_in, w_out and bias for people to look at."""
 
     def forward(
-        self, spec: Spec, weights: Any, x: Any, out: Any, level: str, threads: int | None, return_path: bool
+        self,
+        spec: Spec,
+        weights: Any,
+        x: Any,
+        out: Any,
+        level: str,
+        algorithm: str | None,
+        threads: int | None,
+        return_path: bool,
     ) -> Any:
         """Apply a layer to tokens; return what the public function does. Without a d_out that is the path."""
 
@@ -84,6 +92,7 @@ class Backend(Protocol):
         bias: Any,
         out: Any,
         level: str,
+        algorithm: str | None,
         threads: int | None,
     ) -> Any:
         """Apply a dense layer to tokens."""

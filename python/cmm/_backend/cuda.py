@@ -5,11 +5,12 @@ from typing import Any
 
 from cmm._backend import DenseSpec, Place, Spec, cupy_bmm
 from cmm._backend.device_arrays import Library, library_at
-from cmm._dispatch import CUDA_LEVELS, choose_cuda, why_not
+from cmm._dispatch import CUDA_ALGORITHMS, CUDA_LEVELS, choose_cuda, why_not
 from cmm._native import DTYPES, NULL, failure, ffi, lib
 from cmm.errors import ArgumentError
 
 _LEVEL_TEXTS: dict[str, Any] = {name: ffi.new("char[]", name.encode()) for name in CUDA_LEVELS}
+_ALGORITHM_TEXTS: dict[str, Any] = {name: ffi.new("char[]", name.encode()) for name in CUDA_ALGORITHMS}
 
 
 class Backend:
@@ -38,10 +39,18 @@ class Backend:
             return _contiguous(library, w_in=w_in, w_out=w_out, bias=bias), (w_in, w_out, bias)
 
     def forward(
-        self, spec: Spec, weights: Any, x: Any, out: Any, level: str, threads: int | None, return_path: bool
+        self,
+        spec: Spec,
+        weights: Any,
+        x: Any,
+        out: Any,
+        level: str,
+        algorithm: str | None,
+        threads: int | None,
+        return_path: bool,
     ) -> Any:
         """Queue a layer on the current stream; threads mean nothing here."""
-        level = choose_cuda(level)
+        level = choose_cuda(level, algorithm)
         library = library_at(self.place)
         with library.active():
             w_in, w_out, bias = weights
@@ -53,7 +62,7 @@ class Backend:
                 visited = (*lead, spec.trees, spec.depth + 1)
                 nodes = library.empty(visited, "int32")
                 logits = library.empty(visited, "float64" if spec.dtype == "float64" else "float32")
-            run_fff(library, self.place, level, spec, batch, x, w_in, bias, w_out, y, nodes, logits)
+            run_fff(library, self.place, level, algorithm, spec, batch, x, w_in, bias, w_out, y, nodes, logits)
             library.hold(*inputs)
             results = [] if y is None else [library.finish(y) if out is None else out]
             if return_path:
@@ -69,16 +78,17 @@ class Backend:
         bias: Any,
         out: Any,
         level: str,
+        algorithm: str | None,
         threads: int | None,
     ) -> Any:
         """Queue a dense layer on the current stream."""
-        level = choose_cuda(level)
+        level = choose_cuda(level, algorithm)
         library = library_at(self.place)
         with library.active():
             x, w_in, w_out, bias = inputs = _contiguous(library, x=x, w_in=w_in, w_out=w_out, bias=bias)
             lead, batch = _tokens(x)
             y = self.target(library, out, (*lead, spec.d_out), spec.dtype, inputs)
-            run_ff(library, self.place, level, spec, batch, x, w_in, bias, w_out, y)
+            run_ff(library, self.place, level, algorithm, spec, batch, x, w_in, bias, w_out, y)
             library.hold(*inputs)
             return library.finish(y) if out is None else out
 
@@ -113,6 +123,7 @@ def run_fff(
     library: Library,
     place: Place,
     level: str,
+    algorithm: str | None,
     spec: Spec,
     batch: int,
     x: Any,
@@ -128,13 +139,14 @@ def run_fff(
         cupy_bmm.fff(place, spec, batch, x, w_in, bias, w_out, y, nodes, logits)
         return
     at = [0 if array is None else library.pointer(array) for array in (w_in, bias, w_out, x, y, nodes, logits)]
-    _run(lib.cmm_py_cuda_fff, (*spec.codes, *at[:3]), level, batch, (*at[3:], y is not None), library)
+    _run(lib.cmm_py_cuda_fff, (*spec.codes, *at[:3]), level, algorithm, batch, (*at[3:], y is not None), library)
 
 
 def run_ff(
     library: Library,
     place: Place,
     level: str,
+    algorithm: str | None,
     spec: DenseSpec,
     batch: int,
     x: Any,
@@ -143,24 +155,33 @@ def run_ff(
     w_out: Any,
     y: Any,
 ) -> None:
-    """Run a dense layer on contiguous arrays. Level cuda is cuBLAS through CuPy, where that is here."""
-    if level == "cuda-bmm" or (level == "cuda" and spec.dtype != "bfloat16" and not why_not("cuda-bmm")):
+    """Run a dense layer on contiguous arrays. Level cuda without an algorithm is cuBLAS, where CuPy is here."""
+    cublas = level == "cuda" and algorithm is None and spec.dtype != "bfloat16" and not why_not("cuda-bmm")
+    if level == "cuda-bmm" or cublas:
         cupy_bmm.dense(place, level == "cuda-bmm", spec, x, w_in, bias, w_out, y)
         return
     at = [0 if array is None else library.pointer(array) for array in (w_in, bias, w_out, x, y)]
-    _run(lib.cmm_py_cuda_ff, (*spec.codes, *at[:3]), level, batch, tuple(at[3:]), library)
+    _run(lib.cmm_py_cuda_ff, (*spec.codes, *at[:3]), level, algorithm, batch, tuple(at[3:]), library)
 
 
 def _run(
-    function: Any, layer: tuple[Any, ...], level: str, batch: int, arrays: tuple[Any, ...], library: Library
+    function: Any,
+    layer: tuple[Any, ...],
+    level: str,
+    algorithm: str | None,
+    batch: int,
+    arrays: tuple[Any, ...],
+    library: Library,
 ) -> None:
     """Ask how much workspace a call needs, and make it."""
     needed = ffi.new("int64_t *")
-    run = (_LEVEL_TEXTS[level], NULL, library.stream())
+    run = (_LEVEL_TEXTS[level], NULL if algorithm is None else _ALGORITHM_TEXTS[algorithm], library.stream())
     status = function(*layer, *run, 0, 0, batch, *arrays, needed)
     if not status:
         memory = library.empty((needed[0],), "uint8") if needed[0] else None
         start = 0 if memory is None else library.pointer(memory)
         status = function(*layer, *run, start, needed[0], batch, *arrays, NULL)
+    if status == lib.CMM_ERROR_METHOD:
+        raise ArgumentError(f"algorithm is {algorithm!r}, which cannot do this layer; it should be None or 'generic'")
     if status:
         raise failure(status)

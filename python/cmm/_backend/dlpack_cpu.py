@@ -42,11 +42,19 @@ class Backend:
         return numpy.prepare(spec, *self._weights(w_in, w_out, bias), rows)
 
     def forward(
-        self, spec: Spec, weights: Any, x: Any, out: Any, level: str, threads: int | None, return_path: bool
+        self,
+        spec: Spec,
+        weights: Any,
+        x: Any,
+        out: Any,
+        level: str,
+        algorithm: str | None,
+        threads: int | None,
+        return_path: bool,
     ) -> Any:
         """Apply a layer to tokens."""
         y = self._out(out)
-        result = numpy.forward(spec, weights, self.view("x", x), y, level, threads, return_path)
+        result = numpy.forward(spec, weights, self.view("x", x), y, level, algorithm, threads, return_path)
         return self._given(result, x, y, out)
 
     def dense(
@@ -58,12 +66,13 @@ class Backend:
         bias: Any,
         out: Any,
         level: str,
+        algorithm: str | None,
         threads: int | None,
     ) -> Any:
         """Apply a dense layer to tokens."""
         y = self._out(out)
         weights = self._weights(w_in, w_out, bias)
-        return self._given(numpy.dense(spec, self.view("x", x), *weights, y, level, threads), x, y, out)
+        return self._given(numpy.dense(spec, self.view("x", x), *weights, y, level, algorithm, threads), x, y, out)
 
     def _weights(self, w_in: Any, w_out: Any, bias: Any) -> tuple[Any, Any, Any]:
         return self.view("w_in", w_in), self.view("w_out", w_out), self.view("bias", bias)

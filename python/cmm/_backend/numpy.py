@@ -81,7 +81,14 @@ def prepare(
 
 
 def forward(
-    spec: Spec, weights: _Weights, x: Floats, out: Any, level: str, threads: int | None, return_path: bool
+    spec: Spec,
+    weights: _Weights,
+    x: Floats,
+    out: Any,
+    level: str,
+    algorithm: str | None,
+    threads: int | None,
+    return_path: bool,
 ) -> Any:
     """Apply a layer to tokens."""
     function, arguments, c_weights, dtype, _ = weights
@@ -90,7 +97,7 @@ def forward(
         x = _copy("x", x)
     c_x = address(x)
     batch = x.size // spec.d_in
-    run = choose(level, threads, False)
+    run = choose(level, algorithm, threads, False)
     y: Any = None
     c_y = c_nodes = c_logits = NULL
     if out is None or return_path:
@@ -128,6 +135,7 @@ def dense(
     bias: Floats | None,
     out: Any,
     level: str,
+    algorithm: str | None,
     threads: int | None,
 ) -> Any:
     """Apply a dense layer to tokens."""
@@ -135,7 +143,7 @@ def dense(
     x = _usable("x", x)
     c_x, c_in, c_out = address(x), address(_usable("w_in", w_in)), address(_usable("w_out", w_out))
     c_bias = NULL if bias is None else address(_usable("bias", bias))
-    run: Run = choose(level, threads, True)
+    run: Run = choose(level, algorithm, threads, True)
     if out is None:
         y = empty("y", (*x.shape[:-1], spec.d_out), dtype)
         c_y = address(y)

@@ -11,7 +11,7 @@ import numpy
 import scipy
 
 import cmm
-from cmm._dispatch import default_threads, isas, kernels
+from cmm._dispatch import CUDA_ALGORITHMS, default_threads, isas, kernels
 from cmm._native import cuda, lib, text
 from cmm.bench.harness import every_blas
 from cmm.bench.machine import this_machine
@@ -48,6 +48,7 @@ def facts() -> list[tuple[str, str]]:
         ("cores", f"{machine.cores} may be used"),
         ("threads", "{}, from {}".format(*default_threads())),
         ("isa", _isa()),
+        ("algorithms", _algorithms()),
         ("types", _types()),
     ]
     found = cmm.levels()
@@ -77,6 +78,12 @@ def _isa() -> str:
     return f"{f'{used}, for CMM_ISA says so' if used else usable[0]} is used; usable: {', '.join(usable)}" + (
         f"; not here: {', '.join(absent)}" if absent else ""
     )
+
+
+def _algorithms() -> str:
+    """Return the algorithms of the levels that have several, in the order of the list of kernels."""
+    of_native = dict.fromkeys(kernel.algorithm for kernel in kernels() if kernel.algorithm)
+    return f"of native: {', '.join(of_native)}; of cuda: {', '.join(CUDA_ALGORITHMS)}"
 
 
 def _types() -> str:

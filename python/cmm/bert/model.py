@@ -506,7 +506,7 @@ class Model:
             allowed = checked_mask(device.host(mask), *tokens.shape)
             batch, length = tokens.shape
             if device is CPU:
-                choose(call.level, call.threads, self.config.trees is None)  # raises what is wrong
+                choose(call.level, None, call.threads, self.config.trees is None)  # raises what is wrong
                 parts = team.shares(batch, length, thread_count(call.threads))
             each = call if parts is None else call._replace(threads=1)
             positions = self._positions

@@ -1,11 +1,11 @@
 /* One warp walks one token, its x in registers; rows come in whole cache lines.
  * Work:   2 (d_in + d_out) flops per visited neuron, and a conversion of every bf16 or f16 weight.
  * Memory: x and y once; the rows of a path from L2, those of the top levels from L1.
- * Sums:   see rows.cuh; y sums trees, then levels, in order. Its bits are those of wide and group.
- * Limit:  with many tokens the bandwidth of L2 (fff_group.cu lowers its share), with few the latency of one read per
- *         level (fff_wide.cu). The outputs are summed after the walk, so that their reads do not wait for each other
- *         and 32 lanes compute 32 activations at once. */
-#include "rows.cuh"
+ * Sums:   see warp_row.cuh; y sums trees, then levels, in order. Its bits are those of small_batch and grouped.
+ * Limit:  with many tokens the bandwidth of L2 (fff_grouped.cu lowers its share), with few the latency of one read per
+ *         level (fff_small_batch.cu). The outputs are summed after the walk, so that their reads do not wait for each
+ *         other and 32 lanes compute 32 activations at once. */
+#include "warp_row.cuh"
 
 enum { WARPS = 8 };
 
@@ -15,7 +15,7 @@ template <typename T> constexpr int VECTORS_AHEAD = sizeof(T) == 2 ? 3 : 6;
 
 /* ONE: the task has one tree, so that x and y need not be held at the same time. */
 template <typename T, int V, bool FULL, bool ONE>
-__global__ void __launch_bounds__(32 * WARPS, ONE ? BLOCKS<T> : 1) fff_walk(const cmm_cuda_task task)
+__global__ void __launch_bounds__(32 * WARPS, ONE ? BLOCKS<T> : 1) fff_per_token(const cmm_cuda_task task)
 {
     const int lane = threadIdx.x % 32, levels = task.depth + 1;
     const matrix w_in = matrix_of<T>(task.w_in, task.d_in, task.ld_in, lane);
@@ -47,21 +47,22 @@ __global__ void __launch_bounds__(32 * WARPS, ONE ? BLOCKS<T> : 1) fff_walk(cons
     }
 }
 
-template <typename T, int V, bool FULL> struct walk {
+template <typename T, int V, bool FULL> struct per_token {
     static cudaError_t go(const cmm_cuda_task *task, cudaStream_t stream)
     {
         cmm_cuda_task copy = *task;
         void *arguments[] = {&copy};
-        const void *const kernel =
-            task->trees == 1 ? (const void *)fff_walk<T, V, FULL, true> : (const void *)fff_walk<T, V, FULL, false>;
-        return launch_overlapping(task, kernel, blocks_for((task->batch + WARPS - 1) / WARPS), 32 * WARPS, arguments, stream);
+        const void *const kernel = task->trees == 1 ? (const void *)fff_per_token<T, V, FULL, true>
+                                                    : (const void *)fff_per_token<T, V, FULL, false>;
+        const int blocks = blocks_for((task->batch + WARPS - 1) / WARPS);
+        return launch_overlapping(task, kernel, blocks, 32 * WARPS, arguments, stream);
     }
 };
 
 static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *)
 {
-    return for_rows<walk>(task, stream);
+    return for_rows<per_token>(task, stream);
 }
 
-extern const cmm_cuda_kernel cmm_cuda_fff_walk = {
-    cuda_traits(CMM_OP_FFF, "walk", "cuda", "walk", rows_fit, nullptr), nullptr, run};
+extern const cmm_cuda_kernel cmm_cuda_fff_per_token = {
+    cuda_traits(CMM_OP_FFF, "per_token", "cuda", "per_token", rows_fit, nullptr), nullptr, run};

@@ -1,13 +1,13 @@
 /* Many tokens, one tree: first every token walks the top levels and joins the list of the subtree that it arrives at;
  * then each processor takes a stretch of the lists, so that the tokens it works on share rows, and L1 has them.
- * Work:   as walk.
+ * Work:   as per_token.
  * Memory: x twice, y once; rows from L1, where a subtree's rows of w_in and w_out fit (SUBTREE_BYTES); 4 (levels + 1)
  *         bytes a token to the workspace and back.
- * Sums:   see rows.cuh; y sums levels in order. Its bits are those of walk and wide: the order of the lists varies
- *         from run to run, but decides only which warp does a token.
+ * Sums:   see warp_row.cuh; y sums levels in order. Its bits are those of per_token and small_batch: the order of the
+ *         lists varies from run to run, but decides only which warp does a token.
  * Limit:  instructions: conversions, multiply-adds and reads of L1 each come near their peak. */
 #include "../scratch.h"
-#include "rows.cuh"
+#include "warp_row.cuh"
 
 constexpr int64_t CHUNK = 65536; /* tokens listed at a time, which bounds the workspace */
 constexpr int64_t FROM = 4096;   /* tokens from which it pays */
@@ -30,7 +30,7 @@ struct lists {
 };
 
 template <typename T, int V, bool FULL>
-__global__ void __launch_bounds__(32 * TOP_WARPS) fff_group_top(const cmm_cuda_task task, const lists to)
+__global__ void __launch_bounds__(32 * TOP_WARPS) fff_grouped_top(const cmm_cuda_task task, const lists to)
 {
     const int lane = threadIdx.x % 32;
     const matrix w_in = matrix_of<T>(task.w_in, task.d_in, task.ld_in, lane);
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(32 * TOP_WARPS) fff_group_top(const cmm_cuda_t
 
 template <typename T, int V, bool FULL>
 __global__ void __launch_bounds__(32 * BOTTOM_WARPS<V, ELEMENTS<T>>, 1)
-    fff_group_bottom(const cmm_cuda_task task, const lists from)
+    fff_grouped_bottom(const cmm_cuda_task task, const lists from)
 {
     constexpr int WARPS = BOTTOM_WARPS<V, ELEMENTS<T>>;
     __shared__ int ends[1 << MOST_SPLIT]; /* the place, in all lists laid end to end, where each list ends */
@@ -123,7 +123,7 @@ static int can_implement(const cmm_problem *task)
 }
 
 /* Measured on an H200: worth its second launch from some thousand tokens on, where most of the walk is not in L1
- * anyway; but with 16-bit weights that fit in L2, walk is bound by instructions, and faster. */
+ * anyway; but with 16-bit weights that fit in L2, per_token is bound by instructions, and faster. */
 static int is_preferred(const cmm_problem *task)
 {
     const int64_t weights = task->nodes * (task->d_in + task->d_out) * cmm_element_size(task->dtype);
@@ -149,7 +149,7 @@ static int64_t workspace(const cmm_cuda_task *task)
     return lay_out(task, nullptr, &unused);
 }
 
-template <typename T, int V, bool FULL> struct group {
+template <typename T, int V, bool FULL> struct grouped {
     static cudaError_t go(const cmm_cuda_task *task, cudaStream_t stream, void *memory)
     {
         cmm_cuda_task copy = *task;
@@ -161,10 +161,10 @@ template <typename T, int V, bool FULL> struct group {
             l.size = (int)(task->batch - l.first < CHUNK ? task->batch - l.first : CHUNK);
             error = cudaMemsetAsync(l.count, 0, (size_t)(4 * COUNTER) << l.split, stream);
             if (error == cudaSuccess)
-                error = launch_overlapping(task, (const void *)fff_group_top<T, V, FULL>,
+                error = launch_overlapping(task, (const void *)fff_grouped_top<T, V, FULL>,
                                            (l.size + TOP_WARPS - 1) / TOP_WARPS, 32 * TOP_WARPS, arguments, stream);
             if (error == cudaSuccess)
-                error = launch_overlapping(task, (const void *)fff_group_bottom<T, V, FULL>, task->processors,
+                error = launch_overlapping(task, (const void *)fff_grouped_bottom<T, V, FULL>, task->processors,
                                            32 * BOTTOM_WARPS<V, ELEMENTS<T>>, arguments, stream);
         }
         return error;
@@ -173,8 +173,8 @@ template <typename T, int V, bool FULL> struct group {
 
 static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *memory)
 {
-    return for_rows<group>(task, stream, memory);
+    return for_rows<grouped>(task, stream, memory);
 }
 
-extern const cmm_cuda_kernel cmm_cuda_fff_group = {
-    cuda_traits(CMM_OP_FFF, "group", "cuda", "group", can_implement, is_preferred), workspace, run};
+extern const cmm_cuda_kernel cmm_cuda_fff_grouped = {
+    cuda_traits(CMM_OP_FFF, "grouped", "cuda", "grouped", can_implement, is_preferred), workspace, run};

@@ -108,7 +108,7 @@ static cmm_status forward(cmm_op op, cmm_cuda_task *task, const cmm_cuda_run *gi
 
     cmm_request wanted = {};
     wanted.level = run.level && strcmp(run.level, "auto") != 0 ? run.level : "cuda";
-    wanted.method = run.method;
+    wanted.algorithm = run.algorithm;
     if (op == CMM_OP_FF && strcmp(wanted.level, "cuda") == 0) { /* a forest: as many trees of one node as neurons */
         op = CMM_OP_FFF;
         task->trees = task->nodes;

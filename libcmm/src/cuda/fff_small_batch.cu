@@ -2,10 +2,10 @@
  * 8 add up the visited rows of w_out.
  * Work:   7 dot products for 3 levels, where 3 are needed; 2 d_out flops per visited neuron.
  * Memory: 7 rows of w_in for 3 levels and the visited rows of w_out, from L2.
- * Sums:   see rows.cuh; y sums trees, then levels, in order. Its bits are those of walk and group.
+ * Sums:   see warp_row.cuh; y sums trees, then levels, in order. Its bits are those of per_token and grouped.
  * Limit:  the chain from one decision to the next, 0.9 us on an H200: a read from L2, a sum over a warp and a barrier for
  *         3 levels, instead of for each. */
-#include "rows.cuh"
+#include "warp_row.cuh"
 
 /* Measured on an H200: 3 levels at once are as fast as 4, which are 15 rows, and faster with many tokens at once. */
 enum { AT_ONCE = 3, PLACES = 1 << AT_ONCE, ROW_WARPS = PLACES - 1, COLUMN_WARPS = 8 };
@@ -32,7 +32,8 @@ template <typename T> __device__ inline void add(float (&y)[4], const pending<T>
     }
 }
 
-template <typename T, int V, bool FULL> __global__ void __launch_bounds__(THREADS, 1) fff_wide(const cmm_cuda_task task)
+template <typename T, int V, bool FULL>
+__global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_task task)
 {
     __shared__ float logits[2][PLACES]; /* two, so that one barrier per round is enough */
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, levels = task.depth + 1;
@@ -116,19 +117,19 @@ template <typename T, int V, bool FULL> __global__ void __launch_bounds__(THREAD
     }
 }
 
-template <typename T, int V, bool FULL> struct wide {
+template <typename T, int V, bool FULL> struct small_batch {
     static cudaError_t go(const cmm_cuda_task *task, cudaStream_t stream)
     {
         cmm_cuda_task copy = *task;
         void *arguments[] = {&copy};
-        return launch_overlapping(task, (const void *)fff_wide<T, V, FULL>, blocks_for(task->batch), THREADS, arguments,
-                                  stream);
+        return launch_overlapping(task, (const void *)fff_small_batch<T, V, FULL>, blocks_for(task->batch),
+                                  THREADS, arguments, stream);
     }
 };
 
 static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *)
 {
-    return for_rows<wide>(task, stream);
+    return for_rows<small_batch>(task, stream);
 }
 
 /* Measured on an H200: up to one token for each processor. Shallow trees leave most warps idle. */
@@ -137,5 +138,5 @@ static int is_preferred(const cmm_problem *task)
     return task->batch <= cuda_task(task)->processors && task->depth >= 2;
 }
 
-extern const cmm_cuda_kernel cmm_cuda_fff_wide = {
-    cuda_traits(CMM_OP_FFF, "wide", "cuda", "wide", rows_fit, is_preferred), nullptr, run};
+extern const cmm_cuda_kernel cmm_cuda_fff_small_batch = {
+    cuda_traits(CMM_OP_FFF, "small_batch", "cuda", "small_batch", rows_fit, is_preferred), nullptr, run};

@@ -3,11 +3,11 @@
  * Memory: rows of w_in and w_out, coalesced, 2 to 8 bytes a thread; x from the L1 cache once per level.
  * Sums:   thread j takes i = j, j + threads, ..., turn about into two sums; both, then over a warp by halving, then
  *         the warps in order, then the bias. y sums trees, then levels, in order.
- * Limit:  one dependent read per level. Aligned rows of up to 1024 have fff_walk.cu. */
+ * Limit:  one dependent read per level. Aligned rows of up to 1024 have fff_per_token.cu. */
 #include "kernel.cuh"
 
 template <typename T, int THREADS, int COLUMNS>
-__global__ void __launch_bounds__(THREADS) fff_block(const cmm_cuda_task task)
+__global__ void __launch_bounds__(THREADS) fff_generic(const cmm_cuda_task task)
 {
     using A = typename accumulator<T>::type;
     constexpr int WARPS = THREADS / 32;
@@ -79,7 +79,7 @@ template <typename T, int THREADS, int COLUMNS> static cudaError_t launch_as(con
     void *arguments[] = {&copy};
     const int64_t tiles = task->wants_y ? (task->d_out + THREADS * COLUMNS - 1) / (THREADS * COLUMNS) : 1;
     const dim3 grid(blocks_for(task->batch), (unsigned)(tiles < 65535 ? tiles : 65535));
-    return cudaLaunchKernel((const void *)fff_block<T, THREADS, COLUMNS>, grid, THREADS, arguments, 0, stream);
+    return cudaLaunchKernel((const void *)fff_generic<T, THREADS, COLUMNS>, grid, THREADS, arguments, 0, stream);
 }
 
 /* d_in alone decides, so that a token's logits depend neither on the batch nor on the outputs. */
@@ -93,5 +93,5 @@ static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *)
     return CMM_CUDA_FOR_DTYPE(task->dtype, launch, task, stream);
 }
 
-extern const cmm_cuda_kernel cmm_cuda_fff_block = {
-    cuda_traits(CMM_OP_FFF, "block", "cuda", "block", nullptr, nullptr), nullptr, run};
+extern const cmm_cuda_kernel cmm_cuda_fff_generic = {
+    cuda_traits(CMM_OP_FFF, "generic", "cuda", "generic", nullptr, nullptr), nullptr, run};

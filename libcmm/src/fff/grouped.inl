@@ -10,12 +10,12 @@
  * tokens through the rest, while its rows stay in L2. Where all of it exceeds L3, y goes past the caches.
  * Work:   2 (d_in + d_out) flops per visited neuron.
  * Memory: x twice and y once; each row of the top once per block, each row below about once.
- * Sums:   fff/tile.inl; the same bits as every other native kernel.
+ * Sums:   fff/microkernel.inl; the same bits as every other native kernel.
  * Limit:  reading x from L2 at each level of the descent, and x and y from memory. */
 #ifndef CMM_TYPE
 #include "native.h"
 
-#define CMM_BODY "fff/group.inl"
+#define CMM_BODY "fff/grouped.inl"
 #define CMM_LIST CMM_TYPES
 
 enum {
@@ -35,10 +35,10 @@ static int is_preferred(const cmm_problem *task)
 
 #include "../for_each_type.h"
 
-NATIVE_EXPORT(group)
+NATIVE_EXPORT(grouped)
 
 #else
-#include "tile.inl"
+#include "microkernel.inl"
 
 /* Levels of the first phase: 0 when one phase is enough, because the tree is small or the tokens are few. Else as many
  * as leave BUCKET tokens to each subtree, as long as the rows above the subtrees stay in L2. */
@@ -300,6 +300,6 @@ static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t f
     vec_fence();
 }
 
-NATIVE_KERNEL(group, is_preferred)
+NATIVE_KERNEL(grouped, is_preferred)
 
 #endif

@@ -1,10 +1,10 @@
 /* Rows of up to 32 V vectors of 16 bytes, held by a warp: lane j has vectors j, j + 32, ... in registers.
  *
- * The kernels that include this file (walk, wide, group) form the same sums in the same order, so that a token's bits
- * depend neither on the batch nor on the method: a lane adds its products in two sums, elements 0, 2, 4, ... and
- * 1, 3, 5, ... of its vectors in order; both are added, then the lanes by halving, then the bias. */
-#ifndef CMM_CUDA_ROWS_CUH
-#define CMM_CUDA_ROWS_CUH
+ * The kernels that include this file (per_token, small_batch, grouped) form the same sums in the same order, so that a
+ * token's bits depend neither on the batch nor on the algorithm: a lane adds its products in two sums, elements
+ * 0, 2, 4, ... and 1, 3, 5, ... of its vectors in order; both are added, then the lanes by halving, then the bias. */
+#ifndef CMM_CUDA_WARP_ROW_CUH
+#define CMM_CUDA_WARP_ROW_CUH
 
 #include "kernel.cuh"
 

@@ -7,23 +7,23 @@
  * Work:   2 (d_in + d_out) flops per visited neuron.
  * Memory: rows once for TILE tokens at roots and once per token below, from L2 where there are many trees, else from
  *         where the tree is; y once per handful of trees.
- * Sums:   fff/tile.inl; the same bits as every other native kernel.
+ * Sums:   fff/microkernel.inl; the same bits as every other native kernel.
  * Limit:  for one token and one tree, depth + 1 dependent row reads; for trees of one node the fused multiply-adds of
- *         both tiles. Sharing rows between tokens below the root (group) moves it. */
+ *         both tiles. Sharing rows between tokens below the root (grouped) moves it. */
 #ifndef CMM_TYPE
 #include "native.h"
 
-#define CMM_BODY "fff/walk.inl"
+#define CMM_BODY "fff/per_token.inl"
 #define CMM_LIST CMM_TYPES
 
 enum { BLOCK = 64 }; /* tokens that use a handful of trees while it is in L2 */
 
 #include "../for_each_type.h"
 
-NATIVE_EXPORT(walk)
+NATIVE_EXPORT(per_token)
 
 #else
-#include "tile.inl"
+#include "microkernel.inl"
 
 /* One token for up to TILE rows: dots_of_token(). */
 #define SHARED X
@@ -188,6 +188,6 @@ static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t f
     }
 }
 
-NATIVE_KERNEL(walk, NULL)
+NATIVE_KERNEL(per_token, NULL)
 
 #endif
