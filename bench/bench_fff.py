@@ -30,7 +30,7 @@ MANY_TREES_TOKENS = 128
 
 
 def cases():
-    levels = [level.name for level in cmm.levels() if level.usable and not level.name.startswith("cuda")]
+    levels = [level.name for level in cmm.levels() if level.available and not level.name.startswith("cuda")]
     layers = [(level, layer) for level in levels for layer in (dense(TREES[0].neurons), TREES[0])]
     layers += [(levels[-1], layer) for layer in TREES[1:]]
     for level, layer in layers:

@@ -469,7 +469,7 @@ MUTANTS = [
     M(DISPATCH, "isinstance(threads, bool)", "False"),
     M(DISPATCH, "if threads is not None and type(threads) is not int:", "if False:"),
     M(DISPATCH, "written.isascii() and ", ""),
-    M(DISPATCH, "if find_blas is None else (*run[:3], find_blas())", ""),
+    M(DISPATCH, "if find_blas is None else (*run[:4], find_blas())", ""),
     M(ROUTING, "(paths[..., 0] != 0).any()", "False"),
     M(ROUTING, "(counts == 0) & (parents > 0)", "(counts == 0)"),
 ]

@@ -122,11 +122,11 @@ class Target(NamedTuple):
         return np.full(shape, -1, np.int32), np.full(shape, np.nan, x.dtype)
 
 
-TARGETS = [Target(level.name, ISAS[0]) for level in cmm.levels() if level.usable and "cuda" not in level.name]
+TARGETS = [Target(level.name, ISAS[0]) for level in cmm.levels() if level.available and "cuda" not in level.name]
 TARGETS += [
     Target(k.level, k.isa, k.algorithm)
     for k in kernels()
-    if k.operation == "fff" and k.algorithm and k.usable and k.x_type == k.w_type == "float32"
+    if k.operation == "fff" and k.algorithm and k.available and k.x_type == k.w_type == "float32"
 ]
 """Every usable level as a user calls it, and every algorithm of it with every instruction set."""
 

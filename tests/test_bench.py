@@ -27,7 +27,7 @@ def contestants(data, layers, batch=64):
         Contestant(data, layer, level.name, blas, batch, threads=1)
         for layer in layers
         for level in cmm.levels()
-        if level.usable and "cuda" not in level.name and not (layer.dense and level.name == "native")
+        if level.available and "cuda" not in level.name and not (layer.dense and level.name == "native")
         for blas in (every_blas().items() if level.name.startswith("blas") else [None])
     ]
 

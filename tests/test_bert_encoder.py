@@ -20,7 +20,7 @@ from cmm.bert.names import tensors
 TOLERANCE = 1e-5
 
 TAPS = ("embedding_out", "attn_out", "ffn_in", "ffn_out", "layer_out", "encoder_out", "path_logits")
-LEVELS = ("auto", *(level.name for level in cmm.levels() if level.usable and "cuda" not in level.name))
+LEVELS = ("auto", *(level.name for level in cmm.levels() if level.available and "cuda" not in level.name))
 
 
 def close(actual, expected):

@@ -98,7 +98,7 @@ def test_scipy_comes_without_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
     assert blas.current().file == SCIPY
     assert blas.current().name
     assert blas.available() is blas.current()
-    assert all(level.usable for level in cmm.levels() if not level.name.startswith("cuda"))
+    assert all(level.available for level in cmm.levels() if not level.name.startswith("cuda"))
 
 
 def test_mkl_without_its_library_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +244,7 @@ def test_use_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with blas.use(loaded):
         assert blas.current() is loaded
         agree("blas2")
-        assert all(level.usable for level in cmm.levels() if level.name in LEVELS)
+        assert all(level.available for level in cmm.levels() if level.name in LEVELS)
 
 
 def test_use_refuses_what_is_no_blas() -> None:
@@ -285,9 +285,9 @@ def test_without_any_blas(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert word in str(caught.value)
     usable = {level.name: level for level in cmm.levels()}
     for name in LEVELS:
-        assert not usable[name].usable
-        assert "BLAS" in usable[name].why
-    assert usable["naive"].usable
+        assert not usable[name].available
+        assert "BLAS" in usable[name].reason
+    assert usable["naive"].available
     expected = cmm.fff_forward(w, w, w, level="naive")
     assert (cmm.fff_forward(w, w, w) == expected).all()  # "auto" does without
     cmm.ff_forward(w, w, w)

@@ -279,19 +279,19 @@ class KernelInfo(ctypes.Structure):
 
     _fields_ = (
         ("size", ctypes.c_uint32),
-        ("usable", ctypes.c_int32),
-        *((name, ctypes.c_char_p) for name in ("operation", "name", "level", "algorithm", "isa", "why")),
+        ("available", ctypes.c_int32),
+        *((name, ctypes.c_char_p) for name in ("operation", "name", "level", "algorithm", "isa", "reason")),
     )
 
 
 def kernels(build: Build) -> list[tuple[str, str, str]]:
-    """Return (name, isa, why) of the library's kernels; why is empty for one that is usable."""
+    """Return (name, isa, reason) of the library's kernels; reason is empty for one that is available."""
     library = ctypes.CDLL(str(build.library))
     result = []
     for index in range(library.cmm_kernel_count()):
         info = KernelInfo(size=ctypes.sizeof(KernelInfo))
         assert library.cmm_kernel_get(index, ctypes.byref(info)) == 0
-        result.append((info.name.decode(), info.isa.decode(), info.why.decode()))
+        result.append((info.name.decode(), info.isa.decode(), info.reason.decode()))
     return result
 
 

@@ -17,7 +17,7 @@ from cmm.bench.floors import Floors
 from cmm.bench.harness import every_blas
 
 SMALL = ["bench", "--tokens", "32", "--width", "16", "--trees", "1x3,2x2", "--passes", "2"]
-CPU_LEVELS = [level.name for level in cmm.levels() if level.usable and not level.name.startswith("cuda")]
+CPU_LEVELS = [level.name for level in cmm.levels() if level.available and not level.name.startswith("cuda")]
 
 
 def run(*arguments, **options):
@@ -70,7 +70,7 @@ def test_info_names_everything(capsys):
         assert expected in out
     for level in cmm.levels():
         assert f"level {level.name} " in out
-        assert level.usable or level.why in out
+        assert level.available or level.reason in out
     current = cmm.blas.current()
     assert current.name in out
     assert current.file in out

@@ -87,6 +87,21 @@ def test_level_has_its_fields() -> None:
     level = cmm.levels()[0]
     name, usable, why = level
     assert (level.name, level.usable, level.why) == (name, usable, why)
+    for level in cmm.levels():
+        assert (level.usable, level.why) == (level.available, level.reason)
+    assert {level.available for level in cmm.levels() if level.name in ("naive", "native")} == {True}
+
+
+@pytest.mark.parametrize("info", ["cmm_level_info", "cmm_level", "cmm_kernel_info"])
+def test_infos_have_their_old_names_in_c(info: str) -> None:
+    get = lib.cmm_kernel_get if info == "cmm_kernel_info" else lambda i, to: lib.cmm_level_get(i, ffi.NULL, to)
+    found = set()
+    for index in range(5):
+        it = ffi.new(f"{info} *", {"size": ffi.sizeof(info)})
+        assert get(index, it) == 0
+        assert (it.usable, it.why) == (it.available, it.reason)
+        found.add(it.usable)
+    assert 1 in found
 
 
 def test_a_layer_pickled_by_0_1_0_can_be_loaded() -> None:

@@ -64,7 +64,7 @@ def test_another_value_is_an_error_that_names_those_there_are(tmp_path: Path) ->
 
 
 def test_the_script_for_gpus_says_what_is_missing(tmp_path: Path) -> None:
-    if any(level.usable for level in cmm.levels() if level.name == "cuda"):
+    if any(level.available for level in cmm.levels() if level.name == "cuda"):
         pytest.skip("there is a GPU: the script would run")
     report = tmp_path / "report.md"
     words = [sys.executable, str(ROOT / "bench/gpu.py"), "tests", "sanitizers", "bench", "--report", str(report)]

@@ -252,7 +252,7 @@ def test_structs_of_other_versions(kind: str, oldest: int) -> None:
 
 def test_a_level_says_why_it_cannot_be_used() -> None:
     for level in cmm.levels():
-        if level.name.startswith("cuda") and not level.usable:
+        if level.name.startswith("cuda") and not level.available:
             with pytest.raises(cmm.UnusableError, match="cannot be used here"):
                 choose_cuda(level.name)
 

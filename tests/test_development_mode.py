@@ -65,7 +65,7 @@ FUNCTIONS = """
     rng = np.random.default_rng(0)
     x, w_in, w_out = (rng.standard_normal(shape, np.float32) for shape in ((5, 8), (2, 7, 8), (2, 7, 6)))
     for level in cmm.levels():
-        if level.usable and not level.name.startswith("cuda"):
+        if level.available and not level.name.startswith("cuda"):
             y, nodes, logits = cmm.fff_forward(x, w_in, w_out, level=level.name, return_path=True)
     cmm.dead_subtrees(cmm.node_usage(nodes, 7))
     cmm.cmm_forward(x, w_in), cmm.ff_forward(x, w_in[0], w_out[0]), cmm.get_include()

@@ -554,10 +554,10 @@ def test_levels_lists_what_a_call_can_use(monkeypatch: pytest.MonkeyPatch) -> No
     assert [name for name, _, _ in listed] == ["naive", "blas1", "blas2", "blas3", "native", *CUDA_LEVELS]
     for level in listed:
         assert isinstance(level, cmm.Level)
-        name, usable, why = level
-        assert type(usable) is bool
-        assert bool(why) != usable
-        if usable and name not in CUDA_LEVELS:  # those are for arrays on a GPU
+        name, available, reason = level
+        assert type(available) is bool
+        assert bool(reason) != available
+        if available and name not in CUDA_LEVELS:  # those are for arrays on a GPU
             cmm.fff_forward(**arrays, level=name)
         else:
             with pytest.raises(cmm.UnusableError, match=name):

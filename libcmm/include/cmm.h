@@ -223,17 +223,26 @@ typedef struct cmm_run {
 /* One entry of the list of levels (cmm_level_get). The strings live as long as the library. */
 typedef struct cmm_level {
     uint32_t size;      /* sizeof(cmm_level_info) */
-    int32_t usable;     /* 1 or 0 */
+    union {
+        int32_t available; /* 1 or 0 */
+        int32_t usable;    /* its name in 0.1.0 */
+    };
     const char *name;   /* "naive", ... */
     const char *isa;    /* the instruction set that a call would use, "any" where the compiler chose */
-    const char *why;    /* why it is not usable; "" when it is */
+    union {
+        const char *reason; /* why it is not available; "" when it is */
+        const char *why;    /* its name in 0.1.0 */
+    };
 } cmm_level_info;
 typedef cmm_level_info cmm_level; /* its name in 0.1.0 */
 
 /* One entry of the list of kernels (cmm_kernel_get). The strings live as long as the library. */
 typedef struct cmm_kernel_info {
     uint32_t size;         /* sizeof(cmm_kernel_info) */
-    int32_t usable;        /* 1 or 0; kernels of the BLAS levels also need a BLAS */
+    union {
+        int32_t available; /* 1 or 0; kernels of the BLAS levels also need a BLAS */
+        int32_t usable;    /* its name in 0.1.0 */
+    };
     const char *operation; /* "fff", "ff" (dense), "act" (activations) */
     const char *name;      /* "per_token_avx2", ... */
     const char *level;     /* "native", ...; "" for activations */
@@ -242,7 +251,10 @@ typedef struct cmm_kernel_info {
         const char *method;    /* its name in 0.1.0 */
     };
     const char *isa;       /* "avx2", ...; "any" where the compiler chose */
-    const char *why;       /* why it is not usable; "" when it is */
+    union {
+        const char *reason; /* why it is not available; "" when it is */
+        const char *why;    /* its name in 0.1.0 */
+    };
     const char *x_type;    /* of tokens, sums and outputs: "float32", ...; "" where one kernel is for every type */
     const char *w_type;    /* of the rows of weights: "float32", ...; "" likewise */
 } cmm_kernel_info;

@@ -190,8 +190,8 @@ cmm_status cmm_describe_kernel(int32_t index, const char *(*why)(const cmm_trait
     found.level = kernel->level;
     found.algorithm = kernel->algorithm;
     found.isa = kernel->isa;
-    found.why = why(kernel);
-    found.usable = found.why[0] == '\0';
+    found.reason = why(kernel);
+    found.available = found.reason[0] == '\0';
     found.x_type = type_name(kernel->x_type);
     found.w_type = type_name(kernel->w_type);
     cmm_write_struct(info, sizeof found, &found);

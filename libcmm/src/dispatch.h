@@ -41,7 +41,7 @@ cmm_status cmm_find_kernel(cmm_op op, const cmm_request *wanted, const cmm_probl
 /* Why no kernel of the level can run, the last reason found in the order of the table; or "", and the instruction set. */
 const char *cmm_why_not(const char *level, const cmm_request *wanted, const char **isa);
 
-/* Kernels, for people: how many, and what number `index` is; why says why it is not usable, or "". */
+/* Kernels, for people: how many, and what number `index` is; why says why it is not available, or "". */
 int32_t cmm_count_kernels(void);
 cmm_status cmm_describe_kernel(int32_t index, const char *(*why)(const cmm_traits *kernel), cmm_kernel_info *info);
 

@@ -27,8 +27,8 @@ cmm_status cmm_level_get(int32_t index, const cmm_run *how, cmm_level_info *info
         return status;
     found.name = name;
     found.isa = "any";
-    found.why = cmm_why_not(found.name, &chosen.wanted, &found.isa);
-    found.usable = found.why[0] == '\0';
+    found.reason = cmm_why_not(found.name, &chosen.wanted, &found.isa);
+    found.available = found.reason[0] == '\0';
     cmm_write_struct(info, sizeof found, &found);
     return CMM_OK;
 }

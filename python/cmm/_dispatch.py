@@ -27,15 +27,27 @@ class Level(NamedTuple):
     ----------
     name : str
         What to pass as ``level``.
-    usable : bool
+    available : bool
         Whether a call at this level works here.
-    why : str
-        Why it does not; empty when usable.
+    reason : str
+        Why it does not; empty when it does.
+    usable, why
+        The same, by their names in 0.1.0.
     """
 
     name: LevelName
-    usable: bool
-    why: str
+    available: bool
+    reason: str
+
+    @property
+    def usable(self) -> bool:
+        """The name of ``available`` in 0.1.0."""
+        return self.available
+
+    @property
+    def why(self) -> str:
+        """The name of ``reason`` in 0.1.0."""
+        return self.reason
 
 
 def levels() -> list[Level]:
@@ -56,7 +68,7 @@ def levels() -> list[Level]:
     """
     found = blas.available()
     infos = _infos(_isa(), found.table if found is not None else NULL)
-    on_cpu = [Level(cast(LevelName, text(info.name)), bool(info.usable), text(info.why)) for info in infos]
+    on_cpu = [Level(cast(LevelName, text(info.name)), bool(info.available), text(info.reason)) for info in infos]
     reasons = {name: why_not(name) for name in CUDA_LEVELS}
     return on_cpu + [Level(name, not why, why) for name, why in reasons.items()]
 
@@ -67,7 +79,7 @@ def isas() -> tuple[list[str], list[str]]:
     for kernel in reversed(kernels()):
         if kernel.operation == "act":
             known.append(kernel.isa)
-            if kernel.usable:
+            if kernel.available:
                 usable.append(kernel.isa)
     return known, usable
 
@@ -80,8 +92,8 @@ class Kernel(NamedTuple):
     level: str
     algorithm: str
     isa: str
-    usable: bool
-    why: str
+    available: bool
+    reason: str
     x_type: str
     w_type: str
 
@@ -95,9 +107,9 @@ def kernels() -> list[Kernel]:
         if status:
             raise failure(status)
         operation, name, level = text(info.operation), text(info.name), text(info.level)
-        algorithm, isa, why = text(info.algorithm), text(info.isa), text(info.why)
+        algorithm, isa, reason = text(info.algorithm), text(info.isa), text(info.reason)
         types = text(info.x_type), text(info.w_type)
-        found.append(Kernel(operation, name, level, algorithm, isa, bool(info.usable), why, *types))
+        found.append(Kernel(operation, name, level, algorithm, isa, bool(info.available), reason, *types))
     return found
 
 
@@ -230,7 +242,8 @@ def refused(status: int, run: Run) -> CmmError:
     level = text(c_level)
     if status == lib.CMM_ERROR_LEVEL_UNUSABLE:
         why = (
-            next((one.why for one in levels() if one.name == level), "") or "this kind of layer has no kernel for it"
+            next((one.reason for one in levels() if one.name == level), "")
+            or "this kind of layer has no kernel for it"
         )
         return UnusableError(f"level is {level!r}, which cannot be used here: {why}")
     if status == lib.CMM_ERROR_ISA_UNUSABLE:
@@ -260,7 +273,7 @@ def _isa() -> Any:
 
 @cache
 def _native_usable() -> bool:
-    return any(text(info.name) == "native" and info.usable for info in _infos(NULL, NULL))
+    return any(text(info.name) == "native" and info.available for info in _infos(NULL, NULL))
 
 
 _LEVELS = {name: ffi.new("char[]", name.encode()) for name in ["auto", *(text(i.name) for i in _infos(NULL, NULL))]}

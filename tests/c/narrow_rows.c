@@ -65,7 +65,7 @@ static int can(const way *w, const format *f)
 {
     cmm_kernel_info kernel = {.size = sizeof kernel};
     for (int32_t k = 0; cmm_kernel_get(k, &kernel) == CMM_OK; k++)
-        if (kernel.usable && strcmp(kernel.level, w->run.level) == 0 && strcmp(kernel.w_type, f->name) == 0 &&
+        if (kernel.available && strcmp(kernel.level, w->run.level) == 0 && strcmp(kernel.w_type, f->name) == 0 &&
             (strcmp(kernel.isa, "any") == 0 || strcmp(kernel.isa, w->run.isa) == 0))
             return 1;
     return 0;

@@ -42,9 +42,9 @@ static void ways_find(void)
 {
     cmm_kernel_info act = {.size = sizeof act}, kernel = {.size = sizeof kernel};
     for (int32_t a = 0; cmm_kernel_get(a, &act) == CMM_OK; a++)
-        for (int32_t k = 0; act.usable && strcmp(act.operation, "act") == 0 && k < cmm_kernel_count(); k++) {
+        for (int32_t k = 0; act.available && strcmp(act.operation, "act") == 0 && k < cmm_kernel_count(); k++) {
             CHECK(cmm_kernel_get(k, &kernel) == CMM_OK, "kernel %d", k);
-            if (!kernel.usable || strcmp(kernel.operation, "fff") != 0)
+            if (!kernel.available || strcmp(kernel.operation, "fff") != 0)
                 continue;
             if (strcmp(kernel.x_type, "float32") != 0 || strcmp(kernel.w_type, "float32") != 0)
                 continue; /* a way is for all types */

@@ -537,10 +537,10 @@ static void check_kernels(void)
     for (int32_t i = 0; i < count; i++) {
         CHECK(cmm_kernel_get(i, &info) == CMM_OK, "kernel %d", i);
         CHECK(strstr("fff ff act", info.operation) && info.name[0] && info.isa[0], "kernel %d", i);
-        CHECK((info.why[0] == 0) == info.usable, "%s: %d \"%s\"", info.name, info.usable, info.why);
-        CHECK(info.usable || strcmp(info.isa, "any") != 0, "%s: %s", info.name, info.why);
-        CHECK(info.usable || strcmp(info.isa, "scalar") != 0, "%s: %s", info.name, info.why);
-        CHECK(!info.usable || strcmp(info.isa, foreign_isa()) != 0, "%s is usable", info.name);
+        CHECK((info.reason[0] == 0) == info.available, "%s: %d \"%s\"", info.name, info.available, info.reason);
+        CHECK(info.available || strcmp(info.isa, "any") != 0, "%s: %s", info.name, info.reason);
+        CHECK(info.available || strcmp(info.isa, "scalar") != 0, "%s: %s", info.name, info.reason);
+        CHECK(!info.available || strcmp(info.isa, foreign_isa()) != 0, "%s is usable", info.name);
     }
 }
 
@@ -653,15 +653,15 @@ static void check_others(void)
         CHECK(cmm_level_get(i, NULL, &info) == CMM_OK && strcmp(info.name, names[i]) == 0, "level %d is %s", i,
               info.name);
         const int blas = strncmp(info.name, "blas", 4) == 0;
-        CHECK(info.usable == !blas && (info.why[0] == 0) == !blas && info.isa, "%s: %d \"%s\"", info.name,
-              info.usable, info.why);
+        CHECK(info.available == !blas && (info.reason[0] == 0) == !blas && info.isa, "%s: %d \"%s\"", info.name,
+              info.available, info.reason);
         const cmm_run with_blas = {.size = sizeof with_blas, .blas = &reference_blas};
-        CHECK(cmm_level_get(i, &with_blas, &info) == CMM_OK && info.usable && !info.why[0], "%s: \"%s\"", info.name,
-              info.why);
+        CHECK(cmm_level_get(i, &with_blas, &info) == CMM_OK && info.available && !info.reason[0], "%s: \"%s\"", info.name,
+              info.reason);
     }
     const cmm_run foreign = {.size = sizeof foreign, .isa = foreign_isa()};
-    CHECK(cmm_level_get(4, &foreign, &info) == CMM_OK && !info.usable && strstr(info.why, " CPUs"), "why: %s",
-          info.why);
+    CHECK(cmm_level_get(4, &foreign, &info) == CMM_OK && !info.available && strstr(info.reason, " CPUs"), "why: %s",
+          info.reason);
     check_kernels();
 
     cmm_blas blas, before;

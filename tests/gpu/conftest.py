@@ -8,7 +8,7 @@ import cmm
 sys.path.insert(0, str(Path(__file__).parents[1]))
 collect_ignore_glob: list[str] = []
 
-_why = {level.name: level.why for level in cmm.levels()}["cuda"]
+_why = {level.name: level.reason for level in cmm.levels()}["cuda"]
 try:
     import torch
 

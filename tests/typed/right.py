@@ -55,7 +55,7 @@ def of_another_library(x: OtherArray, w_in: OtherArray, w_out: OtherArray) -> No
 def every_level(x: F32, w: F32, activation: Activation = "gelu", tie: Tie = "left") -> dict[LevelName, F32]:
     how: dict[LevelName, F32] = {}
     for level in cmm.levels():
-        if level.usable:
+        if level.available:
             how[level.name] = cmm.fff_forward(x, w, w, activation=activation, tie=tie, level=level.name)
     return how
 

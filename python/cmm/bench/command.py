@@ -201,10 +201,12 @@ def _usable(wanted: list[str] | None) -> tuple[list[LevelName], dict[str, str]]:
     for name in wanted or []:
         if name not in known:
             raise cmm.LevelError(f"--levels names {name!r}; it should be some of {', '.join(known)}")
-        if not known[name].usable:
-            raise cmm.UnusableError(f"--levels names {name!r}, which cannot be used here: {known[name].why}")
+        if not known[name].available:
+            raise cmm.UnusableError(f"--levels names {name!r}, which cannot be used here: {known[name].reason}")
     chosen = [level for level in known.values() if not wanted or level.name in wanted]
-    return [level.name for level in chosen if level.usable], {lv.name: lv.why for lv in chosen if not lv.usable}
+    return [level.name for level in chosen if level.available], {
+        lv.name: lv.reason for lv in chosen if not lv.available
+    }
 
 
 def _dense_levels(levels: list[LevelName], curve: bool) -> list[LevelName]:

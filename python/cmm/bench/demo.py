@@ -66,7 +66,7 @@ def _layer() -> None:
         Contestant(data, layer, level.name, blas, _TOKENS, threads=1)
         for layer in (yardstick, _TREE)
         for level in cmm.levels()
-        if level.usable and (level.name == "blas3" or not layer.dense) and not level.name.startswith("cuda")
+        if level.available and (level.name == "blas3" or not layer.dense) and not level.name.startswith("cuda")
         for blas in (every_blas().items() if level.name.startswith("blas") else [None])
     ]
     prepare(contestants, {True: 0.25, False: 1.0})

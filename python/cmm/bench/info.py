@@ -52,11 +52,13 @@ def facts() -> list[tuple[str, str]]:
         ("types", _types()),
     ]
     found = cmm.levels()
-    rows += [(f"level {level.name}", "usable" if level.usable else f"not usable: {level.why}") for level in found]
+    rows += [
+        (f"level {level.name}", "usable" if level.available else f"not usable: {level.reason}") for level in found
+    ]
     if chosen := os.environ.get("CMM_LEVEL"):
         rows.append(("level auto", f"{chosen}, for CMM_LEVEL says so"))
     rows += _blas()
-    why = next(level.why for level in found if level.name == "cuda")
+    why = next(level.reason for level in found if level.name == "cuda")
     rows.append(("gpu", f"none that can be used: {why}" if why else "usable, by the levels of cuda"))
     return rows
 
@@ -91,7 +93,7 @@ def _types() -> str:
     isa = os.environ.get("CMM_ISA") or isas()[1][0]
     rows: dict[str, list[str]] = {}
     for kernel in kernels():
-        if kernel.level == "native" and kernel.isa == isa and kernel.usable:
+        if kernel.level == "native" and kernel.isa == isa and kernel.available:
             found = rows.setdefault(kernel.x_type, [])
             found += [kernel.w_type] if kernel.w_type not in found else []
     return "; ".join(f"{tokens} with weights of {', '.join(found)}" for tokens, found in rows.items())
