@@ -36,7 +36,7 @@ INLINE void DOT(dot_tile)(const int n_shared, const int n_varying, const SHARED 
                 for (int t = 0; t < n_varying; t++) {
                     XNAME(vec) own = LOAD_VARYING(varying[t] + at);
                     if (n_shared > 1)
-                        own = XNAME(vec_keep)(own);
+                        own = XNAME(vec_pin)(own);
 #pragma GCC unroll 8
                     for (int r = 0; r < n_shared; r++)
                         sum[r][t][v] = XNAME(vec_fma)(common[r], own, sum[r][t][v]);
@@ -70,7 +70,7 @@ INLINE void DOT(dot_tile)(const int n_shared, const int n_varying, const SHARED 
     for (int r = 0; r < n_shared; r++)
 #pragma GCC unroll 8
         for (int t = 0; t < n_varying; t++)
-            out[r][t] = XNAME(vec_halve)(NAME(halves)(passes, lanes[r][t]));
+            out[r][t] = XNAME(vec_reduce_add)(NAME(halves)(passes, lanes[r][t]));
 }
 
 /* out[v] = dot(shared, varying[v]) for 1 <= n <= TILE. */

@@ -44,7 +44,7 @@ INLINE XNAME(vec) NAME(halves)(const int n, const XNAME(vec) *v)
 #define LOAD_SHARED_MASKED NAME(load_w_masked)
 #define VARYING X
 #define LOAD_VARYING XNAME(vec_load)
-#define LOAD_VARYING_MASKED XNAME(vec_load_part)
+#define LOAD_VARYING_MASKED XNAME(vec_load_masked)
 #define DOT(a) NAME(a)
 #include "dot.inl"
 
@@ -69,14 +69,14 @@ INLINE void NAME(y_tile)(const int tokens, const int columns, int64_t at, int64_
 #pragma GCC unroll 16
         for (int v = 0; v < columns; v++)
             y[t][v] = way != NAME(Y_ADD) ? XNAME(vec_zero)()
-                      : part > 0         ? XNAME(vec_load_part)(s[t].y + at, part)
+                      : part > 0         ? XNAME(vec_load_masked)(s[t].y + at, part)
                                          : XNAME(vec_load)(s[t].y + at + v * XNAME(VL));
     for (int i = 0; i < shared; i++) {
         const W *const row = s[0].row[i] + at;
         XNAME(vec) c[TILE];
 #pragma GCC unroll 16
         for (int t = 0; t < tokens; t++)
-            c[t] = XNAME(vec_set)(s[t].c[i]);
+            c[t] = XNAME(vec_broadcast)(s[t].c[i]);
 #pragma GCC unroll 16
         for (int v = 0; v < columns; v++) {
             const XNAME(vec) w = part > 0 ? NAME(load_w_masked)(row, part) : NAME(load_w)(row + v * XNAME(VL));
@@ -89,7 +89,7 @@ INLINE void NAME(y_tile)(const int tokens, const int columns, int64_t at, int64_
     for (int t = 0; t < tokens; t++) {
         for (int i = shared; i < rows; i++) {
             const W *const row = s[t].row[i] + at;
-            const XNAME(vec) c = XNAME(vec_set)(s[t].c[i]);
+            const XNAME(vec) c = XNAME(vec_broadcast)(s[t].c[i]);
 #pragma GCC unroll 16
             for (int v = 0; v < columns; v++) {
                 const XNAME(vec) w = part > 0 ? NAME(load_w_masked)(row, part) : NAME(load_w)(row + v * XNAME(VL));
@@ -102,9 +102,9 @@ INLINE void NAME(y_tile)(const int tokens, const int columns, int64_t at, int64_
 #pragma GCC unroll 16
         for (int v = 0; v < columns; v++) {
             if (part > 0)
-                XNAME(vec_store_part)(s[t].y + at, y[t][v], part);
+                XNAME(vec_store_masked)(s[t].y + at, y[t][v], part);
             else if (way == NAME(Y_STREAM))
-                XNAME(vec_stream)(s[t].y + at + v * XNAME(VL), y[t][v]);
+                XNAME(vec_store_nt)(s[t].y + at + v * XNAME(VL), y[t][v]);
             else
                 XNAME(vec_store)(s[t].y + at + v * XNAME(VL), y[t][v]);
         }

@@ -12,9 +12,9 @@
 /* Rows in the type of the tokens are loaded as those are, and need nothing more of the CPU. */
 enum { LOAD_CPU_f32 = 0, LOAD_CPU_f64 = 0 };
 static inline vec_f32 load_w_f32(const float *p) { return vec_load_f32(p); }
-static inline vec_f32 load_w_masked_f32(const float *p, int64_t n) { return vec_load_part_f32(p, n); }
+static inline vec_f32 load_w_masked_f32(const float *p, int64_t n) { return vec_load_masked_f32(p, n); }
 static inline vec_f64 load_w_f64(const double *p) { return vec_load_f64(p); }
-static inline vec_f64 load_w_masked_f64(const double *p, int64_t n) { return vec_load_part_f64(p, n); }
+static inline vec_f64 load_w_masked_f64(const double *p, int64_t n) { return vec_load_masked_f64(p, n); }
 
 /* The value that ends the body of a native kernel, and what its file exports: cmm_fff_<algorithm>_<ISA>. */
 #define NATIVE_KERNEL(ALGORITHM, IS_PREFERRED) \

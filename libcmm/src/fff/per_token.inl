@@ -28,7 +28,7 @@ NATIVE_EXPORT(per_token)
 /* One token for up to TILE rows: dots_of_token(). */
 #define SHARED X
 #define LOAD_SHARED XNAME(vec_load)
-#define LOAD_SHARED_MASKED XNAME(vec_load_part)
+#define LOAD_SHARED_MASKED XNAME(vec_load_masked)
 #define VARYING W
 #define LOAD_VARYING NAME(load_w)
 #define LOAD_VARYING_MASKED NAME(load_w_masked)

@@ -19,11 +19,11 @@ enum { VL_f32 = 16, VL_f64 = 8 };
 #define COLUMNS 6
 
 static inline vec_f32 vec_zero_f32(void) { return _mm512_setzero_ps(); }
-static inline vec_f32 vec_set_f32(float a) { return _mm512_set1_ps(a); }
+static inline vec_f32 vec_broadcast_f32(float a) { return _mm512_set1_ps(a); }
 static inline vec_f32 vec_load_f32(const float *p) { return _mm512_loadu_ps(p); }
 static inline void vec_store_f32(float *p, vec_f32 a) { _mm512_storeu_ps(p, a); }
-static inline void vec_stream_f32(float *p, vec_f32 a) { _mm512_stream_ps(p, a); }
-static inline vec_f32 vec_keep_f32(vec_f32 a)
+static inline void vec_store_nt_f32(float *p, vec_f32 a) { _mm512_stream_ps(p, a); }
+static inline vec_f32 vec_pin_f32(vec_f32 a)
 {
     __asm__("" : "+v"(a));
     return a;
@@ -35,10 +35,10 @@ static inline __mmask16 mask_f32(int64_t n)
 {
     return (__mmask16)(n <= 0 ? 0 : n >= 16 ? 0xffffu : (1u << n) - 1);
 }
-static inline vec_f32 vec_load_part_f32(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(mask_f32(n), p); }
-static inline void vec_store_part_f32(float *p, vec_f32 a, int64_t n) { _mm512_mask_storeu_ps(p, mask_f32(n), a); }
+static inline vec_f32 vec_load_masked_f32(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(mask_f32(n), p); }
+static inline void vec_store_masked_f32(float *p, vec_f32 a, int64_t n) { _mm512_mask_storeu_ps(p, mask_f32(n), a); }
 
-static inline float vec_halve_f32(vec_f32 a)
+static inline float vec_reduce_add_f32(vec_f32 a)
 {
     const __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
     const __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
@@ -47,11 +47,11 @@ static inline float vec_halve_f32(vec_f32 a)
 }
 
 static inline vec_f64 vec_zero_f64(void) { return _mm512_setzero_pd(); }
-static inline vec_f64 vec_set_f64(double a) { return _mm512_set1_pd(a); }
+static inline vec_f64 vec_broadcast_f64(double a) { return _mm512_set1_pd(a); }
 static inline vec_f64 vec_load_f64(const double *p) { return _mm512_loadu_pd(p); }
 static inline void vec_store_f64(double *p, vec_f64 a) { _mm512_storeu_pd(p, a); }
-static inline void vec_stream_f64(double *p, vec_f64 a) { _mm512_stream_pd(p, a); }
-static inline vec_f64 vec_keep_f64(vec_f64 a)
+static inline void vec_store_nt_f64(double *p, vec_f64 a) { _mm512_stream_pd(p, a); }
+static inline vec_f64 vec_pin_f64(vec_f64 a)
 {
     __asm__("" : "+v"(a));
     return a;
@@ -63,10 +63,10 @@ static inline __mmask8 mask_f64(int64_t n)
 {
     return (__mmask8)(n <= 0 ? 0 : n >= 8 ? 0xffu : (1u << n) - 1);
 }
-static inline vec_f64 vec_load_part_f64(const double *p, int64_t n) { return _mm512_maskz_loadu_pd(mask_f64(n), p); }
-static inline void vec_store_part_f64(double *p, vec_f64 a, int64_t n) { _mm512_mask_storeu_pd(p, mask_f64(n), a); }
+static inline vec_f64 vec_load_masked_f64(const double *p, int64_t n) { return _mm512_maskz_loadu_pd(mask_f64(n), p); }
+static inline void vec_store_masked_f64(double *p, vec_f64 a, int64_t n) { _mm512_mask_storeu_pd(p, mask_f64(n), a); }
 
-static inline double vec_halve_f64(vec_f64 a)
+static inline double vec_reduce_add_f64(vec_f64 a)
 {
     const __m256d b = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd(a, 1));
     const __m128d c = _mm_add_pd(_mm256_castpd256_pd128(b), _mm256_extractf128_pd(b, 1));

@@ -19,11 +19,11 @@ enum { VL_f32 = 4, VL_f64 = 2 };
 #define COLUMNS 6
 
 static inline vec_f32 vec_zero_f32(void) { return vdupq_n_f32(0); }
-static inline vec_f32 vec_set_f32(float a) { return vdupq_n_f32(a); }
+static inline vec_f32 vec_broadcast_f32(float a) { return vdupq_n_f32(a); }
 static inline vec_f32 vec_load_f32(const float *p) { return vld1q_f32(p); }
 static inline void vec_store_f32(float *p, vec_f32 a) { vst1q_f32(p, a); }
-static inline void vec_stream_f32(float *p, vec_f32 a) { vec_store_f32(p, a); }
-static inline vec_f32 vec_keep_f32(vec_f32 a)
+static inline void vec_store_nt_f32(float *p, vec_f32 a) { vec_store_f32(p, a); }
+static inline vec_f32 vec_pin_f32(vec_f32 a)
 {
     __asm__("" : "+w"(a));
     return a;
@@ -31,14 +31,14 @@ static inline vec_f32 vec_keep_f32(vec_f32 a)
 static inline vec_f32 vec_add_f32(vec_f32 a, vec_f32 b) { return vaddq_f32(a, b); }
 static inline vec_f32 vec_fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return vfmaq_f32(c, a, b); }
 
-static inline vec_f32 vec_load_part_f32(const float *p, int64_t n)
+static inline vec_f32 vec_load_masked_f32(const float *p, int64_t n)
 {
     float part[4] = {0};
     for (int64_t i = 0; i < n && i < 4; i++)
         part[i] = p[i];
     return vld1q_f32(part);
 }
-static inline void vec_store_part_f32(float *p, vec_f32 a, int64_t n)
+static inline void vec_store_masked_f32(float *p, vec_f32 a, int64_t n)
 {
     float part[4];
     vst1q_f32(part, a);
@@ -46,18 +46,18 @@ static inline void vec_store_part_f32(float *p, vec_f32 a, int64_t n)
         p[i] = part[i];
 }
 
-static inline float vec_halve_f32(vec_f32 a)
+static inline float vec_reduce_add_f32(vec_f32 a)
 {
     const float32x2_t b = vadd_f32(vget_low_f32(a), vget_high_f32(a));
     return vget_lane_f32(b, 0) + vget_lane_f32(b, 1);
 }
 
 static inline vec_f64 vec_zero_f64(void) { return vdupq_n_f64(0); }
-static inline vec_f64 vec_set_f64(double a) { return vdupq_n_f64(a); }
+static inline vec_f64 vec_broadcast_f64(double a) { return vdupq_n_f64(a); }
 static inline vec_f64 vec_load_f64(const double *p) { return vld1q_f64(p); }
 static inline void vec_store_f64(double *p, vec_f64 a) { vst1q_f64(p, a); }
-static inline void vec_stream_f64(double *p, vec_f64 a) { vec_store_f64(p, a); }
-static inline vec_f64 vec_keep_f64(vec_f64 a)
+static inline void vec_store_nt_f64(double *p, vec_f64 a) { vec_store_f64(p, a); }
+static inline vec_f64 vec_pin_f64(vec_f64 a)
 {
     __asm__("" : "+w"(a));
     return a;
@@ -65,14 +65,14 @@ static inline vec_f64 vec_keep_f64(vec_f64 a)
 static inline vec_f64 vec_add_f64(vec_f64 a, vec_f64 b) { return vaddq_f64(a, b); }
 static inline vec_f64 vec_fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return vfmaq_f64(c, a, b); }
 
-static inline vec_f64 vec_load_part_f64(const double *p, int64_t n)
+static inline vec_f64 vec_load_masked_f64(const double *p, int64_t n)
 {
     double part[2] = {0};
     for (int64_t i = 0; i < n && i < 2; i++)
         part[i] = p[i];
     return vld1q_f64(part);
 }
-static inline void vec_store_part_f64(double *p, vec_f64 a, int64_t n)
+static inline void vec_store_masked_f64(double *p, vec_f64 a, int64_t n)
 {
     if (n >= 2)
         vst1q_f64(p, a);
@@ -80,7 +80,7 @@ static inline void vec_store_part_f64(double *p, vec_f64 a, int64_t n)
         *p = vgetq_lane_f64(a, 0);
 }
 
-static inline double vec_halve_f64(vec_f64 a) { return vgetq_lane_f64(a, 0) + vgetq_lane_f64(a, 1); }
+static inline double vec_reduce_add_f64(vec_f64 a) { return vgetq_lane_f64(a, 0) + vgetq_lane_f64(a, 1); }
 
 /* The first n of 4 numbers of 16 bits, and zeros. */
 static inline uint16x4_t load_16_masked(const uint16_t *p, int64_t n)

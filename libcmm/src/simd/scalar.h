@@ -52,14 +52,14 @@ static inline float fma_one_f32(float a, float b, float c)
 static inline double fma_one_f64(double a, double b, double c) { return fma(a, b, c); }
 
 #define OPERATIONS(X, NAME)                                                                                          \
-    static inline NAME(vec) NAME(vec_set)(X a)                                                                       \
+    static inline NAME(vec) NAME(vec_broadcast)(X a)                                                                       \
     {                                                                                                                \
         NAME(vec) r;                                                                                                 \
         for (int i = 0; i < NAME(VL); i++)                                                                           \
             r.v[i] = a;                                                                                              \
         return r;                                                                                                    \
     }                                                                                                                \
-    static inline NAME(vec) NAME(vec_zero)(void) { return NAME(vec_set)(0); }                                        \
+    static inline NAME(vec) NAME(vec_zero)(void) { return NAME(vec_broadcast)(0); }                                        \
     static inline NAME(vec) NAME(vec_load)(const X *p)                                                               \
     {                                                                                                                \
         NAME(vec) r;                                                                                                 \
@@ -67,16 +67,16 @@ static inline double fma_one_f64(double a, double b, double c) { return fma(a, b
         return r;                                                                                                    \
     }                                                                                                                \
     static inline void NAME(vec_store)(X *p, NAME(vec) a) { memcpy(p, a.v, sizeof a.v); }                            \
-    static inline void NAME(vec_stream)(X *p, NAME(vec) a) { NAME(vec_store)(p, a); }                                \
-    static inline NAME(vec) NAME(vec_keep)(NAME(vec) a) { return a; }                                                \
-    static inline NAME(vec) NAME(vec_load_part)(const X *p, int64_t n)                                               \
+    static inline void NAME(vec_store_nt)(X *p, NAME(vec) a) { NAME(vec_store)(p, a); }                                \
+    static inline NAME(vec) NAME(vec_pin)(NAME(vec) a) { return a; }                                                \
+    static inline NAME(vec) NAME(vec_load_masked)(const X *p, int64_t n)                                               \
     {                                                                                                                \
         NAME(vec) r = NAME(vec_zero)();                                                                              \
         for (int i = 0; i < NAME(VL) && i < n; i++)                                                                  \
             r.v[i] = p[i];                                                                                           \
         return r;                                                                                                    \
     }                                                                                                                \
-    static inline void NAME(vec_store_part)(X *p, NAME(vec) a, int64_t n)                                            \
+    static inline void NAME(vec_store_masked)(X *p, NAME(vec) a, int64_t n)                                            \
     {                                                                                                                \
         for (int i = 0; i < NAME(VL) && i < n; i++)                                                                  \
             p[i] = a.v[i];                                                                                           \
@@ -93,7 +93,7 @@ static inline double fma_one_f64(double a, double b, double c) { return fma(a, b
             c.v[i] = NAME(fma_one)(a.v[i], b.v[i], c.v[i]);                                                          \
         return c;                                                                                                    \
     }                                                                                                                \
-    static inline X NAME(vec_halve)(NAME(vec) a)                                                                     \
+    static inline X NAME(vec_reduce_add)(NAME(vec) a)                                                                     \
     {                                                                                                                \
         for (int half = NAME(VL) / 2; half > 0; half /= 2)                                                           \
             for (int i = 0; i < half; i++)                                                                           \
