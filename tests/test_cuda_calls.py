@@ -254,7 +254,7 @@ def test_a_level_says_why_it_cannot_be_used() -> None:
     for level in cmm.levels():
         if level.name.startswith("cuda") and not level.available:
             with pytest.raises(cmm.UnusableError, match="cannot be used here"):
-                choose_cuda(level.name)
+                choose_cuda(level.name, None)
 
 
 def test_the_library_exports_its_functions_and_links_no_other() -> None:

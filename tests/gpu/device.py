@@ -39,7 +39,7 @@ def fff(
     """Return y, nodes, logits; None where the level or the algorithm cannot do this layer."""
     if level == "cuda-bmm":
         return None if x.dtype == torch.bfloat16 else _bmm(x, w_in, w_out, bias, activation, tie)
-    choose_cuda("cuda")
+    choose_cuda("cuda", None)
     trees, size, d_in = w_in.shape
     depth = size.bit_length() - 1
     sums = torch.float64 if x.dtype == torch.float64 else torch.float32

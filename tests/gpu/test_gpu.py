@@ -338,9 +338,9 @@ def test_in_and_out_without_a_copy(monkeypatch: pytest.MonkeyPatch, name: str) -
     seen: list[list[int]] = []
     real = cuda.run_fff
 
-    def run(library: Any, place: Any, level: Any, spec: Any, batch: Any, *arrays: Any) -> None:
+    def run(library: Any, place: Any, level: Any, algorithm: Any, spec: Any, batch: Any, *arrays: Any) -> None:
         seen.append([library.pointer(a) for a in arrays])
-        real(library, place, level, spec, batch, *arrays)
+        real(library, place, level, algorithm, spec, batch, *arrays)
 
     monkeypatch.setattr(cuda, "run_fff", run)
     x, w_in, w_out, bias = tensors
