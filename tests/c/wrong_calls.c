@@ -310,7 +310,7 @@ static void check_call(int32_t dtype, int which, int function)
 
 /* ---- wrong in two ways ----------------------------------------------------------------------------------------- */
 
-/* The order of the checks, which is promised: that of docs/reference/status-codes.md (tests/test_docs.py compares). */
+/* The order of the checks, which is promised: that of docs/reference/status-codes.md (tests/core/test_docs.py compares). */
 static const cmm_status order_of_checks[] = {
     CMM_ERROR_LAYER_NULL, CMM_ERROR_LAYER_SIZE, CMM_ERROR_RESERVED, CMM_ERROR_SCALE, CMM_ERROR_TIE, CMM_ERROR_DEPTH,
     CMM_ERROR_TREES, CMM_ERROR_NEURONS,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import cmm
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))  # device.py
 collect_ignore_glob: list[str] = []
 
 _why = {level.name: level.reason for level in cmm.levels()}["cuda"]

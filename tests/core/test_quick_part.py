@@ -48,7 +48,9 @@ def some(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "tests/conftest.py", folder)
     (folder / "reference.py").write_text("class TALLY:\n    pairs = 0\n")  # what conftest.py asks of the oracle
     settings = (ROOT / "pyproject.toml").read_text().partition("[tool.pytest.ini_options]")
-    (folder / "pyproject.toml").write_text(settings[1] + settings[2].replace('["tests"]', '["."]'))
+    (folder / "pyproject.toml").write_text(
+        settings[1] + settings[2].replace('["tests"]', '["."]').replace('["tests/support"]', '["."]')
+    )
     (folder / "test_some.py").write_text(SOME)
     return folder
 

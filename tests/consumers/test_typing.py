@@ -15,7 +15,7 @@ from cmm._dispatch import CUDA_ALGORITHMS, kernels
 from cmm._native import ACTIVATIONS, TIES
 from cmm.typing import Activation, Algorithm, LevelName, Tie
 
-RIGHT, WRONG = (ROOT / f"tests/typed/{name}.py" for name in ("right", "wrong"))
+RIGHT, WRONG = (ROOT / f"tests/consumers/typed/{name}.py" for name in ("right", "wrong"))
 
 
 def by_mypy(program: Path, folder: Path) -> list[tuple[int, str]]:

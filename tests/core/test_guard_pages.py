@@ -19,6 +19,9 @@ import numpy as np
 import pytest
 from strategies import DTYPES, SMALL, TARGETS, Array, Case, Target
 
+# For this file as a program: pytest has put the folder of the modules that tests share in the path.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
 PAGE = mmap.PAGESIZE
 PROT_NONE = 0
 
@@ -124,7 +127,7 @@ def test_no_access_outside_any_array(target: Target) -> None:
         capture_output=True,
         text=True,
         timeout=300,
-        cwd=FilePath(__file__).parent,
+        env=ENVIRONMENT,
     )
     assert run.returncode == 0, f"exit status {run.returncode}\n{run.stdout}{run.stderr}"
     assert int(run.stdout) >= 2 * 3 * len(WIDTHS)
@@ -134,7 +137,9 @@ def test_no_access_outside_any_array(target: Target) -> None:
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_guards_guard(place: str) -> None:
     """One byte beyond either end of the memory ends the process."""
-    run = subprocess.run([sys.executable, __file__, place], capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, __file__, place], capture_output=True, text=True, timeout=60, env=ENVIRONMENT
+    )
     assert run.returncode < 0, run.stdout + run.stderr
 
 

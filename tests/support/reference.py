@@ -83,7 +83,7 @@ _BLOCK = 1 << 17
 
 def _documented_ulps() -> dict[tuple[str, str], float]:
     """Read the activations' promised errors, in ulp, from the list that promises them."""
-    activations = FilePath(__file__).parents[1] / "libcmm" / "src" / "activations.inc"
+    activations = FilePath(__file__).parents[2] / "libcmm" / "src" / "activations.inc"
     pattern = r"^    ACTIVATION\(\w+, (\w+), [01], ([\d.]+), ([\d.]+)\)"
     lines = re.findall(pattern, activations.read_text(encoding="utf-8"), re.MULTILINE)
     return {(name, dtype): float(ulps[dtype == "f64"]) for name, *ulps in lines for dtype in ("f32", "f64")}

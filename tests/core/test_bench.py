@@ -486,7 +486,7 @@ def test_figures(report, tmp_path, kind, what):
 @pytest.mark.full
 def test_pytest_bench_collects_and_runs():
     pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
-    folder = Path(__file__).parents[1] / "bench"
+    folder = Path(__file__).parents[2] / "bench"
     wanted = "naive and 1x11 and not 128 and not 2048 and not 16384"
     done = subprocess.run(
         [

@@ -1,9 +1,9 @@
 """Break the code in many small ways, one at a time, and see whether the tests notice: run by hand.
 
-    python tests/mutations.py                 # all of them: half an hour on two cores
-    python tests/mutations.py checks bert     # those whose file or text has one of these words
-    python tests/mutations.py --new           # those without a result yet, or known to survive
-    python tests/mutations.py --list
+    python tests/support/mutations.py                 # all of them: half an hour on two cores
+    python tests/support/mutations.py checks bert     # those whose file or text has one of these words
+    python tests/support/mutations.py --new           # those without a result yet, or known to survive
+    python tests/support/mutations.py --list
 
 A break of C is put into a copy of the tree, which ninja builds anew as far as it must; then the quick C tests run, up
 to the first that fails. A break of Python is put into a copy of the installed package, and a fast part of the Python
@@ -11,7 +11,7 @@ tests runs; install the package of this tree first. A test that hangs or crashes
 
 What survives is a hole in the tests: close it, or say in the table why the two programs are the same. The results are
 written to docs/internals/mutations.md; those of breaks that were not run this time stay as they are.
-tests/test_mutations.py holds that every line of the table still fits the code.
+tests/core/test_mutations.py holds that every line of the table still fits the code.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/internals/mutations.md"
 
 # ---- the files -----------------------------------------------------------------------------------------------------
@@ -79,33 +79,33 @@ C_TESTS = {
 }
 
 # The Python tests that are run for a file.
-_LOADING = ["test_bert_checkpoint.py", "test_bert_hostile.py"]
+_LOADING = ["bert/test_bert_checkpoint.py", "bert/test_bert_hostile.py"]
 PYTHON_TESTS = {
     SAFETENSORS: _LOADING,
     CONTAINERS: _LOADING,
     CHECKPOINT: _LOADING,
-    CONFIG: ["test_bert_config.py", *_LOADING],
+    CONFIG: ["bert/test_bert_config.py", *_LOADING],
     NAMES: _LOADING,
-    EXPORT: ["test_bert_folders.py", *_LOADING],
-    LINKS: ["test_bert_folders.py"],
-    FILES: ["test_files.py"],
-    ERRORS: ["test_bert_config.py", *_LOADING],
-    TOKENIZER: ["test_bert_text.py", "test_bert_folders.py"],
-    TEXT: ["test_bert_text.py"],
-    ENCODER: ["test_bert_encoder.py", "test_bert_text.py"],
+    EXPORT: ["bert/test_bert_folders.py", *_LOADING],
+    LINKS: ["bert/test_bert_folders.py"],
+    FILES: ["core/test_files.py"],
+    ERRORS: ["bert/test_bert_config.py", *_LOADING],
+    TOKENIZER: ["bert/test_bert_text.py", "bert/test_bert_folders.py"],
+    TEXT: ["bert/test_bert_text.py"],
+    ENCODER: ["bert/test_bert_encoder.py", "bert/test_bert_text.py"],
     MODEL: [
-        "test_bert_encoder.py",
-        "test_bert_text.py",
-        "test_bert_team.py",
-        "test_bert_folders.py",
-        "test_objects.py",
+        "bert/test_bert_encoder.py",
+        "bert/test_bert_text.py",
+        "bert/test_bert_team.py",
+        "bert/test_bert_folders.py",
+        "core/test_objects.py",
     ],
-    TEAM: ["test_bert_team.py", "test_objects.py"],
-    PATHS: ["test_bert_paths.py"],
-    CHECK: ["test_numpy_api.py", "test_errors.py"],
-    ON_NUMPY: ["test_numpy_api.py", "test_errors.py"],
-    DISPATCH: ["test_errors.py", "test_numpy_api.py", "test_blas.py", "test_threads.py"],
-    ROUTING: ["test_errors.py", "test_numpy_api.py"],
+    TEAM: ["bert/test_bert_team.py", "core/test_objects.py"],
+    PATHS: ["bert/test_bert_paths.py"],
+    CHECK: ["core/test_numpy_api.py", "core/test_errors.py"],
+    ON_NUMPY: ["core/test_numpy_api.py", "core/test_errors.py"],
+    DISPATCH: ["core/test_errors.py", "core/test_numpy_api.py", "core/test_blas.py", "core/test_threads.py"],
+    ROUTING: ["core/test_errors.py", "core/test_numpy_api.py"],
 }
 _LIMIT = 60  # seconds for a C test, and for a file of Python tests
 
@@ -489,7 +489,7 @@ class Result(NamedTuple):
 HEAD = """\
 # Mutations
 
-Each line is a small break of the code. `python tests/mutations.py` puts one at a time into a copy of the tree and
+Each line is a small break of the code. `python tests/support/mutations.py` puts one at a time into a copy of the tree and
 runs the quick C tests or a fast part of the Python tests: **killed** means that a test noticed, and names the first
 that did; **equivalent**, that the program does the same as before, and why. The script writes this page; the breaks
 are in it. A test that hung was ended after {limit} seconds, and has noticed too.

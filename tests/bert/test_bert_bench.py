@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "bench" / "encoder.py"
+SCRIPT = Path(__file__).parents[2] / "bench" / "encoder.py"
 
 
 def run(*options):
