@@ -11,7 +11,6 @@ import mmap
 import os
 import subprocess
 import sys
-from pathlib import Path as FilePath
 from typing import Any
 
 import direct

@@ -489,10 +489,10 @@ class Result(NamedTuple):
 HEAD = """\
 # Mutations
 
-Each line is a small break of the code. `python tests/support/mutations.py` puts one at a time into a copy of the tree and
-runs the quick C tests or a fast part of the Python tests: **killed** means that a test noticed, and names the first
-that did; **equivalent**, that the program does the same as before, and why. The script writes this page; the breaks
-are in it. A test that hung was ended after {limit} seconds, and has noticed too.
+Each line is a small break of the code. `python tests/support/mutations.py` puts one at a time into a copy of the tree
+and runs the quick C tests or a fast part of the Python tests: **killed** means that a test noticed, and names the
+first that did; **equivalent**, that the program does the same as before, and why. The script writes this page; the
+breaks are in it. A test that hung was ended after {limit} seconds, and has noticed too.
 
 {summary}
 
