@@ -1,8 +1,8 @@
 /* Whatever program libcmm lives in: signals that it waits for, threads that it cancels, a floating-point environment of
  * its own, limits on its threads, forks. A call leaves all of that as it was, and computes the same bits.
  *
- * With the argument "few", for emulators: less of the same, and no threads in a forked child, which user-mode emulators
- * do not survive; what would run there runs in this process. */
+ * With the argument "few", for emulators: less of the same, and no threads in a forked child, which QEMU 7.2 does not
+ * always survive; what would run there runs in this process. */
 #define _GNU_SOURCE
 #include "check.h"
 #include "core_count.h"
