@@ -114,7 +114,9 @@ cmm_status cmm_blas_check(const cmm_blas *given)
         return CMM_ERROR_BLAS_NULL;
     if (!cmm_read_struct(&read, sizeof read, sizeof read, given))
         return CMM_ERROR_BLAS_SIZE;
+    const cmm_caller caller = cmm_caller_enter(); /* a BLAS may make itself ready in its first call */
     const int fits = (!blas->sdot || sdot_counts_in_32_bits(blas)) && (!blas->ddot || ddot_counts_in_32_bits(blas));
+    cmm_caller_leave(&caller);
     return fits ? CMM_OK : CMM_ERROR_BLAS_SYMBOLS;
 }
 #else

@@ -1,4 +1,4 @@
-/* The choice of a kernel, see dispatch.h. */
+/* The choice of a kernel, see dispatch.h. A level is a backend here ("native", "blas1"), not one of a tree. */
 #include "dispatch.h"
 
 #include "validate.h"
@@ -37,6 +37,7 @@ int cmm_is_isa(const char *name)
     return 0;
 }
 
+/* NULL asks for any. */
 static int same(const char *wanted, const char *name)
 {
     return !wanted || strcmp(wanted, name) == 0;
@@ -118,6 +119,7 @@ cmm_status cmm_find_kernel(cmm_op op, const cmm_request *wanted, const cmm_probl
         }
         cmm_status status = cmm_check_blas(wanted->blas, kernel->blas, task->dtype);
         if (status == CMM_OK && kernel->can_implement && !kernel->can_implement(task))
+            /* a BLAS kernel refuses nothing but sizes that do not fit its 32-bit counts */
             status = kernel->blas ? CMM_ERROR_LAYER_TOO_LARGE : CMM_ERROR_METHOD;
         if (status != CMM_OK) {
             blame = status;
@@ -150,7 +152,7 @@ const char *cmm_why_not(const char *level, const cmm_request *wanted, const char
     return why;
 }
 
-/* Kernel number `index` of all files, or NULL with the number of all kernels. */
+/* Kernel number `index` of all files; or NULL, and only then *count is the number of all kernels. */
 static const cmm_traits *kernel_at(int32_t index, int32_t *count)
 {
     *count = 0;

@@ -34,11 +34,12 @@ int cmm_is_of_isa(const cmm_traits *kernel, const char *isa);
 /* Why a kernel cannot run on a CPU with these bits, or "". */
 const char *cmm_why_absent(const cmm_traits *kernel, uint32_t cpu);
 
-/* The kernel for a problem: the last one of the table that can run, is what was asked for, can do it and is preferred. Else
- * what the last kernel that came near it lacked. */
+/* The kernel for a problem: the last one of the table that can run, is what was asked for, can do it and is preferred.
+ * They are tried from the last one up; where none will do, the status is that of the last candidate tried. */
 cmm_status cmm_find_kernel(cmm_op op, const cmm_request *wanted, const cmm_problem *task, const cmm_traits **found);
 
-/* Why no kernel of the level can run, the last reason found in the order of the table; or "", and the instruction set. */
+/* Why no kernel of the level can run: the reason of the first of them in the table. Or "" and the instruction set, for
+ * layers of float. */
 const char *cmm_why_not(const char *level, const cmm_request *wanted, const char **isa);
 
 /* Kernels, for people: how many, and what number `index` is; why says why it is not available, or "". */

@@ -54,6 +54,8 @@ static cmm_status make_plan(const cmm_fff *layer, const cmm_pack_options *given,
             return CMM_ERROR_LAYER_SIZE;
     }
     const int64_t size = cmm_element_size(p->weight_dtype), rows = p->task.trees * p->task.nodes;
+    if (p->task.d_in * size > INT64_MAX / 4 || p->task.d_out * size > INT64_MAX / 4) /* padded, they would not fit */
+        return CMM_ERROR_LAYER_TOO_LARGE;
     p->row_in = cmm_padded(p->task.d_in * size, CMM_ALIGNMENT);
     p->row = p->row_in + cmm_padded(p->task.d_out * size, CMM_ALIGNMENT);
     const int64_t weights = cmm_bytes_of(rows, p->row, 1);

@@ -222,9 +222,10 @@ void cmm_input_extents(const cmm_problem *task, cmm_extent *inputs)
 {
     const int64_t size = cmm_element_size(task->dtype), weight_size = cmm_element_size(task->weight_dtype);
     const int64_t rows = task->trees * task->nodes, last = rows > 0 ? rows - 1 : 0;
-    inputs[0] = cmm_extent_of(rows ? task->w_in : NULL, (last * task->ld_in + task->d_in) * weight_size);
+    /* without rows no width was checked, and nothing is there to multiply */
+    inputs[0] = cmm_extent_of(rows ? task->w_in : NULL, rows ? (last * task->ld_in + task->d_in) * weight_size : 0);
     inputs[1] = cmm_extent_of(rows && task->wants_y ? task->w_out : NULL,
-                              (last * task->ld_out + task->d_out) * weight_size);
+                              rows ? (last * task->ld_out + task->d_out) * weight_size : 0);
     inputs[2] = cmm_extent_of(task->bias, rows * size);
     inputs[CMM_WEIGHTS] = cmm_extent_of(task->x, task->batch * task->d_in * size);
 }

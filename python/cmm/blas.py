@@ -142,6 +142,16 @@ _nowhere: list[str] = []  # why the search found nothing, where it found nothing
 _lock = threading.Lock()
 
 
+def _forget() -> None:
+    """In the child of a fork: whoever searches is not here to give the lock back."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 def _find(path: str | None) -> Blas:
     with _lock:
         if path in _found:

@@ -1,5 +1,6 @@
 """Several threads share out the sequences of a call, and the BLAS does not add its own."""
 
+import os
 import sys
 import threading
 from contextvars import ContextVar
@@ -79,6 +80,20 @@ def test_threads_change_nothing(small_is_enough, monkeypatch, name, kind):
                 np.testing.assert_allclose(getattr(found, tap), value, rtol=TOLERANCE, atol=TOLERANCE)
     assert used == [1, 1, 1, 2, 2, 3, 3, 7, 7]
     assert model(np.empty((0, 9), int), threads=1).shape == (0, 9, 24)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads, which is what is tried
+def test_a_child_forked_meanwhile_has_the_blass_threads():
+    with threadpoolctl.threadpool_limits(3, user_api="blas"):
+        before = blas_threads()
+        with team._one_blas_thread():
+            assert blas_threads() == [1] * len(before)
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if blas_threads() == before and team._setting.acquire(blocking=False) else 1)
+            assert os.waitpid(child, 0)[1] == 0
+        assert blas_threads() == before
 
 
 def test_the_blas_is_kept_to_one_thread_and_released(small_is_enough, monkeypatch):

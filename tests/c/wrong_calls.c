@@ -570,6 +570,12 @@ static void check_pack(int32_t dtype)
     wrong.trees = INT64_MAX / NODES / D_IN / (int64_t)element_size(dtype);
     CHECK(cmm_fff_pack_size(&wrong, &bytes) == CMM_ERROR_LAYER_TOO_LARGE, "padding makes it too large");
     CHECK(bytes == -77, "bytes was written");
+    wrong = good;
+    wrong.trees = 1;
+    wrong.depth = 0;
+    wrong.bias = NULL;
+    wrong.d_in = wrong.d_out = INT64_MAX / (int64_t)element_size(dtype);
+    CHECK(cmm_fff_pack_size(&wrong, &bytes) == CMM_ERROR_LAYER_TOO_LARGE, "padding alone would not fit");
     CHECK(cmm_fff_pack_size(&good, &bytes) == CMM_OK && bytes > 0 && bytes < (int64_t)sizeof packed_memory, "bytes");
 
     CHECK(cmm_fff_pack(NULL, packed_memory, bytes, &packed) == CMM_ERROR_LAYER_NULL, "layer NULL");

@@ -451,7 +451,7 @@ MUTANTS = [
     M(MODEL, "_place(tensor) == place", "True"),
     M(MODEL, "setattr(self, name, value)", "pass"),
     M(TEAM, "_blas().limit(limits=1)", "_blas().limit(limits=2)"),
-    M(TEAM, "_setting.release()", "pass"),
+    M(TEAM, "setting.release()", "pass"),
     M(TEAM, "batch * index // count", "batch // count * index"),
     M(PATHS, "(node + 1).bit_length() - 1", "node.bit_length()"),
     M(PATHS, "self.leaves - 1 :", "self.leaves :"),

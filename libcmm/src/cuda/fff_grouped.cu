@@ -1,8 +1,8 @@
 /* Many tokens, one tree: first every token walks the top levels and joins the list of the subtree that it arrives at;
- * then each processor takes a stretch of the lists, so that the tokens it works on share rows, and L1 has them.
+ * then each multiprocessor (SM) takes a stretch of the lists, so that its tokens share rows, and L1 has them.
  * Work:   as per_token.
- * Memory: x twice, y once; rows from L1, where a subtree's rows of w_in and w_out fit (SUBTREE_BYTES); 4 (levels + 1)
- *         bytes a token to the workspace and back.
+ * Memory: x twice, y once; rows from L1, where a subtree's rows of w_in and w_out fit (SUBTREE_BYTES); 4 (split + 1)
+ *         bytes a token to the workspace and back, split being the levels of the top.
  * Sums:   see warp_row.cuh; y sums levels in order. Its bits are those of per_token and small_batch: the order of the
  *         lists varies from run to run, but decides only which warp does a token.
  * Limit:  instructions: conversions, multiply-adds and reads of L1 each come near their peak. */
@@ -12,9 +12,9 @@
 constexpr int64_t CHUNK = 65536; /* tokens listed at a time, which bounds the workspace */
 constexpr int64_t FROM = 4096;   /* tokens from which it pays */
 constexpr int64_t SUBTREE_BYTES = 200 * 1024; /* of the 256 KiB of L1 */
-constexpr int64_t L2_BYTES = 64 << 20;
+constexpr int64_t L2_BYTES = 64 << 20; /* about the L2 of an H100 or H200: a threshold, measured, not asked for */
 constexpr int MOST_SPLIT = 10;             /* levels in the top part: 2^10 lists */
-constexpr int COUNTER = 32;                /* counters are a cache line apart */
+constexpr int COUNTER = 32;                /* ints from counter to counter: a cache line each, for they are contended */
 constexpr int TOP_WARPS = 8;
 
 /* Warps in a block of the second kernel: as many as registers allow, one block on each processor. */

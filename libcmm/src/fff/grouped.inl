@@ -2,12 +2,13 @@
  *
  * A block of tokens descends a tree depth first. All tokens of a group are at one node; TILE of them at a time share
  * its row; then the group is split in two, and first the left and then the right half goes on. So a group's x moves
- * from L2 into L1 as the group shrinks. A group of WAVE tokens or fewer goes on level by level, so that there is time
- * for a child's row to come nearer. At the leaves the tokens lie in the order of their paths, in which neighbours
- * share most rows of w_out as well. Meanwhile the next block's x comes nearer, a row during each tile.
- * Where a tree is larger than L2 and the tokens are many, that is done in two phases: blocks of tokens, as they come,
- * through the top levels; a counting sort by the subtree they reach; and then, subtree by subtree, blocks of its
- * tokens through the rest, while its rows stay in L2. Where all of it exceeds L3, y goes past the caches.
+ * from L2 into L1 as the group shrinks. A group of WAVE tokens or fewer goes on level by level (breadth first), so that
+ * there is time for a child's row to be prefetched. At the leaves the tokens lie in the order of their paths, in which
+ * neighbours share most rows of w_out as well. Meanwhile the next block's x is prefetched, a row during each tile.
+ * Where a tree is larger than four times L2 and the tokens are more than two blocks, that is done in two phases: blocks
+ * of tokens, as they come, through the top levels; a counting sort by the subtree they reach, into buckets; and then,
+ * bucket by bucket, blocks of its tokens through the rest, while its rows stay in L2. Where all of it exceeds L3,
+ * there is one tree, and rows of y are whole cache lines, y is written by non-temporal stores (streams()).
  * Work:   2 (d_in + d_out) flops per visited neuron.
  * Memory: x twice and y once; each row of the top once per block, each row below about once.
  * Sums:   fff/microkernel.inl; the same bits as every other native kernel.
@@ -19,14 +20,14 @@
 #define CMM_LIST CMM_TYPES
 
 enum {
-    BLOCK = 128,   /* tokens that descend together: their x fits in L2 */
-    TURN = 1024,   /* tokens that take their turn at a tree of several while its rows are in cache */
+    BLOCK = 128,   /* tokens that descend together: their x, of usual widths, fits in L2 */
+    TURN = 1024,   /* tokens taken through one tree of several before the next, while its rows are in cache */
     CHUNK = 16384, /* tokens grouped at a time; bounds the scratch memory */
     BUCKET = 64,   /* tokens that the second phase wants at each subtree */
-    WAVE = 8       /* tokens that go down together at the end: their x fits in L1 */
+    WAVE = 8       /* tokens that go down breadth first at the end: their x, of usual widths, fits in L1 */
 };
 
-/* Below these sizes there is too little to share. Trees of one or two levels share little but their roots, as walking
+/* Below these sizes there is too little to share. Trees of one or two levels share little but their roots, as per_token
  * does too, and grouping would read and write y once per tree. */
 static int is_preferred(const cmm_problem *task)
 {
@@ -158,7 +159,8 @@ static void NAME(wave)(NAME(pass) *p, int64_t begin, int64_t end, int64_t node, 
         }
 }
 
-/* The tokens order[begin .. end), all at `node` of `level`, down to level `stop`. */
+/* The tokens order[begin .. end), all at `node` of `level`, down to level `stop`, which is not visited: afterwards they
+ * are sorted by the node of that level, and p->node[token] is it. */
 static void NAME(descend)(NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level, int32_t stop)
 {
     const cmm_problem *const task = p->task;
@@ -186,7 +188,8 @@ static void NAME(descend)(NAME(pass) *p, int64_t begin, int64_t end, int64_t nod
         p->node[p->order[i]] = (int32_t)node;
 }
 
-/* The path and the outputs of the tokens order[begin .. end), which have left the tree, in the order of their leaves. */
+/* The epilogue: path and outputs of the tokens order[begin .. end), which have left the tree and are in the order of
+ * their leaves. What the first and the last of a tile share, all of it share. */
 static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end)
 {
     const cmm_problem *const task = p->task;
@@ -221,8 +224,8 @@ static void NAME(leave)(const NAME(pass) *p, int64_t begin, int64_t end)
     }
 }
 
-/* The tokens order[begin .. end), at `node` of `level`, to the end of the tree. Those from place `after` to last come
- * next. */
+/* The tokens order[begin .. end), at `node` of `level`, to the end of the tree. Those of the places after .. last - 1
+ * come next, and are prefetched; none where after >= last. */
 static void NAME(through)(NAME(pass) *p, int64_t begin, int64_t end, int64_t node, int32_t level, int64_t after,
                           int64_t last)
 {
@@ -235,7 +238,8 @@ static void NAME(through)(NAME(pass) *p, int64_t begin, int64_t end, int64_t nod
     }
 }
 
-/* Sort the chunk's tokens by the node of level `level` that they go to; start[i] is where those of the i-th begin. */
+/* Sort the chunk's tokens by the node of level `level` that descend() left them at; start[i] is where those of the i-th
+ * begin, and start[1 << level] the number of all. */
 static void NAME(sort)(const NAME(pass) *p, int64_t tokens, int32_t level, int32_t *start)
 {
     const int32_t buckets = 1 << level, first = buckets - 1;
@@ -250,6 +254,7 @@ static void NAME(sort)(const NAME(pass) *p, int64_t tokens, int32_t level, int32
     start[0] = 0;
 }
 
+/* Turn p to a tree: its rows, its biases, and how y is stored. */
 static void NAME(aim)(NAME(pass) *p, int64_t tree)
 {
     const cmm_problem *const task = p->task;
@@ -283,7 +288,7 @@ static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t f
             continue;
         }
         for (int64_t tree = 0; tree < task->trees; tree++) {
-            int32_t start[CHUNK / BUCKET + 1];
+            int32_t start[CHUNK / BUCKET + 1]; /* split_level() leaves BUCKET tokens to each of the 1 << split */
             NAME(aim)(&p, tree);
             for (int64_t i = 0; i < tokens; i++)
                 p.order[i] = (int32_t)i;

@@ -1,5 +1,6 @@
-/* The two register tiles that every native kernel is made of, over the vectors of one instruction set. Rows, of type W,
- * are widened to the tokens' type X as they are loaded; everything else is X.
+/* The micro-kernels, two register tiles that every native kernel is made of (dot_tile in dot.inl, y_tile below), over
+ * the vectors of one instruction set. Rows, of type W, are widened to the tokens' type X as they are loaded; everything
+ * else is X.
  *
  * They fix the order of all sums, so that a token's bits depend on nothing but its layer and itself:
  *   dot  LANES lanes start at 0; lane j takes every i = j mod LANES by fused multiply-add, the row and the token being
@@ -12,10 +13,10 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-#define ROWS 3 /* that may share their tokens */
+#define ROWS 3 /* of a dot_tile, at most */
 
 enum {
-    NAME(LANES) = 256 / (int)sizeof(X),
+    NAME(LANES) = 256 / (int)sizeof(X), /* of a sum, whatever a vector holds: its order is the same on every machine */
     NAME(VECTORS) = NAME(LANES) / XNAME(VL),
     /* Vectors of lanes that one pass over a row keeps in registers for each token: of one row, 4 hide the latency of
      * the fma; of several rows, 2 or 1 leave registers for all of them. */

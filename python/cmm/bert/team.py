@@ -5,6 +5,7 @@ while where libcmm's should run. So where there is enough for every thread, a ca
 the BLAS to one thread in each.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,20 @@ _LEAST_TOKENS = 64
 
 # Held by the call that has set the BLAS's threads, which are one number for the whole process.
 _setting = threading.Lock()
+_limit: Any = None  # what that call set, and how to put it back
+
+
+def _forget() -> None:
+    """In the child of a fork, where that call does not go on: put the BLAS's threads back."""
+    global _setting, _limit
+    _setting = threading.Lock()
+    if _limit is not None:
+        _limit.restore_original_limits()
+        _limit = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @cache
@@ -103,11 +118,14 @@ class _Running(threading.Thread):
 
 @contextmanager
 def _one_blas_thread() -> Iterator[None]:
-    if not _setting.acquire(blocking=False):  # another call has set it; it may end before us, which costs speed alone
+    global _limit
+    setting = _setting
+    if not setting.acquire(blocking=False):  # another call has set it; it may end before us, which costs speed alone
         yield
         return
     try:
-        with _blas().limit(limits=1):
+        with _blas().limit(limits=1) as _limit:
             yield
     finally:
-        _setting.release()
+        _limit = None
+        setting.release()
