@@ -14,27 +14,7 @@ from cmm import _cupy, _dispatch, _interop
 from cmm._backend import Place, cuda, dlpack_cpu
 from cmm._native import cuda as native_cuda
 from cmm._native import lib
-
-RNG = np.random.default_rng(0)
-SHAPES = {"x": (5, 8), "w_in": (3, 7, 8), "w_out": (3, 7, 6), "bias": (3, 7)}
-PLAIN = {name: RNG.standard_normal(shape) for name, shape in SHAPES.items()}
-
-
-class Other:
-    """An array of some library that has DLPack; device: its type and number."""
-
-    def __init__(self, array: Any, device: tuple[int, int] = (1, 0)) -> None:
-        self.array, self.device = np.asarray(array), device
-        self.shape, self.dtype = self.array.shape, self.array.dtype
-
-    def __dlpack__(self, **how: Any) -> Any:
-        return self.array.__dlpack__(**how)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.device
-
-    def __array_namespace__(self) -> Any:
-        return SimpleNamespace(from_dlpack=lambda array: Other(np.from_dlpack(array)))
+from other_library import PLAIN, Other
 
 
 class Bare:
@@ -258,7 +238,7 @@ def test_a_prepared_layer_takes_and_returns_the_other_kind() -> None:
     assert layer(x, out=out) is out
     assert np.array_equal(out.array, want[0])
     with pytest.raises(
-        cmm.ArgumentError, match="x is a test_foreign array on GPU 0 and the layer's weights are on the"
+        cmm.ArgumentError, match="x is a other_library array on GPU 0 and the layer's weights are on the"
     ):
         layer(Other(PLAIN["x"], (2, 0)))
 
@@ -295,7 +275,7 @@ def test_inputs_are_seen_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ({"w_in": PLAIN["w_in"]}, "w_in is a NumPy array, and another argument is an array of another library"),
         ({"bias": 3.0}, "bias is a float"),
-        ({"w_in": Other(PLAIN["w_in"], (2, 0))}, "w_in is a test_foreign array on GPU 0 and x is .* on the CPU"),
+        ({"w_in": Other(PLAIN["w_in"], (2, 0))}, "w_in is a other_library array on GPU 0 and x is .* on the CPU"),
         ({"x": Other(PLAIN["x"], (10, 0))}, "device type 10"),
     ],
     ids=["numpy", "number", "devices", "device"],
@@ -347,11 +327,13 @@ def test_a_class_derived_from_an_arrays_is_of_its_library() -> None:
     base = type("Tensor", (Other,), {"__module__": "torch"})
     mine = type("Mine", (base,), {"__module__": "mine"})
     assert _interop.library_of(mine(PLAIN["x"])) == "torch"
-    assert _interop.library_of(Other(PLAIN["x"])) == "test_foreign"
+    assert _interop.library_of(Other(PLAIN["x"])) == "other_library"
 
 
 def test_an_error_names_the_array_that_is_wrong() -> None:
     class Closed(Other):
+        __module__ = Other.__module__  # of the same library
+
         def __dlpack__(self, **how: Any) -> Any:
             raise BufferError("no")
 

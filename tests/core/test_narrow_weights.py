@@ -6,9 +6,9 @@ from typing import Any
 import cmm
 import numpy as np
 import pytest
+from other_library import PLAIN, Other
 from reference import Reference
 from strategies import ISAS, Case, forced_isa
-from test_foreign import PLAIN, Other
 
 every_type = pytest.mark.parametrize("weights", ["bfloat16", "float16"])
 
