@@ -22,6 +22,7 @@ except ImportError:
 import cmm.bert
 import numpy as np
 from cmm.bert.text import batches, encode
+from cmm.bert.tokenizer import checked_texts
 from cmm.torch import Classifier, glue, training
 from torch.nn import functional
 
@@ -46,8 +47,9 @@ def main() -> None:
     task = glue.TASKS[options.task]
     pretrained = cmm.bert.load(options.model)
     model = classifier(pretrained, max(1, len(task.labels))).to(options.device)
+    limit = pretrained.config.max_seq_length
     files = {
-        file: (encode(pretrained.tokenizer, pretrained.config.max_seq_length, texts, truncate=True), labels)
+        file: (encode(pretrained.tokenizer, limit, checked_texts(texts, file), truncate=True), labels)
         for file in ("train.tsv", *task.dev)
         for texts, labels in [glue.read(options.data / file, task)]
     }
