@@ -20,7 +20,7 @@ FULL = TESTS == "full"
 GOLDEN = (5**0.5 - 1) / 2
 LEFT = pytest.StashKey[int]()
 """How many tests were left out."""
-QUICK_TAKES, FULL_TAKES = "about 2 minutes", "about 10 minutes"
+QUICK_TAKES, FULL_TAKES = "about 3 minutes", "about 15 minutes"
 
 settings.register_profile(
     "default",

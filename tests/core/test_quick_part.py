@@ -91,7 +91,7 @@ def test_what_runs_and_what_is_left(
     else:
         (line,) = before
         assert line.startswith(
-            "all tests, about" if tests == "full" else "the quick part, about 2 minutes on two cores"
+            "all tests, about" if tests == "full" else "the quick part, about 3 minutes on two cores"
         )
         assert f"{left} {LEFT}, which takes about" in line or tests == "full"
 
