@@ -110,7 +110,7 @@ CMM_HD static inline double cmm_expm1_tail_f64(double r)
 #define CMM_F(name) name##_f32
 #define CMM_K(name) CMM_K_f32_##name
 #define CMM_EITHER(f32, f64) f32
-#include "act/formulas.inl"
+#include "activation/formulas.inl"
 #undef CMM_R
 #undef CMM_U
 #undef CMM_F
@@ -121,7 +121,7 @@ CMM_HD static inline double cmm_expm1_tail_f64(double r)
 #define CMM_F(name) name##_f64
 #define CMM_K(name) CMM_K_f64_##name
 #define CMM_EITHER(f32, f64) f64
-#include "act/formulas.inl"
+#include "activation/formulas.inl"
 #undef CMM_R
 #undef CMM_U
 #undef CMM_F

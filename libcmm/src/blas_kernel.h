@@ -5,10 +5,10 @@
 #include "kernel.h"
 
 /* They can do what fits the 32 bits that BLAS counts in. */
-static inline int cmm_fits_blas(const cmm_problem *task)
+static inline int cmm_fits_blas(const cmm_problem *problem)
 {
-    return task->d_in <= INT32_MAX && task->d_out <= INT32_MAX && task->ld_in <= INT32_MAX &&
-           task->ld_out <= INT32_MAX && task->nodes <= INT32_MAX;
+    return problem->d_in <= INT32_MAX && problem->d_out <= INT32_MAX && problem->ld_in <= INT32_MAX &&
+           problem->ld_out <= INT32_MAX && problem->nodes <= INT32_MAX;
 }
 
 /* The value that ends the body of a kernel of level blas<NUMBER>. */

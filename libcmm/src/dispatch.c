@@ -97,14 +97,14 @@ static const cmm_traits *of_types(const cmm_traits *const *file, int32_t x_type,
     return NULL;
 }
 
-cmm_status cmm_find_kernel(cmm_op op, const cmm_request *wanted, const cmm_problem *task, const cmm_traits **found)
+cmm_status cmm_find_kernel(cmm_op op, const cmm_request *wanted, const cmm_problem *problem, const cmm_traits **found)
 {
     cmm_status blame = CMM_ERROR_LEVEL_UNUSABLE;
     for (int i = cmm_kernel_file_count - 1; i >= 0; i--) {
         const cmm_traits *kernel = cmm_kernel_files[i][0];
         if (kernel->op != op || !same(wanted->level, kernel->level) || !cmm_is_of_isa(kernel, wanted->isa))
             continue;
-        kernel = of_types(cmm_kernel_files[i], task->dtype, task->weight_dtype);
+        kernel = of_types(cmm_kernel_files[i], problem->dtype, problem->weight_dtype);
         if (!kernel) {
             blame = CMM_ERROR_LEVEL_WEIGHT_DTYPE;
             continue;
@@ -117,15 +117,15 @@ cmm_status cmm_find_kernel(cmm_op op, const cmm_request *wanted, const cmm_probl
             blame = CMM_ERROR_METHOD;
             continue;
         }
-        cmm_status status = cmm_check_blas(wanted->blas, kernel->blas, task->dtype);
-        if (status == CMM_OK && kernel->can_implement && !kernel->can_implement(task))
+        cmm_status status = cmm_check_blas(wanted->blas, kernel->blas, problem->dtype);
+        if (status == CMM_OK && kernel->can_implement && !kernel->can_implement(problem))
             /* a BLAS kernel refuses nothing but sizes that do not fit its 32-bit counts */
             status = kernel->blas ? CMM_ERROR_LAYER_TOO_LARGE : CMM_ERROR_METHOD;
         if (status != CMM_OK) {
             blame = status;
             continue;
         }
-        if (!wanted->algorithm && kernel->is_preferred && !kernel->is_preferred(task))
+        if (!wanted->algorithm && kernel->is_preferred && !kernel->is_preferred(problem))
             continue;
         *found = kernel;
         return CMM_OK;

@@ -36,7 +36,7 @@ const char *cmm_why_absent(const cmm_traits *kernel, uint32_t cpu);
 
 /* The kernel for a problem: the last one of the table that can run, is what was asked for, can do it and is preferred.
  * They are tried from the last one up; where none will do, the status is that of the last candidate tried. */
-cmm_status cmm_find_kernel(cmm_op op, const cmm_request *wanted, const cmm_problem *task, const cmm_traits **found);
+cmm_status cmm_find_kernel(cmm_op op, const cmm_request *wanted, const cmm_problem *problem, const cmm_traits **found);
 
 /* Why no kernel of the level can run: the reason of the first of them in the table. Or "" and the instruction set, for
  * layers of float. */

@@ -1,6 +1,6 @@
 /* What a kernel is, and what it sees of a call.
  *
- * The front door (api.c) checks a call, widens it into a cmm_problem with every default filled in, picks one kernel and
+ * The entry point (api.c) checks a call, widens it into a cmm_problem with every default filled in, picks one kernel and
  * gives it a context and scratch memory. A kernel trusts what it is given: it is arithmetic only and cannot fail. */
 #ifndef CMM_KERNEL_H
 #define CMM_KERNEL_H
@@ -70,16 +70,16 @@ typedef struct cmm_traits {
 
     /* Whether this kernel can do a problem of its types at all, and whether it is the one to take where the kernel further
      * up the list could do it too. NULL: always. */
-    int (*can_implement)(const cmm_problem *task);
-    int (*is_preferred)(const cmm_problem *task);
+    int (*can_implement)(const cmm_problem *problem);
+    int (*is_preferred)(const cmm_problem *problem);
 } cmm_traits;
 
 typedef struct cmm_kernel {
     cmm_traits traits;
     /* Bytes of scratch memory that run() needs for count tokens, aligned to CMM_ALIGNMENT. NULL means none. */
-    int64_t (*scratch)(const cmm_problem *task, const cmm_context *cpu, int64_t count);
+    int64_t (*scratch)(const cmm_problem *problem, const cmm_context *cpu, int64_t count);
     /* Do tokens first .. first + count - 1. count is at least 1. */
-    void (*run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *scratch);
+    void (*run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *scratch);
 
     cmm_activate_f32 *activate_f32; /* of CMM_OP_ACT, whose kernels are for both types of tokens at once */
     cmm_activate_f64 *activate_f64;

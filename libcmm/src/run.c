@@ -46,7 +46,7 @@ static const double FLOPS_PER_PIECE = 2e6;
 
 typedef struct split {
     const cmm_kernel *kernel;
-    const cmm_problem *task;
+    const cmm_problem *problem;
     const cmm_context *cpu;
     char *scratch;
     int64_t scratch_stride;
@@ -56,17 +56,18 @@ typedef struct split {
 static void run_piece(void *context, int32_t index)
 {
     const split *const s = context;
-    const int64_t batch = s->task->batch;
+    const int64_t batch = s->problem->batch;
     const int64_t first = batch / s->pieces * index + (index < batch % s->pieces ? index : batch % s->pieces);
     const int64_t count = batch / s->pieces + (index < batch % s->pieces);
-    s->kernel->run(s->task, s->cpu, first, count, s->scratch ? s->scratch + index * s->scratch_stride : NULL);
+    s->kernel->run(s->problem, s->cpu, first, count, s->scratch ? s->scratch + index * s->scratch_stride : NULL);
 }
 
 /* How many threads a call is worth: at most `threads`, of which each gets a token and enough work. */
-static int32_t worth_threads(const cmm_kernel *kernel, const cmm_problem *task, int32_t threads)
+static int32_t worth_threads(const cmm_kernel *kernel, const cmm_problem *problem, int32_t threads)
 {
-    const double visited = kernel->traits.op == CMM_OP_FFF ? (double)task->depth + 1 : (double)task->nodes;
-    const double flops = 2.0 * visited * (double)task->trees * (double)(task->d_in + task->d_out) * (double)task->batch;
+    const double visited = kernel->traits.op == CMM_OP_FFF ? (double)problem->depth + 1 : (double)problem->nodes;
+    const double width = (double)(problem->d_in + problem->d_out);
+    const double flops = 2.0 * visited * (double)problem->trees * width * (double)problem->batch;
     const double pieces = flops / FLOPS_PER_PIECE;
     if (pieces < 2)
         return 1;
@@ -74,17 +75,17 @@ static int32_t worth_threads(const cmm_kernel *kernel, const cmm_problem *task, 
         threads = cmm_threads_default();
     if (threads > pieces)
         threads = (int32_t)pieces;
-    return threads > task->batch ? (int32_t)task->batch : threads;
+    return threads > problem->batch ? (int32_t)problem->batch : threads;
 }
 
 /* Share the tokens out over the threads that there are. Scratch memory is taken for these alone. */
-static cmm_status run_pieces(const cmm_kernel *kernel, const cmm_problem *task, const cmm_context *cpu,
+static cmm_status run_pieces(const cmm_kernel *kernel, const cmm_problem *problem, const cmm_context *cpu,
                              int32_t threads)
 {
-    split s = {kernel, task, cpu, NULL, 0, threads};
+    split s = {kernel, problem, cpu, NULL, 0, threads};
     if (kernel->scratch) {
-        const int64_t largest = (task->batch + threads - 1) / threads;
-        s.scratch_stride = cmm_padded(kernel->scratch(task, cpu, largest), CMM_ALIGNMENT);
+        const int64_t largest = (problem->batch + threads - 1) / threads;
+        s.scratch_stride = cmm_padded(kernel->scratch(problem, cpu, largest), CMM_ALIGNMENT);
         if (s.scratch_stride > 0) {
             s.scratch = aligned_alloc(CMM_ALIGNMENT, (size_t)(s.scratch_stride * threads));
             if (!s.scratch)
@@ -100,12 +101,12 @@ static cmm_status run_pieces(const cmm_kernel *kernel, const cmm_problem *task, 
     return CMM_OK;
 }
 
-cmm_status cmm_run_kernel(const cmm_kernel *kernel, const cmm_problem *task, const cmm_context *cpu,
+cmm_status cmm_run_kernel(const cmm_kernel *kernel, const cmm_problem *problem, const cmm_context *cpu,
                           int32_t threads)
 {
     const cmm_caller caller = cmm_caller_enter();
-    threads = cmm_threadpool_acquire(worth_threads(kernel, task, threads));
-    const cmm_status status = run_pieces(kernel, task, cpu, threads);
+    threads = cmm_threadpool_acquire(worth_threads(kernel, problem, threads));
+    const cmm_status status = run_pieces(kernel, problem, cpu, threads);
     cmm_threadpool_release(threads);
     cmm_caller_leave(&caller);
     return status;

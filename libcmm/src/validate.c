@@ -79,7 +79,7 @@ int cmm_misaligned(const void *pointer, int64_t size)
     return ((uintptr_t)pointer & ((uintptr_t)size - 1)) != 0;
 }
 
-cmm_status cmm_read_fff(const cmm_fff *given, int wants_y, cmm_problem *task)
+cmm_status cmm_read_fff(const cmm_fff *given, int wants_y, cmm_problem *problem)
 {
     cmm_fff read;
     const cmm_fff *const layer = &read;
@@ -97,25 +97,25 @@ cmm_status cmm_read_fff(const cmm_fff *given, int wants_y, cmm_problem *task)
         return CMM_ERROR_DEPTH;
     if (layer->trees < 1)
         return CMM_ERROR_TREES;
-    task->dtype = layer->dtype;
-    task->weight_dtype = layer->weight_dtype ? layer->weight_dtype : layer->dtype;
-    task->activation = layer->activation;
-    task->tie = layer->tie;
-    task->depth = layer->depth;
-    task->trees = layer->trees;
-    task->nodes = ((int64_t)2 << layer->depth) - 1;
-    task->wants_y = wants_y;
-    task->d_in = layer->d_in;
-    task->d_out = wants_y ? layer->d_out : 1;
-    task->ld_in = layer->ld_in ? layer->ld_in : layer->d_in;
-    task->ld_out = wants_y ? layer->ld_out ? layer->ld_out : layer->d_out : 1;
-    task->w_in = layer->w_in;
-    task->bias = layer->bias;
-    task->w_out = layer->w_out;
+    problem->dtype = layer->dtype;
+    problem->weight_dtype = layer->weight_dtype ? layer->weight_dtype : layer->dtype;
+    problem->activation = layer->activation;
+    problem->tie = layer->tie;
+    problem->depth = layer->depth;
+    problem->trees = layer->trees;
+    problem->nodes = ((int64_t)2 << layer->depth) - 1;
+    problem->wants_y = wants_y;
+    problem->d_in = layer->d_in;
+    problem->d_out = wants_y ? layer->d_out : 1;
+    problem->ld_in = layer->ld_in ? layer->ld_in : layer->d_in;
+    problem->ld_out = wants_y ? layer->ld_out ? layer->ld_out : layer->d_out : 1;
+    problem->w_in = layer->w_in;
+    problem->bias = layer->bias;
+    problem->w_out = layer->w_out;
     return CMM_OK;
 }
 
-cmm_status cmm_read_ff(const cmm_ff *given, cmm_problem *task)
+cmm_status cmm_read_ff(const cmm_ff *given, cmm_problem *problem)
 {
     cmm_ff read;
     const cmm_ff *const layer = &read;
@@ -127,20 +127,20 @@ cmm_status cmm_read_ff(const cmm_ff *given, cmm_problem *task)
         return CMM_ERROR_RESERVED;
     if (layer->neurons < 0)
         return CMM_ERROR_NEURONS;
-    task->dtype = task->weight_dtype = layer->dtype;
-    task->activation = layer->activation;
-    task->tie = CMM_TIE_LEFT;
-    task->depth = 0;
-    task->trees = 1;
-    task->nodes = layer->neurons;
-    task->wants_y = 1;
-    task->d_in = layer->d_in;
-    task->d_out = layer->d_out;
-    task->ld_in = layer->ld_in ? layer->ld_in : layer->d_in;
-    task->ld_out = layer->ld_out ? layer->ld_out : layer->d_out;
-    task->w_in = layer->w_in;
-    task->bias = layer->bias;
-    task->w_out = layer->w_out;
+    problem->dtype = problem->weight_dtype = layer->dtype;
+    problem->activation = layer->activation;
+    problem->tie = CMM_TIE_LEFT;
+    problem->depth = 0;
+    problem->trees = 1;
+    problem->nodes = layer->neurons;
+    problem->wants_y = 1;
+    problem->d_in = layer->d_in;
+    problem->d_out = layer->d_out;
+    problem->ld_in = layer->ld_in ? layer->ld_in : layer->d_in;
+    problem->ld_out = layer->ld_out ? layer->ld_out : layer->d_out;
+    problem->w_in = layer->w_in;
+    problem->bias = layer->bias;
+    problem->w_out = layer->w_out;
     return CMM_OK;
 }
 
@@ -165,107 +165,110 @@ enum {
     _Static_assert((int)CMM_##NAME == (int)IN_ORDER_##NAME, "cmm.h numbers activations in the order of activations.inc");
 CMM_ACTIVATIONS(SAME_NUMBER)
 
-cmm_status cmm_check_layer(const cmm_problem *task, int32_t dtypes)
+cmm_status cmm_check_layer(const cmm_problem *problem, int32_t dtypes)
 {
-    if (task->dtype < 0 || task->dtype >= dtypes)
+    if (problem->dtype < 0 || problem->dtype >= dtypes)
         return CMM_ERROR_DTYPE;
-    if (!cmm_rows_may_be(task->dtype, task->weight_dtype))
+    if (!cmm_rows_may_be(problem->dtype, problem->weight_dtype))
         return CMM_ERROR_WEIGHT_DTYPE;
-    if (task->activation < 0 || task->activation >= ACTIVATIONS)
+    if (problem->activation < 0 || problem->activation >= ACTIVATIONS)
         return CMM_ERROR_ACTIVATION;
-    if (task->d_in < 1)
+    if (problem->d_in < 1)
         return CMM_ERROR_D_IN;
-    if (task->d_out < 1)
+    if (problem->d_out < 1)
         return CMM_ERROR_D_OUT;
-    if (task->ld_in < task->d_in)
+    if (problem->ld_in < problem->d_in)
         return CMM_ERROR_LD_IN;
-    if (task->ld_out < task->d_out)
+    if (problem->ld_out < problem->d_out)
         return CMM_ERROR_LD_OUT;
-    const int64_t size = cmm_element_size(task->weight_dtype);
+    const int64_t size = cmm_element_size(problem->weight_dtype);
     int64_t rows;
-    if (__builtin_mul_overflow(task->trees, task->nodes, &rows) || cmm_bytes_of(rows, task->ld_in, size) < 0 ||
-        cmm_bytes_of(rows, task->ld_out, size) < 0 || cmm_bytes_of(rows, cmm_element_size(task->dtype), 1) < 0)
+    if (__builtin_mul_overflow(problem->trees, problem->nodes, &rows) || cmm_bytes_of(rows, problem->ld_in, size) < 0 ||
+        cmm_bytes_of(rows, problem->ld_out, size) < 0 || cmm_bytes_of(rows, cmm_element_size(problem->dtype), 1) < 0)
         return CMM_ERROR_LAYER_TOO_LARGE;
     return CMM_OK;
 }
 
-cmm_status cmm_check_batch(const cmm_problem *task)
+cmm_status cmm_check_batch(const cmm_problem *problem)
 {
-    const int64_t path = cmm_bytes_of(task->batch, task->trees, task->depth + 1), size = cmm_logit_size(task->dtype);
-    if (task->batch < 0)
+    const int64_t path = cmm_bytes_of(problem->batch, problem->trees, problem->depth + 1),
+        size = cmm_logit_size(problem->dtype);
+    if (problem->batch < 0)
         return CMM_ERROR_BATCH;
     /* sizes of sums, for workspaces hold those */
-    if (cmm_bytes_of(task->batch, task->d_in, size) < 0 ||
-        (task->wants_y && cmm_bytes_of(task->batch, task->d_out, size) < 0) || path < 0 ||
+    if (cmm_bytes_of(problem->batch, problem->d_in, size) < 0 ||
+        (problem->wants_y && cmm_bytes_of(problem->batch, problem->d_out, size) < 0) || path < 0 ||
         cmm_bytes_of(path, 8, 1) < 0)
         return CMM_ERROR_BATCH_TOO_LARGE;
     return CMM_OK;
 }
 
-cmm_status cmm_check_weights(const cmm_problem *task)
+cmm_status cmm_check_weights(const cmm_problem *problem)
 {
-    const int64_t size = cmm_element_size(task->weight_dtype);
-    if (task->nodes > 0 && !task->w_in)
+    const int64_t size = cmm_element_size(problem->weight_dtype);
+    if (problem->nodes > 0 && !problem->w_in)
         return CMM_ERROR_W_IN_NULL;
-    if (task->nodes > 0 && task->wants_y && !task->w_out)
+    if (problem->nodes > 0 && problem->wants_y && !problem->w_out)
         return CMM_ERROR_W_OUT_NULL;
-    if (cmm_misaligned(task->w_in, size))
+    if (cmm_misaligned(problem->w_in, size))
         return CMM_ERROR_W_IN_ALIGN;
-    if (task->wants_y && cmm_misaligned(task->w_out, size))
+    if (problem->wants_y && cmm_misaligned(problem->w_out, size))
         return CMM_ERROR_W_OUT_ALIGN;
-    if (cmm_misaligned(task->bias, cmm_element_size(task->dtype)))
+    if (cmm_misaligned(problem->bias, cmm_element_size(problem->dtype)))
         return CMM_ERROR_BIAS_ALIGN;
     return CMM_OK;
 }
 
-void cmm_input_extents(const cmm_problem *task, cmm_extent *inputs)
+void cmm_input_extents(const cmm_problem *problem, cmm_extent *inputs)
 {
-    const int64_t size = cmm_element_size(task->dtype), weight_size = cmm_element_size(task->weight_dtype);
-    const int64_t rows = task->trees * task->nodes, last = rows > 0 ? rows - 1 : 0;
+    const int64_t size = cmm_element_size(problem->dtype), weight_size = cmm_element_size(problem->weight_dtype);
+    const int64_t rows = problem->trees * problem->nodes, last = rows > 0 ? rows - 1 : 0;
     /* without rows no width was checked, and nothing is there to multiply */
-    inputs[0] = cmm_extent_of(rows ? task->w_in : NULL, rows ? (last * task->ld_in + task->d_in) * weight_size : 0);
-    inputs[1] = cmm_extent_of(rows && task->wants_y ? task->w_out : NULL,
-                              rows ? (last * task->ld_out + task->d_out) * weight_size : 0);
-    inputs[2] = cmm_extent_of(task->bias, rows * size);
-    inputs[CMM_WEIGHTS] = cmm_extent_of(task->x, task->batch * task->d_in * size);
+    inputs[0] = cmm_extent_of(rows ? problem->w_in : NULL, rows
+                              ? (last * problem->ld_in + problem->d_in) * weight_size : 0);
+    inputs[1] = cmm_extent_of(rows && problem->wants_y ? problem->w_out : NULL,
+                              rows ? (last * problem->ld_out + problem->d_out) * weight_size : 0);
+    inputs[2] = cmm_extent_of(problem->bias, rows * size);
+    inputs[CMM_WEIGHTS] = cmm_extent_of(problem->x, problem->batch * problem->d_in * size);
 }
 
-void cmm_output_extents(const cmm_problem *task, cmm_extent *outputs)
+void cmm_output_extents(const cmm_problem *problem, cmm_extent *outputs)
 {
-    const int64_t path = task->batch * task->trees * (task->depth + 1);
-    outputs[0] = cmm_extent_of(task->y, task->wants_y ? task->batch * task->d_out * cmm_element_size(task->dtype) : 0);
-    outputs[1] = cmm_extent_of(task->nodes_out, path * (int64_t)sizeof(int32_t));
-    outputs[2] = cmm_extent_of(task->logits_out, path * cmm_logit_size(task->dtype));
+    const int64_t path = problem->batch * problem->trees * (problem->depth + 1);
+    outputs[0] = cmm_extent_of(problem->y, problem->wants_y
+                               ? problem->batch * problem->d_out * cmm_element_size(problem->dtype) : 0);
+    outputs[1] = cmm_extent_of(problem->nodes_out, path * (int64_t)sizeof(int32_t));
+    outputs[2] = cmm_extent_of(problem->logits_out, path * cmm_logit_size(problem->dtype));
 }
 
-cmm_status cmm_check_arrays(const cmm_problem *task)
+cmm_status cmm_check_arrays(const cmm_problem *problem)
 {
     static const cmm_status overlaps[CMM_OUTPUTS] = {CMM_ERROR_Y_OVERLAP, CMM_ERROR_NODES_OVERLAP,
                                                      CMM_ERROR_LOGITS_OVERLAP};
-    const int64_t size = cmm_element_size(task->dtype);
-    const cmm_status status = cmm_check_weights(task);
+    const int64_t size = cmm_element_size(problem->dtype);
+    const cmm_status status = cmm_check_weights(problem);
     if (status != CMM_OK)
         return status;
-    if (task->batch > 0) {
-        if (!task->x)
+    if (problem->batch > 0) {
+        if (!problem->x)
             return CMM_ERROR_X_NULL;
-        if (task->wants_y && !task->y)
+        if (problem->wants_y && !problem->y)
             return CMM_ERROR_Y_NULL;
-        if (!task->wants_y && !task->nodes_out && !task->logits_out)
+        if (!problem->wants_y && !problem->nodes_out && !problem->logits_out)
             return CMM_ERROR_PATH_NULL;
     }
-    if (cmm_misaligned(task->x, size))
+    if (cmm_misaligned(problem->x, size))
         return CMM_ERROR_X_ALIGN;
-    if (cmm_misaligned(task->y, size))
+    if (cmm_misaligned(problem->y, size))
         return CMM_ERROR_Y_ALIGN;
-    if (cmm_misaligned(task->nodes_out, (int64_t)sizeof(int32_t)))
+    if (cmm_misaligned(problem->nodes_out, (int64_t)sizeof(int32_t)))
         return CMM_ERROR_NODES_ALIGN;
-    if (cmm_misaligned(task->logits_out, cmm_logit_size(task->dtype)))
+    if (cmm_misaligned(problem->logits_out, cmm_logit_size(problem->dtype)))
         return CMM_ERROR_LOGITS_ALIGN;
 
     cmm_extent inputs[CMM_INPUTS], outputs[CMM_OUTPUTS];
-    cmm_input_extents(task, inputs);
-    cmm_output_extents(task, outputs);
+    cmm_input_extents(problem, inputs);
+    cmm_output_extents(problem, outputs);
     for (int o = 0; o < CMM_OUTPUTS; o++) {
         for (int i = 0; i < CMM_INPUTS; i++)
             if (cmm_overlap(outputs[o], inputs[i]))

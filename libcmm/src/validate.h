@@ -1,4 +1,4 @@
-/* What a call must be, on a CPU and on a GPU: the checks that the front doors of libcmm (api.c) and libcmm_cuda
+/* What a call must be, on a CPU and on a GPU: the checks that the entry points of libcmm (api.c) and libcmm_cuda
  * (cuda/api.cu) have in common. Both check in one order, that of docs/reference/status-codes.md, so a call that is
  * wrong in several ways gets the same status from both, and a later version may not change which. */
 #ifndef CMM_VALIDATE_H
@@ -36,28 +36,28 @@ cmm_extent cmm_extent_of(const void *start, int64_t bytes);
 int cmm_overlap(cmm_extent a, cmm_extent b);
 int cmm_misaligned(const void *pointer, int64_t size);
 
-/* Widen a layer into a task, after the checks of the fields that only cmm_fff or cmm_ff has. */
-cmm_status cmm_read_fff(const cmm_fff *layer, int wants_y, cmm_problem *task);
-cmm_status cmm_read_ff(const cmm_ff *layer, cmm_problem *task);
+/* Widen a layer into a problem, after the checks of the fields that only cmm_fff or cmm_ff has. */
+cmm_status cmm_read_fff(const cmm_fff *layer, int wants_y, cmm_problem *problem);
+cmm_status cmm_read_ff(const cmm_ff *layer, cmm_problem *problem);
 
 /* Whether rows of weight_dtype may go with tokens of dtype: the same, or a line of the list of types. */
 int cmm_rows_may_be(int32_t dtype, int32_t weight_dtype);
 
 /* Then what both have in common; dtypes: how many of CMM_F32, CMM_F64, CMM_BF16, CMM_F16 are known: to libcmm two. */
 enum { CMM_CPU_DTYPES = 2 };
-cmm_status cmm_check_layer(const cmm_problem *task, int32_t dtypes);
+cmm_status cmm_check_layer(const cmm_problem *problem, int32_t dtypes);
 
 /* Then the sizes of the arrays; their pointers and alignment; and that no output overlaps anything. */
-cmm_status cmm_check_batch(const cmm_problem *task);
-cmm_status cmm_check_weights(const cmm_problem *task);
-cmm_status cmm_check_arrays(const cmm_problem *task);
+cmm_status cmm_check_batch(const cmm_problem *problem);
+cmm_status cmm_check_weights(const cmm_problem *problem);
+cmm_status cmm_check_arrays(const cmm_problem *problem);
 
-/* Where the arrays of a task lie: w_in, w_out, bias, x; y, nodes, logits. The rows of a weight lie ld elements apart;
+/* Where the arrays of a problem lie: w_in, w_out, bias, x; y, nodes, logits. The rows of a weight lie ld elements apart;
  * all memory from the start of the first row to the end of the last one counts as the weight, what lies between two
  * rows too. */
 enum { CMM_WEIGHTS = 3, CMM_INPUTS = 4, CMM_OUTPUTS = 3 };
-void cmm_input_extents(const cmm_problem *task, cmm_extent *inputs);
-void cmm_output_extents(const cmm_problem *task, cmm_extent *outputs);
+void cmm_input_extents(const cmm_problem *problem, cmm_extent *inputs);
+void cmm_output_extents(const cmm_problem *problem, cmm_extent *outputs);
 
 #ifdef __cplusplus
 }

@@ -1,5 +1,5 @@
 /* A machine whose caches hold next to nothing: there small layers reach what the kernels do with large ones, whatever
- * the machine is: groups in two phases, results stored past the caches, many handfuls of trees. */
+ * the machine is: groups in two phases, results stored past the caches, many blocks of trees. */
 #ifndef SMALL_CACHES_H
 #define SMALL_CACHES_H
 

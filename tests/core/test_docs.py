@@ -389,7 +389,7 @@ def test_cuda_api() -> None:
     assert [(quoted(row[0])[0], quoted(row[1])) for row in table("docs/guide/gpu.md", "| struct |")] == [
         ("cmm_cuda_run", fields)
     ]
-    listed = re.findall(r"^CMM_CUDA_KERNEL\(fff, (\w+)\)", text("libcmm/src/kernels.inc"), re.MULTILINE)
+    listed = re.findall(r"^CMM_CUDA_KERNEL\(fff, (\w+),", text("libcmm/src/kernels.inc"), re.MULTILINE)
     assert [quoted(row[0])[0] for row in table("docs/guide/gpu.md", "| algorithm |")] == [
         n for n in listed if n != "naive"
     ]

@@ -22,19 +22,19 @@ static void NAME(prefetch)(const X *row, int64_t n)
 }
 
 /* One tree and one token: the path down, all activations at once, and the weighted sum into y. */
-static void NAME(tree)(const cmm_problem *task, const cmm_context *cpu, int64_t tree, const X *x, X *y,
+static void NAME(tree)(const cmm_problem *problem, const cmm_context *cpu, int64_t tree, const X *x, X *y,
                        int32_t *nodes_out, X *logits_out)
 {
-    const int32_t one = 1, d_in = (int32_t)task->d_in, d_out = (int32_t)task->d_out, levels = task->depth + 1;
-    const X *const w_in = task->w_in, *const bias = task->bias, *const w_out = task->w_out;
-    const int64_t base = tree * task->nodes;
+    const int32_t one = 1, d_in = (int32_t)problem->d_in, d_out = (int32_t)problem->d_out, levels = problem->depth + 1;
+    const X *const w_in = problem->w_in, *const bias = problem->bias, *const w_out = problem->w_out;
+    const int64_t base = tree * problem->nodes;
     int64_t node = 0, rows[CMM_MAX_DEPTH + 1];
     X logits[CMM_MAX_DEPTH + 1];
     for (int32_t level = 0; level < levels; level++) {
         const int64_t row = rows[level] = base + node;
         if (y)
-            NAME(prefetch)(w_out + row * task->ld_out, d_out);
-        X logit = cpu->blas->BLAS(dot)(&d_in, w_in + row * task->ld_in, &one, x, &one);
+            NAME(prefetch)(w_out + row * problem->ld_out, d_out);
+        X logit = cpu->blas->BLAS(dot)(&d_in, w_in + row * problem->ld_in, &one, x, &one);
         if (bias)
             logit += bias[row];
         if (nodes_out)
@@ -42,28 +42,28 @@ static void NAME(tree)(const cmm_problem *task, const cmm_context *cpu, int64_t 
         if (logits_out)
             logits_out[level] = logit;
         logits[level] = logit;
-        node = XNAME(cmm_child)(node, logit, task->tie);
+        node = XNAME(cmm_child)(node, logit, problem->tie);
     }
     if (!y)
         return;
-    cpu->XNAME(activate)(task->activation, levels, logits);
+    cpu->XNAME(activate)(problem->activation, levels, logits);
     for (int32_t level = 0; level < levels; level++)
-        cpu->blas->BLAS(axpy)(&d_out, &logits[level], w_out + rows[level] * task->ld_out, &one, y, &one);
+        cpu->blas->BLAS(axpy)(&d_out, &logits[level], w_out + rows[level] * problem->ld_out, &one, y, &one);
 }
 
-static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
+static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
 {
     (void)scratch;
-    const int64_t levels = task->depth + 1;
+    const int64_t levels = problem->depth + 1;
     for (int64_t token = first; token < first + count; token++) {
-        const X *const x = (const X *)task->x + token * task->d_in;
-        X *const y = task->y ? (X *)task->y + token * task->d_out : NULL;
-        for (int64_t o = 0; y && o < task->d_out; o++)
+        const X *const x = (const X *)problem->x + token * problem->d_in;
+        X *const y = problem->y ? (X *)problem->y + token * problem->d_out : NULL;
+        for (int64_t o = 0; y && o < problem->d_out; o++)
             y[o] = 0;
-        for (int64_t tree = 0; tree < task->trees; tree++) {
-            const int64_t path = (token * task->trees + tree) * levels;
-            NAME(tree)(task, cpu, tree, x, y, task->nodes_out ? task->nodes_out + path : NULL,
-                       task->logits_out ? (X *)task->logits_out + path : NULL);
+        for (int64_t tree = 0; tree < problem->trees; tree++) {
+            const int64_t path = (token * problem->trees + tree) * levels;
+            NAME(tree)(problem, cpu, tree, x, y, problem->nodes_out ? problem->nodes_out + path : NULL,
+                       problem->logits_out ? (X *)problem->logits_out + path : NULL);
         }
     }
 }

@@ -19,19 +19,19 @@ CMM_EXPORT(cmm_fff_blas2)
 #else
 
 /* Tokens of a chunk: their x and y take half of L2. */
-static int64_t NAME(chunk_tokens)(const cmm_problem *task, const cmm_context *cpu)
+static int64_t NAME(chunk_tokens)(const cmm_problem *problem, const cmm_context *cpu)
 {
     const int64_t size = sizeof(X);
-    const int64_t tokens = cpu->machine->l2 / 2 / ((task->d_in + task->d_out) * size);
+    const int64_t tokens = cpu->machine->l2 / 2 / ((problem->d_in + problem->d_out) * size);
     return tokens < 16 ? 16 : tokens > 8192 ? 8192 : tokens;
 }
 
-/* The items of one batch, all of the same shape; item i belongs to token order[i] of the chunk. */
+/* The items of one batch, all of the same shape; item i belongs to token permutation[i] of the chunk. */
 typedef struct {
     const X **row, **x;
     X **y;
     X *logit;
-    int32_t *order, *next, *node;
+    int32_t *permutation, *next, *node;
 } NAME(batch);
 
 /* logit[i] = dot(row[i], x[i]) */
@@ -66,87 +66,88 @@ static void NAME(axpys)(const cmm_blas *blas, const NAME(batch) *b, int32_t item
 
 /* Move every token to its child, and bring the order from nodes of one level to nodes of the next: within each run of
  * tokens at one node, those that go left come first. */
-static void NAME(descend)(const cmm_problem *task, NAME(batch) *b, int32_t items)
+static void NAME(descend)(const cmm_problem *problem, NAME(batch) *b, int32_t items)
 {
     int32_t to = 0;
     for (int32_t begin = 0, end; begin < items; begin = end) {
-        const int32_t node = b->node[b->order[begin]];
-        for (end = begin; end < items && b->node[b->order[end]] == node; end++)
+        const int32_t node = b->node[b->permutation[begin]];
+        for (end = begin; end < items && b->node[b->permutation[end]] == node; end++)
             ;
         for (int32_t right = 0; right < 2; right++)
             for (int32_t i = begin; i < end; i++)
-                if (CMM_GOES_RIGHT(b->logit[i], task->tie) == right)
-                    b->next[to++] = b->order[i];
+                if (CMM_GOES_RIGHT(b->logit[i], problem->tie) == right)
+                    b->next[to++] = b->permutation[i];
         for (int32_t i = begin; i < end; i++)
             /* below the deepest leaves it wraps, unused */
-            b->node[b->order[i]] = (int32_t)XNAME(cmm_child)(node, b->logit[i], task->tie);
+            b->node[b->permutation[i]] = (int32_t)XNAME(cmm_child)(node, b->logit[i], problem->tie);
     }
-    int32_t *const order = b->order;
-    b->order = b->next;
-    b->next = order;
+    int32_t *const permutation = b->permutation;
+    b->permutation = b->next;
+    b->next = permutation;
 }
 
-static void NAME(chunk)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int32_t items, NAME(batch) *b)
+static void NAME(chunk)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int32_t items,
+                        NAME(batch) *b)
 {
-    const int32_t levels = task->depth + 1, d_in = (int32_t)task->d_in, d_out = (int32_t)task->d_out;
-    const X *const x = (const X *)task->x + first * d_in, *const bias = task->bias;
-    X *const y = task->y ? (X *)task->y + first * d_out : NULL;
+    const int32_t levels = problem->depth + 1, d_in = (int32_t)problem->d_in, d_out = (int32_t)problem->d_out;
+    const X *const x = (const X *)problem->x + first * d_in, *const bias = problem->bias;
+    X *const y = problem->y ? (X *)problem->y + first * d_out : NULL;
     for (int64_t i = 0; y && i < (int64_t)items * d_out; i++)
         y[i] = 0;
-    for (int64_t tree = 0; tree < task->trees; tree++) {
-        const X *const w_in = (const X *)task->w_in + tree * task->nodes * task->ld_in;
-        const X *const w_out = y ? (const X *)task->w_out + tree * task->nodes * task->ld_out : NULL;
+    for (int64_t tree = 0; tree < problem->trees; tree++) {
+        const X *const w_in = (const X *)problem->w_in + tree * problem->nodes * problem->ld_in;
+        const X *const w_out = y ? (const X *)problem->w_out + tree * problem->nodes * problem->ld_out : NULL;
         for (int32_t i = 0; i < items; i++) {
-            b->order[i] = i;
+            b->permutation[i] = i;
             b->node[i] = 0;
         }
         for (int32_t level = 0; level < levels; level++) {
             for (int32_t i = 0; i < items; i++) {
-                b->row[i] = w_in + b->node[b->order[i]] * task->ld_in;
-                b->x[i] = x + (int64_t)b->order[i] * d_in;
+                b->row[i] = w_in + b->node[b->permutation[i]] * problem->ld_in;
+                b->x[i] = x + (int64_t)b->permutation[i] * d_in;
             }
-            NAME(dots)(cpu->blas, b, items, d_in, (int32_t)task->ld_in);
+            NAME(dots)(cpu->blas, b, items, d_in, (int32_t)problem->ld_in);
             for (int32_t i = 0; i < items; i++) {
-                const int32_t token = b->order[i], node = b->node[token];
-                const int64_t step = ((first + token) * task->trees + tree) * levels + level;
+                const int32_t token = b->permutation[i], node = b->node[token];
+                const int64_t step = ((first + token) * problem->trees + tree) * levels + level;
                 if (bias)
-                    b->logit[i] += bias[tree * task->nodes + node];
-                if (task->nodes_out)
-                    task->nodes_out[step] = node;
-                if (task->logits_out)
-                    ((X *)task->logits_out)[step] = b->logit[i];
+                    b->logit[i] += bias[tree * problem->nodes + node];
+                if (problem->nodes_out)
+                    problem->nodes_out[step] = node;
+                if (problem->logits_out)
+                    ((X *)problem->logits_out)[step] = b->logit[i];
                 if (y) {
-                    b->row[i] = w_out + node * task->ld_out;
+                    b->row[i] = w_out + node * problem->ld_out;
                     b->y[i] = y + (int64_t)token * d_out;
                 }
             }
-            NAME(descend)(task, b, items);
+            NAME(descend)(problem, b, items);
             if (y) {
-                cpu->XNAME(activate)(task->activation, items, b->logit);
-                NAME(axpys)(cpu->blas, b, items, d_out, (int32_t)task->ld_out);
+                cpu->XNAME(activate)(problem->activation, items, b->logit);
+                NAME(axpys)(cpu->blas, b, items, d_out, (int32_t)problem->ld_out);
             }
         }
     }
 }
 
-static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
+static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
-    const int64_t limit = NAME(chunk_tokens)(task, cpu), chunk = limit < count ? limit : count;
+    const int64_t limit = NAME(chunk_tokens)(problem, cpu), chunk = limit < count ? limit : count;
     NAME(batch) b;
     b.row = memory;
     b.x = b.row + chunk;
     b.y = (X **)(b.x + chunk);
     b.logit = (X *)(b.y + chunk);
-    b.order = (int32_t *)(b.logit + chunk);
-    b.next = b.order + chunk;
+    b.permutation = (int32_t *)(b.logit + chunk);
+    b.next = b.permutation + chunk;
     b.node = b.next + chunk;
     for (int64_t done = 0; done < count; done += chunk)
-        NAME(chunk)(task, cpu, first + done, (int32_t)(chunk < count - done ? chunk : count - done), &b);
+        NAME(chunk)(problem, cpu, first + done, (int32_t)(chunk < count - done ? chunk : count - done), &b);
 }
 
-static int64_t NAME(scratch)(const cmm_problem *task, const cmm_context *cpu, int64_t count)
+static int64_t NAME(scratch)(const cmm_problem *problem, const cmm_context *cpu, int64_t count)
 {
-    const int64_t chunk = NAME(chunk_tokens)(task, cpu) < count ? NAME(chunk_tokens)(task, cpu) : count;
+    const int64_t chunk = NAME(chunk_tokens)(problem, cpu) < count ? NAME(chunk_tokens)(problem, cpu) : count;
     return chunk * (int64_t)(3 * sizeof(void *) + sizeof(X) + 3 * sizeof(int32_t));
 }
 

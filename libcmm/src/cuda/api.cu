@@ -1,7 +1,7 @@
-/* The front door of libcmm_cuda: every check (../validate.h), every default, the choice of a kernel. */
+/* The entry point of libcmm_cuda: every check (../validate.h), every default, the choice of a kernel. */
 #include "../dispatch.h"
 #include "../validate.h"
-#include "kernel.cuh"
+#include "params.cuh"
 
 #include <cstring>
 
@@ -39,7 +39,7 @@ static cmm_status read_run(const cmm_cuda_run *given, cmm_cuda_run *run)
 }
 
 /* The workspace: big enough, aligned, and memory of its own. */
-static cmm_status check_workspace(const cmm_cuda_task *task, const cmm_cuda_run *run, int64_t needed)
+static cmm_status check_workspace(const cmm_cuda_problem *problem, const cmm_cuda_run *run, int64_t needed)
 {
     if (needed == 0)
         return CMM_OK;
@@ -50,8 +50,8 @@ static cmm_status check_workspace(const cmm_cuda_task *task, const cmm_cuda_run 
     if (run->workspace_bytes < needed)
         return CMM_ERROR_WORKSPACE_SIZE;
     cmm_extent arrays[CMM_INPUTS + CMM_OUTPUTS];
-    cmm_input_extents(task, arrays);
-    cmm_output_extents(task, arrays + CMM_INPUTS);
+    cmm_input_extents(problem, arrays);
+    cmm_output_extents(problem, arrays + CMM_INPUTS);
     for (const cmm_extent &array : arrays)
         if (cmm_overlap(cmm_extent_of(run->workspace, needed), array))
             return CMM_ERROR_WORKSPACE_OVERLAP;
@@ -66,43 +66,43 @@ static int whole_vectors(const void *start, int64_t width, int64_t ld, int64_t s
     return ((uintptr_t)start | (uintptr_t)(width * size) | (uintptr_t)(ld * size)) % 16 == 0;
 }
 
-static void find_alignment(cmm_cuda_task *task)
+static void find_alignment(cmm_cuda_problem *problem)
 {
-    const int64_t size = cmm_element_size(task->dtype);
-    task->aligned = whole_vectors(task->w_in, task->d_in, task->ld_in, size) &&
-                    whole_vectors(task->x, task->d_in, task->d_in, size);
-    if (task->wants_y)
-        task->aligned = task->aligned && whole_vectors(task->w_out, task->d_out, task->ld_out, size) &&
-                        whole_vectors(task->y, task->d_out, task->d_out, size);
+    const int64_t size = cmm_element_size(problem->dtype);
+    problem->aligned = whole_vectors(problem->w_in, problem->d_in, problem->ld_in, size) &&
+                    whole_vectors(problem->x, problem->d_in, problem->d_in, size);
+    if (problem->wants_y)
+        problem->aligned = problem->aligned && whole_vectors(problem->w_out, problem->d_out, problem->ld_out, size) &&
+                        whole_vectors(problem->y, problem->d_out, problem->d_out, size);
 }
 
-static cmm_status find_device(cmm_cuda_task *task)
+static cmm_status find_device(cmm_cuda_problem *problem)
 {
     int device, major, minor;
     if (cudaGetDevice(&device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&task->processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&problem->sm_count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess ||
         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess)
         return CMM_ERROR_CUDA_DEVICE;
-    task->overlaps = has_code_for_90() && major == 9 && minor == 0;
+    problem->overlaps = has_code_for_90() && major == 9 && minor == 0;
     return CMM_OK;
 }
 
 /* Do a call; or, where bytes is not NULL, only say how much workspace it needs. */
-static cmm_status forward(cmm_op op, cmm_cuda_task *task, const cmm_cuda_run *given, int64_t *bytes)
+static cmm_status forward(cmm_op op, cmm_cuda_problem *problem, const cmm_cuda_run *given, int64_t *bytes)
 {
     cmm_cuda_run run;
-    cmm_status status = cmm_check_layer(task, DTYPES);
+    cmm_status status = cmm_check_layer(problem, DTYPES);
     if (status == CMM_OK)
         status = read_run(given, &run);
-    if (status == CMM_OK && task->weight_dtype != task->dtype)
+    if (status == CMM_OK && problem->weight_dtype != problem->dtype)
         status = CMM_ERROR_LEVEL_WEIGHT_DTYPE; /* no kernel here widens rows */
     if (status == CMM_OK)
-        status = cmm_check_batch(task);
+        status = cmm_check_batch(problem);
     if (status == CMM_OK && !bytes)
-        status = cmm_check_arrays(task);
+        status = cmm_check_arrays(problem);
     if (status == CMM_OK)
-        status = find_device(task);
+        status = find_device(problem);
     if (status != CMM_OK)
         return status;
 
@@ -111,26 +111,26 @@ static cmm_status forward(cmm_op op, cmm_cuda_task *task, const cmm_cuda_run *gi
     wanted.algorithm = run.algorithm;
     if (op == CMM_OP_FF && strcmp(wanted.level, "cuda") == 0) { /* a forest: as many trees of one node as neurons */
         op = CMM_OP_FFF;
-        task->trees = task->nodes;
-        task->nodes = 1;
+        problem->trees = problem->nodes;
+        problem->nodes = 1;
     }
-    find_alignment(task);
+    find_alignment(problem);
     if (bytes) /* the arrays may come to lie anywhere, so ask for enough for either case */
-        task->aligned = 1;
+        problem->aligned = 1;
     const cmm_traits *found;
-    status = cmm_find_kernel(op, &wanted, task, &found);
+    status = cmm_find_kernel(op, &wanted, problem, &found);
     if (status != CMM_OK)
         return status;
     const cmm_cuda_kernel *const kernel = (const cmm_cuda_kernel *)found;
-    const int64_t needed = kernel->workspace && task->batch > 0 ? kernel->workspace(task) : 0;
+    const int64_t needed = kernel->workspace && problem->batch > 0 ? kernel->workspace(problem) : 0;
     if (bytes) {
         *bytes = needed;
         return CMM_OK;
     }
-    status = check_workspace(task, &run, needed);
-    if (status != CMM_OK || task->batch == 0)
+    status = check_workspace(problem, &run, needed);
+    if (status != CMM_OK || problem->batch == 0)
         return status;
-    const cudaError_t error = kernel->run(task, (cudaStream_t)run.stream, run.workspace);
+    const cudaError_t error = kernel->run(problem, (cudaStream_t)run.stream, run.workspace);
     if (error == cudaSuccess)
         return CMM_OK;
     (void)cudaGetLastError(); /* it has been reported */
@@ -138,27 +138,28 @@ static cmm_status forward(cmm_op op, cmm_cuda_task *task, const cmm_cuda_run *gi
                                                                                              : CMM_ERROR_CUDA_LAUNCH;
 }
 
-static cmm_status fff(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, const void *x, void *y, int32_t *nodes,
-                      void *logits, int wants_y, int64_t *bytes)
+static cmm_status fff(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, const void *x, void *y,
+                      int32_t *nodes, void *logits, int wants_y, int64_t *bytes)
 {
-    cmm_cuda_task task = {};
-    const cmm_status status = cmm_read_fff(layer, wants_y, &task);
-    task.batch = batch;
-    task.x = x;
-    task.y = y;
-    task.nodes_out = nodes;
-    task.logits_out = logits;
-    return status == CMM_OK ? forward(CMM_OP_FFF, &task, run, bytes) : status;
+    cmm_cuda_problem problem = {};
+    const cmm_status status = cmm_read_fff(layer, wants_y, &problem);
+    problem.batch = batch;
+    problem.x = x;
+    problem.y = y;
+    problem.nodes_out = nodes;
+    problem.logits_out = logits;
+    return status == CMM_OK ? forward(CMM_OP_FFF, &problem, run, bytes) : status;
 }
 
-static cmm_status ff(const cmm_ff *layer, const cmm_cuda_run *run, int64_t batch, const void *x, void *y, int64_t *bytes)
+static cmm_status ff(const cmm_ff *layer, const cmm_cuda_run *run, int64_t batch, const void *x, void *y,
+                     int64_t *bytes)
 {
-    cmm_cuda_task task = {};
-    const cmm_status status = cmm_read_ff(layer, &task);
-    task.batch = batch;
-    task.x = x;
-    task.y = y;
-    return status == CMM_OK ? forward(CMM_OP_FF, &task, run, bytes) : status;
+    cmm_cuda_problem problem = {};
+    const cmm_status status = cmm_read_ff(layer, &problem);
+    problem.batch = batch;
+    problem.x = x;
+    problem.y = y;
+    return status == CMM_OK ? forward(CMM_OP_FF, &problem, run, bytes) : status;
 }
 
 /* ---- the interface --------------------------------------------------------------------------------------------- */
@@ -184,8 +185,8 @@ cmm_status cmm_cuda_fff_forward(const cmm_fff *layer, const cmm_cuda_run *run, i
     return fff(layer, run, batch, x, y, nodes, logits, 1, nullptr);
 }
 
-cmm_status cmm_cuda_cmm_forward(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, const void *x, int32_t *nodes,
-                                void *logits)
+cmm_status cmm_cuda_cmm_forward(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, const void *x,
+                                int32_t *nodes, void *logits)
 {
     return fff(layer, run, batch, x, nullptr, nodes, logits, 0, nullptr);
 }

@@ -4,35 +4,36 @@
  * Sums:   thread j takes i = j, j + threads, ..., turn about into two sums; both, then over a warp by halving, then
  *         the warps in order, then the bias. y sums trees, then levels, in order.
  * Limit:  one dependent read per level. Aligned rows of up to 1024 have fff_per_token.cu. */
-#include "kernel.cuh"
+#include "params.cuh"
 
 template <typename T, int THREADS, int COLUMNS>
-__global__ void __launch_bounds__(THREADS) fff_generic(const cmm_cuda_task task)
+__global__ void __launch_bounds__(THREADS) fff_generic(const cmm_cuda_problem problem)
 {
     using A = typename accumulator<T>::type;
     constexpr int WARPS = THREADS / 32;
     __shared__ A partial[2][WARPS]; /* two, so that one barrier per level is enough */
-    const T *const w_in = (const T *)task.w_in, *const bias = (const T *)task.bias, *const w_out = (const T *)task.w_out;
-    const int64_t levels = task.depth + 1;
-    const int64_t tiles = task.wants_y ? (task.d_out + THREADS * COLUMNS - 1) / (THREADS * COLUMNS) : 1;
+    const T *const w_in = (const T *)problem.w_in, *const bias = (const T *)problem.bias,
+        *const w_out = (const T *)problem.w_out;
+    const int64_t levels = problem.depth + 1;
+    const int64_t tiles = problem.wants_y ? (problem.d_out + THREADS * COLUMNS - 1) / (THREADS * COLUMNS) : 1;
     int turn = 0;
-    for (int64_t token = blockIdx.x; token < task.batch; token += gridDim.x) {
+    for (int64_t token = blockIdx.x; token < problem.batch; token += gridDim.x) {
         for (int64_t tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
-            const T *const x = (const T *)task.x + token * task.d_in;
+            const T *const x = (const T *)problem.x + token * problem.d_in;
             const int64_t column = tile * THREADS * COLUMNS + threadIdx.x;
             A y[COLUMNS];
 #pragma unroll
             for (int c = 0; c < COLUMNS; c++)
                 y[c] = 0;
-            for (int64_t tree = 0; tree < task.trees; tree++) {
+            for (int64_t tree = 0; tree < problem.trees; tree++) {
                 int64_t node = 0;
                 for (int64_t level = 0; level < levels; level++) {
-                    const int64_t row = tree * task.nodes + node;
-                    const T *const w = w_in + row * task.ld_in;
+                    const int64_t row = tree * problem.nodes + node;
+                    const T *const w = w_in + row * problem.ld_in;
                     A even = 0, odd = 0;
-                    for (int64_t i = threadIdx.x; i < task.d_in; i += 2 * THREADS) {
+                    for (int64_t i = threadIdx.x; i < problem.d_in; i += 2 * THREADS) {
                         even = fma_(widen(w[i]), widen(x[i]), even);
-                        if (i + THREADS < task.d_in)
+                        if (i + THREADS < problem.d_in)
                             odd = fma_(widen(w[i + THREADS]), widen(x[i + THREADS]), odd);
                     }
                     A logit = warp_sum(even + odd);
@@ -48,49 +49,50 @@ __global__ void __launch_bounds__(THREADS) fff_generic(const cmm_cuda_task task)
                     if (bias)
                         logit += widen(bias[row]);
                     if (threadIdx.x == 0 && tile == 0) {
-                        const int64_t step = (token * task.trees + tree) * levels + level;
-                        if (task.nodes_out)
-                            task.nodes_out[step] = (int32_t)node;
-                        if (task.logits_out)
-                            ((A *)task.logits_out)[step] = logit;
+                        const int64_t step = (token * problem.trees + tree) * levels + level;
+                        if (problem.nodes_out)
+                            problem.nodes_out[step] = (int32_t)node;
+                        if (problem.logits_out)
+                            ((A *)problem.logits_out)[step] = logit;
                     }
-                    if (task.wants_y) {
-                        const A a = activate(task.activation, logit);
-                        const T *const v = w_out + row * task.ld_out;
+                    if (problem.wants_y) {
+                        const A a = activate(problem.activation, logit);
+                        const T *const v = w_out + row * problem.ld_out;
 #pragma unroll
                         for (int c = 0; c < COLUMNS; c++)
-                            if (column + c * THREADS < task.d_out)
+                            if (column + c * THREADS < problem.d_out)
                                 y[c] = fma_(a, widen(v[column + c * THREADS]), y[c]);
                     }
-                    node = child(node, logit, task.tie);
+                    node = child(node, logit, problem.tie);
                 }
             }
 #pragma unroll
             for (int c = 0; c < COLUMNS; c++)
-                if (task.wants_y && column + c * THREADS < task.d_out)
-                    ((T *)task.y)[token * task.d_out + column + c * THREADS] = narrow<T>(y[c]);
+                if (problem.wants_y && column + c * THREADS < problem.d_out)
+                    ((T *)problem.y)[token * problem.d_out + column + c * THREADS] = narrow<T>(y[c]);
         }
     }
 }
 
-template <typename T, int THREADS, int COLUMNS> static cudaError_t launch_as(const cmm_cuda_task *task, cudaStream_t stream)
+template <typename T, int THREADS, int COLUMNS> static cudaError_t launch_as(const cmm_cuda_problem *problem,
+                                                                             cudaStream_t stream)
 {
-    cmm_cuda_task copy = *task;
+    cmm_cuda_problem copy = *problem;
     void *arguments[] = {&copy};
-    const int64_t tiles = task->wants_y ? (task->d_out + THREADS * COLUMNS - 1) / (THREADS * COLUMNS) : 1;
-    const dim3 grid(blocks_for(task->batch), (unsigned)(tiles < 65535 ? tiles : 65535));
+    const int64_t tiles = problem->wants_y ? (problem->d_out + THREADS * COLUMNS - 1) / (THREADS * COLUMNS) : 1;
+    const dim3 grid(blocks_for(problem->batch), (unsigned)(tiles < 65535 ? tiles : 65535));
     return cudaLaunchKernel((const void *)fff_generic<T, THREADS, COLUMNS>, grid, THREADS, arguments, 0, stream);
 }
 
 /* d_in alone decides, so that a token's logits depend neither on the batch nor on the outputs. */
-template <typename T> static cudaError_t launch(const cmm_cuda_task *task, cudaStream_t stream)
+template <typename T> static cudaError_t launch(const cmm_cuda_problem *problem, cudaStream_t stream)
 {
-    return task->d_in <= 512 ? launch_as<T, 32, 8>(task, stream) : launch_as<T, 256, 16>(task, stream);
+    return problem->d_in <= 512 ? launch_as<T, 32, 8>(problem, stream) : launch_as<T, 256, 16>(problem, stream);
 }
 
-static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *)
+static cudaError_t run(const cmm_cuda_problem *problem, cudaStream_t stream, void *)
 {
-    return CMM_CUDA_FOR_DTYPE(task->dtype, launch, task, stream);
+    return CMM_CUDA_FOR_DTYPE(problem->dtype, launch, problem, stream);
 }
 
 extern const cmm_cuda_kernel cmm_cuda_fff_generic = {

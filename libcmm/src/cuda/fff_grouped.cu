@@ -1,10 +1,10 @@
-/* Many tokens, one tree: first every token walks the top levels and joins the list of the subtree that it arrives at;
- * then each multiprocessor (SM) takes a stretch of the lists, so that its tokens share rows, and L1 has them.
+/* Many tokens, one tree: first every token walks the top levels and joins the bucket of the subtree that it arrives at;
+ * then each multiprocessor (SM) takes a stretch of the buckets, so that its tokens share rows, and L1 has them.
  * Work:   as per_token.
  * Memory: x twice, y once; rows from L1, where a subtree's rows of w_in and w_out fit (SUBTREE_BYTES); 4 (split + 1)
  *         bytes a token to the workspace and back, split being the levels of the top.
  * Sums:   see warp_row.cuh; y sums levels in order. Its bits are those of per_token and small_batch: the order of the
- *         lists varies from run to run, but decides only which warp does a token.
+ *         buckets varies from run to run, but decides only which warp does a token.
  * Limit:  instructions: conversions, multiply-adds and reads of L1 each come near their peak. */
 #include "../scratch.h"
 #include "warp_row.cuh"
@@ -13,14 +13,14 @@ constexpr int64_t CHUNK = 65536; /* tokens listed at a time, which bounds the wo
 constexpr int64_t FROM = 4096;   /* tokens from which it pays */
 constexpr int64_t SUBTREE_BYTES = 200 * 1024; /* of the 256 KiB of L1 */
 constexpr int64_t L2_BYTES = 64 << 20; /* about the L2 of an H100 or H200: a threshold, measured, not asked for */
-constexpr int MOST_SPLIT = 10;             /* levels in the top part: 2^10 lists */
+constexpr int MOST_SPLIT = 10;             /* levels in the top part: 2^10 buckets */
 constexpr int COUNTER = 32;                /* ints from counter to counter: a cache line each, for they are contended */
 constexpr int TOP_WARPS = 8;
 
 /* Warps in a block of the second kernel: as many as registers allow, one block on each processor. */
 template <int V, int E> constexpr int BOTTOM_WARPS = V * E <= 24 ? 24 : 20;
 
-struct lists {
+struct buckets {
     int *count;   /* [2^split], COUNTER apart */
     int *tokens;  /* [2^split][capacity] */
     float *logits; /* [capacity][split] */
@@ -30,34 +30,35 @@ struct lists {
 };
 
 template <typename T, int V, bool FULL>
-__global__ void __launch_bounds__(32 * TOP_WARPS) fff_grouped_top(const cmm_cuda_task task, const lists to)
+__global__ void __launch_bounds__(32 * TOP_WARPS) fff_grouped_top(const cmm_cuda_problem problem, const buckets to)
 {
     const int lane = threadIdx.x % 32;
-    const matrix w_in = matrix_of<T>(task.w_in, task.d_in, task.ld_in, lane);
-    enter();
+    const matrix w_in = matrix_of<T>(problem.w_in, problem.d_in, problem.ld_in, lane);
+    pdl_wait();
     for (int token = blockIdx.x * TOP_WARPS + threadIdx.x / 32; token < to.size; token += gridDim.x * TOP_WARPS) {
         float x[V * ELEMENTS<T>];
-        load_x<T, V, FULL>(x, (const T *)task.x + (to.first + token) * task.d_in, w_in.vectors, lane);
+        load_x<T, V, FULL>(x, (const T *)problem.x + (to.first + token) * problem.d_in, w_in.vectors, lane);
         visited seen = {0, 0, 0, 0};
         int node = 0;
-        descend<T, V, FULL, true>(w_in, (const T *)task.bias, cmm_threshold_f32(task.tie), x, lane, 0, 0, to.split, node, seen);
+        descend<T, V, FULL, true>(w_in, (const T *)problem.bias, cmm_threshold_f32(problem.tie), x, lane, 0, 0,
+                                  to.split, node, seen);
         if (lane < to.split)
             to.logits[(int64_t)token * to.split + lane] = seen.logit;
         if (lane == 0) {
-            const int list = node - (int)cmm_descendant(0, to.split, 0);
-            to.tokens[(int64_t)list * to.capacity + atomicAdd(to.count + list * COUNTER, 1)] = token;
+            const int bucket = node - (int)cmm_descendant(0, to.split, 0);
+            to.tokens[(int64_t)bucket * to.capacity + atomicAdd(to.count + bucket * COUNTER, 1)] = token;
         }
     }
 }
 
 template <typename T, int V, bool FULL>
 __global__ void __launch_bounds__(32 * BOTTOM_WARPS<V, ELEMENTS<T>>, 1)
-    fff_grouped_bottom(const cmm_cuda_task task, const lists from)
+    fff_grouped_bottom(const cmm_cuda_problem problem, const buckets from)
 {
     constexpr int WARPS = BOTTOM_WARPS<V, ELEMENTS<T>>;
-    __shared__ int ends[1 << MOST_SPLIT]; /* the place, in all lists laid end to end, where each list ends */
-    const int count = 1 << from.split, levels = task.depth + 1, lane = threadIdx.x % 32;
-    enter();
+    __shared__ int ends[1 << MOST_SPLIT]; /* the place, in all buckets laid end to end, where each bucket ends */
+    const int count = 1 << from.split, levels = problem.depth + 1, lane = threadIdx.x % 32;
+    pdl_wait();
     if (threadIdx.x < 32) {
         int sum = 0;
         for (int l = 0; l < count; l += 32) {
@@ -73,107 +74,107 @@ __global__ void __launch_bounds__(32 * BOTTOM_WARPS<V, ELEMENTS<T>>, 1)
     }
     __syncthreads();
 
-    const matrix w_in = matrix_of<T>(task.w_in, task.d_in, task.ld_in, lane);
-    const matrix w_out = matrix_of<T>(task.w_out, task.d_out, task.ld_out, lane);
-    const float threshold = cmm_threshold_f32(task.tie);
+    const matrix w_in = matrix_of<T>(problem.w_in, problem.d_in, problem.ld_in, lane);
+    const matrix w_out = matrix_of<T>(problem.w_out, problem.d_out, problem.ld_out, lane);
+    const float threshold = cmm_threshold_f32(problem.tie);
     const int end = (int)((int64_t)from.size * (blockIdx.x + 1) / gridDim.x);
-    int list = 0;
+    int bucket = 0;
     for (int at = (int)((int64_t)from.size * blockIdx.x / gridDim.x) + threadIdx.x / 32; at < end; at += WARPS) {
-        for (int last = count - 1; list < last;) { /* the first list that ends after `at` */
-            const int middle = (list + last) / 2;
+        for (int last = count - 1; bucket < last;) { /* the first bucket that ends after `at` */
+            const int middle = (bucket + last) / 2;
             if (ends[middle] > at)
                 last = middle;
             else
-                list = middle + 1;
+                bucket = middle + 1;
         }
-        const int place = at - (list > 0 ? ends[list - 1] : 0);
-        const int in_chunk = from.tokens[(int64_t)list * from.capacity + place];
+        const int place = at - (bucket > 0 ? ends[bucket - 1] : 0);
+        const int in_chunk = from.tokens[(int64_t)bucket * from.capacity + place];
         const int64_t token = from.first + in_chunk;
         float x[V * ELEMENTS<T>], y[V * ELEMENTS<T>];
-        load_x<T, V, FULL>(x, (const T *)task.x + token * task.d_in, w_in.vectors, lane);
-        int node = (int)cmm_descendant(0, from.split, list);
+        load_x<T, V, FULL>(x, (const T *)problem.x + token * problem.d_in, w_in.vectors, lane);
+        int node = (int)cmm_descendant(0, from.split, bucket);
         visited seen = {0, 0, 0, from.split};
         if (lane < from.split)
             seen.logit = from.logits[(int64_t)in_chunk * from.split + lane];
-        descend<T, V, FULL, true>(w_in, (const T *)task.bias, threshold, x, lane, 0, from.split, levels, node, seen);
-        look_back(seen, node, levels, lane);
+        descend<T, V, FULL, true>(w_in, (const T *)problem.bias, threshold, x, lane, 0, from.split, levels, node, seen);
+        path_from_leaf(seen, node, levels, lane);
         clear(y);
-        deliver<T, V, FULL, 6 / V>(task, w_out, y, lane, token * levels, seen);
-        if (task.wants_y)
-            store_y<T, V, FULL>((T *)task.y + token * task.d_out, y, w_out.vectors, lane);
+        epilogue<T, V, FULL, 6 / V>(problem, w_out, y, lane, token * levels, seen);
+        if (problem.wants_y)
+            store_y<T, V, FULL>((T *)problem.y + token * problem.d_out, y, w_out.vectors, lane);
     }
 }
 
 /* ---- the host's side ----------------------------------------------------------------------------------------------- */
 
 /* Levels in the top part, so that a subtree below it fits in L1. 0: the whole tree does. */
-static int split_of(const cmm_problem *task)
+static int split_of(const cmm_problem *problem)
 {
-    const int64_t row = (task->d_in + (task->wants_y ? task->d_out : 0)) * cmm_element_size(task->dtype);
-    int below = task->depth + 1;
+    const int64_t row = (problem->d_in + (problem->wants_y ? problem->d_out : 0)) * cmm_element_size(problem->dtype);
+    int below = problem->depth + 1;
     while (below > 1 && (((int64_t)1 << below) - 1) * row > SUBTREE_BYTES)
         below--;
-    return task->depth + 1 - below;
+    return problem->depth + 1 - below;
 }
 
-static int can_implement(const cmm_problem *task)
+static int can_implement(const cmm_problem *problem)
 {
-    const int split = rows_fit(task) && task->trees == 1 ? split_of(task) : 0;
+    const int split = rows_fit(problem) && problem->trees == 1 ? split_of(problem) : 0;
     return split >= 1 && split <= MOST_SPLIT;
 }
 
 /* Measured on an H200: worth its second launch from some thousand tokens on, where most of the walk is not in L1
  * anyway; but with 16-bit weights that fit in L2, per_token is bound by instructions, and faster. */
-static int is_preferred(const cmm_problem *task)
+static int is_preferred(const cmm_problem *problem)
 {
-    const int64_t weights = task->nodes * (task->d_in + task->d_out) * cmm_element_size(task->dtype);
-    return task->batch >= FROM && split_of(task) >= 4 && (task->dtype == CMM_F32 || weights > L2_BYTES);
+    const int64_t weights = problem->nodes * (problem->d_in + problem->d_out) * cmm_element_size(problem->dtype);
+    return problem->batch >= FROM && split_of(problem) >= 4 && (problem->dtype == CMM_F32 || weights > L2_BYTES);
 }
 
-/* Lay the lists out in a workspace, which may be NULL; return their size. */
-static int64_t lay_out(const cmm_cuda_task *task, char *memory, lists *l)
+/* Lay the buckets out in a workspace, which may be NULL; return their size. */
+static int64_t lay_out(const cmm_cuda_problem *problem, char *memory, buckets *b)
 {
-    l->split = split_of(task);
-    l->capacity = (int)(task->batch < CHUNK ? task->batch : CHUNK);
-    const int64_t counts = cmm_padded(((int64_t)4 * COUNTER) << l->split, CMM_CUDA_ALIGNMENT);
-    const int64_t logits = cmm_padded((int64_t)4 * l->capacity * l->split, CMM_CUDA_ALIGNMENT);
-    l->count = (int *)memory;
-    l->logits = (float *)(memory + counts);
-    l->tokens = (int *)(memory + counts + logits);
-    return counts + logits + ((int64_t)4 * l->capacity << l->split);
+    b->split = split_of(problem);
+    b->capacity = (int)(problem->batch < CHUNK ? problem->batch : CHUNK);
+    const int64_t counts = cmm_padded(((int64_t)4 * COUNTER) << b->split, CMM_CUDA_ALIGNMENT);
+    const int64_t logits = cmm_padded((int64_t)4 * b->capacity * b->split, CMM_CUDA_ALIGNMENT);
+    b->count = (int *)memory;
+    b->logits = (float *)(memory + counts);
+    b->tokens = (int *)(memory + counts + logits);
+    return counts + logits + ((int64_t)4 * b->capacity << b->split);
 }
 
-static int64_t workspace(const cmm_cuda_task *task)
+static int64_t workspace(const cmm_cuda_problem *problem)
 {
-    lists unused;
-    return lay_out(task, nullptr, &unused);
+    buckets unused;
+    return lay_out(problem, nullptr, &unused);
 }
 
 template <typename T, int V, bool FULL> struct grouped {
-    static cudaError_t go(const cmm_cuda_task *task, cudaStream_t stream, void *memory)
+    static cudaError_t go(const cmm_cuda_problem *problem, cudaStream_t stream, void *memory)
     {
-        cmm_cuda_task copy = *task;
-        lists l;
-        lay_out(task, (char *)memory, &l);
-        void *arguments[] = {&copy, &l};
+        cmm_cuda_problem copy = *problem;
+        buckets b;
+        lay_out(problem, (char *)memory, &b);
+        void *arguments[] = {&copy, &b};
         cudaError_t error = cudaSuccess;
-        for (l.first = 0; l.first < task->batch && error == cudaSuccess; l.first += CHUNK) {
-            l.size = (int)(task->batch - l.first < CHUNK ? task->batch - l.first : CHUNK);
-            error = cudaMemsetAsync(l.count, 0, (size_t)(4 * COUNTER) << l.split, stream);
+        for (b.first = 0; b.first < problem->batch && error == cudaSuccess; b.first += CHUNK) {
+            b.size = (int)(problem->batch - b.first < CHUNK ? problem->batch - b.first : CHUNK);
+            error = cudaMemsetAsync(b.count, 0, (size_t)(4 * COUNTER) << b.split, stream);
             if (error == cudaSuccess)
-                error = launch_overlapping(task, (const void *)fff_grouped_top<T, V, FULL>,
-                                           (l.size + TOP_WARPS - 1) / TOP_WARPS, 32 * TOP_WARPS, arguments, stream);
+                error = launch_overlapping(problem, (const void *)fff_grouped_top<T, V, FULL>,
+                                           (b.size + TOP_WARPS - 1) / TOP_WARPS, 32 * TOP_WARPS, arguments, stream);
             if (error == cudaSuccess)
-                error = launch_overlapping(task, (const void *)fff_grouped_bottom<T, V, FULL>, task->processors,
+                error = launch_overlapping(problem, (const void *)fff_grouped_bottom<T, V, FULL>, problem->sm_count,
                                            32 * BOTTOM_WARPS<V, ELEMENTS<T>>, arguments, stream);
         }
         return error;
     }
 };
 
-static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *memory)
+static cudaError_t run(const cmm_cuda_problem *problem, cudaStream_t stream, void *memory)
 {
-    return for_rows<grouped>(task, stream, memory);
+    return for_rows<grouped>(problem, stream, memory);
 }
 
 extern const cmm_cuda_kernel cmm_cuda_fff_grouped = {

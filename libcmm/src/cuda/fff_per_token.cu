@@ -11,57 +11,57 @@ enum { WARPS = 8 };
 
 /* Measured on an H200 at 768 wide: blocks on a processor at least, and vectors of w_out that a lane has on their way. */
 template <typename T> constexpr int BLOCKS = sizeof(T) == 2 ? 4 : 3;
-template <typename T> constexpr int VECTORS_AHEAD = sizeof(T) == 2 ? 3 : 6;
+template <typename T> constexpr int VECTORS_IN_FLIGHT = sizeof(T) == 2 ? 3 : 6;
 
-/* ONE: the task has one tree, so that x and y need not be held at the same time. */
+/* ONE: the problem has one tree, so that x and y need not be held at the same time. */
 template <typename T, int V, bool FULL, bool ONE>
-__global__ void __launch_bounds__(32 * WARPS, ONE ? BLOCKS<T> : 1) fff_per_token(const cmm_cuda_task task)
+__global__ void __launch_bounds__(32 * WARPS, ONE ? BLOCKS<T> : 1) fff_per_token(const cmm_cuda_problem problem)
 {
-    const int lane = threadIdx.x % 32, levels = task.depth + 1;
-    const matrix w_in = matrix_of<T>(task.w_in, task.d_in, task.ld_in, lane);
-    const matrix w_out = matrix_of<T>(task.w_out, task.d_out, task.ld_out, lane);
-    const float threshold = cmm_threshold_f32(task.tie);
-    const int64_t trees = ONE ? 1 : task.trees;
-    enter();
-    for (int64_t token = blockIdx.x * (int64_t)WARPS + threadIdx.x / 32; token < task.batch;
+    const int lane = threadIdx.x % 32, levels = problem.depth + 1;
+    const matrix w_in = matrix_of<T>(problem.w_in, problem.d_in, problem.ld_in, lane);
+    const matrix w_out = matrix_of<T>(problem.w_out, problem.d_out, problem.ld_out, lane);
+    const float threshold = cmm_threshold_f32(problem.tie);
+    const int64_t trees = ONE ? 1 : problem.trees;
+    pdl_wait();
+    for (int64_t token = blockIdx.x * (int64_t)WARPS + threadIdx.x / 32; token < problem.batch;
          token += gridDim.x * (int64_t)WARPS) {
         float x[V * ELEMENTS<T>], y[V * ELEMENTS<T>];
-        load_x<T, V, FULL>(x, (const T *)task.x + token * task.d_in, w_in.vectors, lane);
+        load_x<T, V, FULL>(x, (const T *)problem.x + token * problem.d_in, w_in.vectors, lane);
         visited seen = {0, 0, 0, 0};
         int64_t step = token * trees * levels;
         clear(y);
         for (int64_t tree = 0; tree < trees; tree++) {
             int node = 0;
-            descend<T, V, FULL, ONE>(w_in, (const T *)task.bias, threshold, x, lane, (unsigned)(tree * task.nodes), 0,
-                                     levels, node, seen);
+            descend<T, V, FULL, ONE>(w_in, (const T *)problem.bias, threshold, x, lane,
+                                     (unsigned)(tree * problem.nodes), 0, levels, node, seen);
             if (ONE)
-                look_back(seen, node, levels, lane);
+                path_from_leaf(seen, node, levels, lane);
             if (ONE || seen.count + levels > 32 || tree + 1 == trees) {
                 const int count = seen.count;
-                deliver<T, V, FULL, VECTORS_AHEAD<T> / V>(task, w_out, y, lane, step, seen);
+                epilogue<T, V, FULL, VECTORS_IN_FLIGHT<T> / V>(problem, w_out, y, lane, step, seen);
                 step += count;
             }
         }
-        if (task.wants_y)
-            store_y<T, V, FULL>((T *)task.y + token * task.d_out, y, w_out.vectors, lane);
+        if (problem.wants_y)
+            store_y<T, V, FULL>((T *)problem.y + token * problem.d_out, y, w_out.vectors, lane);
     }
 }
 
 template <typename T, int V, bool FULL> struct per_token {
-    static cudaError_t go(const cmm_cuda_task *task, cudaStream_t stream)
+    static cudaError_t go(const cmm_cuda_problem *problem, cudaStream_t stream)
     {
-        cmm_cuda_task copy = *task;
+        cmm_cuda_problem copy = *problem;
         void *arguments[] = {&copy};
-        const void *const kernel = task->trees == 1 ? (const void *)fff_per_token<T, V, FULL, true>
+        const void *const kernel = problem->trees == 1 ? (const void *)fff_per_token<T, V, FULL, true>
                                                     : (const void *)fff_per_token<T, V, FULL, false>;
-        const int blocks = blocks_for((task->batch + WARPS - 1) / WARPS);
-        return launch_overlapping(task, kernel, blocks, 32 * WARPS, arguments, stream);
+        const int blocks = blocks_for((problem->batch + WARPS - 1) / WARPS);
+        return launch_overlapping(problem, kernel, blocks, 32 * WARPS, arguments, stream);
     }
 };
 
-static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *)
+static cudaError_t run(const cmm_cuda_problem *problem, cudaStream_t stream, void *)
 {
-    return for_rows<per_token>(task, stream);
+    return for_rows<per_token>(problem, stream);
 }
 
 extern const cmm_cuda_kernel cmm_cuda_fff_per_token = {

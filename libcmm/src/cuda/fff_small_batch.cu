@@ -33,29 +33,29 @@ template <typename T> __device__ inline void add(float (&y)[4], const pending<T>
 }
 
 template <typename T, int V, bool FULL>
-__global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_task task)
+__global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_problem problem)
 {
     __shared__ float logits[2][PLACES]; /* two, so that one barrier per round is enough */
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, levels = task.depth + 1;
-    const matrix w_in = matrix_of<T>(task.w_in, task.d_in, task.ld_in, lane);
-    const T *const bias = (const T *)task.bias;
-    const float threshold = cmm_threshold_f32(task.tie);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, levels = problem.depth + 1;
+    const matrix w_in = matrix_of<T>(problem.w_in, problem.d_in, problem.ld_in, lane);
+    const T *const bias = (const T *)problem.bias;
+    const float threshold = cmm_threshold_f32(problem.tie);
     /* A row warp's place in a subtree: so many levels below its root, the so-manieth of that level. */
     const bool adds = warp >= ROW_WARPS;
     const int below = 31 - __clz(warp + 1), along = warp + 1 - (1 << below);
     /* Each thread of the other warps has four columns of y; the first of these warps writes the path. */
     const int column = 4 * ((int)threadIdx.x - 32 * ROW_WARPS);
-    const bool has_columns = adds && task.wants_y && column < task.d_out;
-    const bool warp_has_columns = adds && task.wants_y && column - 4 * lane < task.d_out; /* other lanes read the first */
-    const char *const columns = (const char *)((const T *)task.w_out + (has_columns ? column : 0));
-    const unsigned pitch = (unsigned)(task.ld_out * (int64_t)sizeof(T));
+    const bool has_columns = adds && problem.wants_y && column < problem.d_out;
+    const bool warp_has_columns = adds && problem.wants_y && column - 4 * lane < problem.d_out; /* other lanes read the first */
+    const char *const columns = (const char *)((const T *)problem.w_out + (has_columns ? column : 0));
+    const unsigned pitch = (unsigned)(problem.ld_out * (int64_t)sizeof(T));
     int turn = 0;
-    enter();
-    for (int64_t token = blockIdx.x; token < task.batch; token += gridDim.x) {
+    pdl_wait();
+    for (int64_t token = blockIdx.x; token < problem.batch; token += gridDim.x) {
         float x[V * ELEMENTS<T>], y[4] = {0, 0, 0, 0};
         bool has_x = false;
-        for (int64_t tree = 0; tree < task.trees; tree++) {
-            const unsigned first = (unsigned)(tree * task.nodes);
+        for (int64_t tree = 0; tree < problem.trees; tree++) {
+            const unsigned first = (unsigned)(tree * problem.nodes);
             int node = 0;
             float my_logit = 0; /* of level `lane` */
             pending<T> last = {};
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_tas
                     load_row<V, FULL>(words, w_in, row, lane);
                     const float b = bias ? widen(bias[row]) : 0.0f;
                     if (!has_x)
-                        load_x<T, V, FULL>(x, (const T *)task.x + token * task.d_in, w_in.vectors, lane);
+                        load_x<T, V, FULL>(x, (const T *)problem.x + token * problem.d_in, w_in.vectors, lane);
                     has_x = true;
                     const float sum = dot<T, V>(words, x);
                     if (lane == 0)
@@ -97,45 +97,45 @@ __global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_tas
                     }
                 }
                 if (warp_has_columns)
-                    last.activation = activate(task.activation, logit_here);
+                    last.activation = activate(problem.activation, logit_here);
                 turn ^= 1;
             }
             if (warp_has_columns)
                 add<T>(y, last, (levels - 1) / AT_ONCE * AT_ONCE, levels);
             if (warp == ROW_WARPS) {
                 visited path;
-                look_back(path, node, levels, lane);
-                const int64_t step = (token * task.trees + tree) * levels + lane;
-                if (task.nodes_out && lane < levels)
-                    task.nodes_out[step] = path.node;
-                if (task.logits_out && lane < levels)
-                    ((float *)task.logits_out)[step] = my_logit;
+                path_from_leaf(path, node, levels, lane);
+                const int64_t step = (token * problem.trees + tree) * levels + lane;
+                if (problem.nodes_out && lane < levels)
+                    problem.nodes_out[step] = path.node;
+                if (problem.logits_out && lane < levels)
+                    ((float *)problem.logits_out)[step] = my_logit;
             }
         }
         if (has_columns)
-            *(typename four<T>::word *)((T *)task.y + token * task.d_out + column) = pack_four(y, T());
+            *(typename four<T>::word *)((T *)problem.y + token * problem.d_out + column) = pack_four(y, T());
     }
 }
 
 template <typename T, int V, bool FULL> struct small_batch {
-    static cudaError_t go(const cmm_cuda_task *task, cudaStream_t stream)
+    static cudaError_t go(const cmm_cuda_problem *problem, cudaStream_t stream)
     {
-        cmm_cuda_task copy = *task;
+        cmm_cuda_problem copy = *problem;
         void *arguments[] = {&copy};
-        return launch_overlapping(task, (const void *)fff_small_batch<T, V, FULL>, blocks_for(task->batch),
+        return launch_overlapping(problem, (const void *)fff_small_batch<T, V, FULL>, blocks_for(problem->batch),
                                   THREADS, arguments, stream);
     }
 };
 
-static cudaError_t run(const cmm_cuda_task *task, cudaStream_t stream, void *)
+static cudaError_t run(const cmm_cuda_problem *problem, cudaStream_t stream, void *)
 {
-    return for_rows<small_batch>(task, stream);
+    return for_rows<small_batch>(problem, stream);
 }
 
 /* Measured on an H200: up to one token for each processor. Shallow trees leave most warps idle. */
-static int is_preferred(const cmm_problem *task)
+static int is_preferred(const cmm_problem *problem)
 {
-    return task->batch <= cuda_task(task)->processors && task->depth >= 2;
+    return problem->batch <= cuda_problem(problem)->sm_count && problem->depth >= 2;
 }
 
 extern const cmm_cuda_kernel cmm_cuda_fff_small_batch = {

@@ -6,7 +6,7 @@
 #ifndef CMM_CUDA_WARP_ROW_CUH
 #define CMM_CUDA_WARP_ROW_CUH
 
-#include "kernel.cuh"
+#include "params.cuh"
 
 template <int N> struct constant {
     static constexpr int value = N;
@@ -97,7 +97,7 @@ template <typename T> __device__ inline uint2 pack_four(const float *values, T)
 /* Wait until the kernels before are done, and let the next one get ready: before any memory is touched. What is read
  * after it may have been written while this kernel was there already: so no load may take memory to be constant, as
  * __ldg() does. */
-__device__ inline void enter()
+__device__ inline void pdl_wait()
 {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -208,14 +208,14 @@ struct visited {
 
 /* The nodes on the way to the end, one level below the leaves, are its ancestors: so in the only tree of a layer, one look
  * at the end tells all. */
-__device__ inline void look_back(visited &seen, int end, int levels, int lane)
+__device__ inline void path_from_leaf(visited &seen, int end, int levels, int lane)
 {
     seen.node = lane < levels ? (int)cmm_ancestor((unsigned)end, levels - lane) : 0;
     seen.row = (unsigned)seen.node;
 }
 
 /* Walk levels from .. to - 1 of a tree whose first row is given; node is where to start, and where the walk ends.
- * ONE: seen gets the logits only, for look_back(). */
+ * ONE: seen gets the logits only, for path_from_leaf(). */
 template <typename T, int V, bool FULL, bool ONE>
 __device__ inline void descend(const matrix &w_in, const T *bias, float threshold, const float (&x)[V * ELEMENTS<T>],
                                int lane, unsigned first, int from, int to, int &node, visited &seen)
@@ -238,21 +238,22 @@ __device__ inline void descend(const matrix &w_in, const T *bias, float threshol
     }
 }
 
-/* Write the path of the visited neurons from step on, add their rows of w_out to y, and forget them. AHEAD: so many
+/* Write the path of the visited neurons from step on, add their rows of w_out to y, and forget them. IN_FLIGHT: so many
  * rows are on their way at a time, 1 to 4. */
-template <typename T, int V, bool FULL, int AHEAD>
-__device__ inline void deliver(const cmm_cuda_task &task, const matrix &w_out, float (&y)[V * ELEMENTS<T>], int lane,
+template <typename T, int V, bool FULL, int IN_FLIGHT>
+__device__ inline void epilogue(const cmm_cuda_problem &problem, const matrix &w_out, float (&y)[V * ELEMENTS<T>],
+                                int lane,
                                int64_t step, visited &seen)
 {
     if (lane < seen.count) {
-        if (task.nodes_out)
-            task.nodes_out[step + lane] = seen.node;
-        if (task.logits_out)
-            ((float *)task.logits_out)[step + lane] = seen.logit;
+        if (problem.nodes_out)
+            problem.nodes_out[step + lane] = seen.node;
+        if (problem.logits_out)
+            ((float *)problem.logits_out)[step + lane] = seen.logit;
     }
-    if (task.wants_y) {
-        constexpr int ROWS = AHEAD < 1 ? 1 : AHEAD > 4 ? 4 : AHEAD;
-        const float a = activate(task.activation, lane < seen.count ? seen.logit : 0.0f);
+    if (problem.wants_y) {
+        constexpr int ROWS = IN_FLIGHT < 1 ? 1 : IN_FLIGHT > 4 ? 4 : IN_FLIGHT;
+        const float a = activate(problem.activation, lane < seen.count ? seen.logit : 0.0f);
         auto add_rows = [&](int s, auto rows) {
             constexpr int COUNT = decltype(rows)::value;
             uint4 words[COUNT][V];
@@ -292,10 +293,10 @@ __device__ inline void store_y(T *row, const float (&y)[V * ELEMENTS<T>], int ve
 
 /* ---- the host's side ----------------------------------------------------------------------------------------------- */
 
-/* Queue a kernel that begins with enter(). Where task->overlaps, its blocks may be placed while the kernel before it
+/* Queue a kernel that begins with pdl_wait(). Where problem->overlaps, its blocks may be placed while the kernel before it
  * still runs. */
-static inline cudaError_t launch_overlapping(const cmm_cuda_task *task, const void *kernel, dim3 grid, unsigned threads,
-                                             void **arguments, cudaStream_t stream)
+static inline cudaError_t launch_overlapping(const cmm_cuda_problem *problem, const void *kernel, dim3 grid,
+                                             unsigned threads, void **arguments, cudaStream_t stream)
 {
     cudaLaunchAttribute overlap = {};
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -305,62 +306,64 @@ static inline cudaError_t launch_overlapping(const cmm_cuda_task *task, const vo
     config.blockDim = dim3(threads);
     config.stream = stream;
     config.attrs = &overlap;
-    config.numAttrs = task->overlaps ? 1 : 0;
+    config.numAttrs = problem->overlaps ? 1 : 0;
     return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
 constexpr int64_t MOST_BYTES_16 = 4 * 512, MOST_BYTES_32 = 8 * 512; /* of a row: 32 values in each lane */
 
 /* What these kernels can do: rows of float, bf16 or f16 that are whole, aligned vectors and fit in registers. */
-static inline int rows_fit(const cmm_problem *problem)
+static inline int rows_fit(const cmm_problem *given)
 {
-    const cmm_cuda_task *const task = cuda_task(problem);
-    const int64_t bytes = cmm_element_size(task->dtype), most = task->dtype == CMM_F32 ? MOST_BYTES_32 : MOST_BYTES_16;
-    return task->dtype != CMM_F64 && task->depth < CMM_MAX_DEPTH && task->aligned && task->d_in * bytes <= most &&
-           (!task->wants_y || task->d_out * bytes <= most) && task->trees <= 0xffffffffll / task->nodes &&
-           task->ld_in * bytes <= 0xffffffffll && task->ld_out * bytes <= 0xffffffffll;
+    const cmm_cuda_problem *const problem = cuda_problem(given);
+    const int64_t bytes = cmm_element_size(problem->dtype), most = problem->dtype == CMM_F32
+        ? MOST_BYTES_32 : MOST_BYTES_16;
+    return problem->dtype != CMM_F64 && problem->depth < CMM_MAX_DEPTH && problem->aligned &&
+        problem->d_in * bytes <= most &&
+           (!problem->wants_y || problem->d_out * bytes <= most) && problem->trees <= 0xffffffffll / problem->nodes &&
+           problem->ld_in * bytes <= 0xffffffffll && problem->ld_out * bytes <= 0xffffffffll;
 }
 
-/* The vectors in a lane of the wider of a task's rows. */
-static inline int vectors_for(const cmm_cuda_task *task)
+/* The vectors in a lane of the wider of a problem's rows. */
+static inline int vectors_for(const cmm_cuda_problem *problem)
 {
-    const int64_t wider = task->wants_y && task->d_out > task->d_in ? task->d_out : task->d_in;
-    return (int)((wider * cmm_element_size(task->dtype) + 511) / 512);
+    const int64_t wider = problem->wants_y && problem->d_out > problem->d_in ? problem->d_out : problem->d_in;
+    return (int)((wider * cmm_element_size(problem->dtype) + 511) / 512);
 }
 
 template <template <typename, int, bool> class LAUNCH, typename T, int V, typename... ARGUMENTS>
-static cudaError_t for_width(const cmm_cuda_task *task, ARGUMENTS... arguments)
+static cudaError_t for_width(const cmm_cuda_problem *problem, ARGUMENTS... arguments)
 {
     const int64_t whole = V * 512 / (int64_t)sizeof(T);
-    return task->d_in == whole && (!task->wants_y || task->d_out == whole)
-               ? LAUNCH<T, V, true>::go(task, arguments...)
-               : LAUNCH<T, V, false>::go(task, arguments...);
+    return problem->d_in == whole && (!problem->wants_y || problem->d_out == whole)
+               ? LAUNCH<T, V, true>::go(problem, arguments...)
+               : LAUNCH<T, V, false>::go(problem, arguments...);
 }
 
 template <template <typename, int, bool> class LAUNCH, typename T, typename... ARGUMENTS>
-static cudaError_t for_half(const cmm_cuda_task *task, ARGUMENTS... arguments)
+static cudaError_t for_half(const cmm_cuda_problem *problem, ARGUMENTS... arguments)
 {
-    const int v = vectors_for(task);
-    return v <= 1   ? for_width<LAUNCH, T, 1>(task, arguments...)
-           : v <= 2 ? for_width<LAUNCH, T, 2>(task, arguments...)
-           : v <= 3 ? for_width<LAUNCH, T, 3>(task, arguments...)
-                    : for_width<LAUNCH, T, 4>(task, arguments...);
+    const int v = vectors_for(problem);
+    return v <= 1   ? for_width<LAUNCH, T, 1>(problem, arguments...)
+           : v <= 2 ? for_width<LAUNCH, T, 2>(problem, arguments...)
+           : v <= 3 ? for_width<LAUNCH, T, 3>(problem, arguments...)
+                    : for_width<LAUNCH, T, 4>(problem, arguments...);
 }
 
-/* Call LAUNCH<T, V, FULL>::go(task, arguments...) for the type and the widths of a task. */
+/* Call LAUNCH<T, V, FULL>::go(problem, arguments...) for the type and the widths of a problem. */
 template <template <typename, int, bool> class LAUNCH, typename... ARGUMENTS>
-static cudaError_t for_rows(const cmm_cuda_task *task, ARGUMENTS... arguments)
+static cudaError_t for_rows(const cmm_cuda_problem *problem, ARGUMENTS... arguments)
 {
-    if (task->dtype == CMM_BF16)
-        return for_half<LAUNCH, __nv_bfloat16>(task, arguments...);
-    if (task->dtype == CMM_F16)
-        return for_half<LAUNCH, __half>(task, arguments...);
-    const int v = vectors_for(task);
-    return v <= 1   ? for_width<LAUNCH, float, 1>(task, arguments...)
-           : v <= 2 ? for_width<LAUNCH, float, 2>(task, arguments...)
-           : v <= 4 ? for_width<LAUNCH, float, 4>(task, arguments...)
-           : v <= 6 ? for_width<LAUNCH, float, 6>(task, arguments...)
-                    : for_width<LAUNCH, float, 8>(task, arguments...);
+    if (problem->dtype == CMM_BF16)
+        return for_half<LAUNCH, __nv_bfloat16>(problem, arguments...);
+    if (problem->dtype == CMM_F16)
+        return for_half<LAUNCH, __half>(problem, arguments...);
+    const int v = vectors_for(problem);
+    return v <= 1   ? for_width<LAUNCH, float, 1>(problem, arguments...)
+           : v <= 2 ? for_width<LAUNCH, float, 2>(problem, arguments...)
+           : v <= 4 ? for_width<LAUNCH, float, 4>(problem, arguments...)
+           : v <= 6 ? for_width<LAUNCH, float, 6>(problem, arguments...)
+                    : for_width<LAUNCH, float, 8>(problem, arguments...);
 }
 
 #endif

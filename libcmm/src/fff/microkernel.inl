@@ -1,5 +1,5 @@
-/* The micro-kernels, two register tiles that every native kernel is made of (dot_tile in dot.inl, y_tile below), over
- * the vectors of one instruction set. Rows, of type W, are widened to the tokens' type X as they are loaded; everything
+/* The micro-kernels, two register tiles that every native kernel is made of (dot_microkernel in dot.inl,
+ * weighted_sum_microkernel below), over the vectors of one instruction set. Rows, of type W, are widened to the tokens' type X as they are loaded; everything
  * else is X.
  *
  * They fix the order of all sums, so that a token's bits depend on nothing but its layer and itself:
@@ -8,12 +8,12 @@
  *   y    each element starts at 0 and takes the visited rows by fused multiply-add, trees in order, root first. */
 #ifdef CMM_TYPE
 
-#if TILE < 1 || TILE > 4
-#error "TILE is 1 to 4: dots() and outputs() have no case for more"
+#if MR < 1 || MR > 4
+#error "MR is 1 to 4: dots() and outputs() have no case for more"
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-#define ROWS 3 /* of a dot_tile, at most */
+#define NR 3 /* of a dot_microkernel, at most */
 
 enum {
     NAME(LANES) = 256 / (int)sizeof(X), /* of a sum, whatever a vector holds: its order is the same on every machine */
@@ -25,7 +25,7 @@ enum {
 };
 
 /* The sum of n <= 16 vectors by halves: v[i] + v[i + n/2], and so on down to one. n is a power of 2 and a constant. */
-INLINE XNAME(vec) NAME(halves)(const int n, const XNAME(vec) *v)
+INLINE XNAME(vec) NAME(pairwise_sum)(const int n, const XNAME(vec) *v)
 {
     XNAME(vec) a[8], b[4];
     if (n <= 2)
@@ -39,7 +39,7 @@ INLINE XNAME(vec) NAME(halves)(const int n, const XNAME(vec) *v)
     return XNAME(vec_add)(XNAME(vec_add)(b[0], b[2]), XNAME(vec_add)(b[1], b[3]));
 }
 
-/* One row, or ROWS of them, for up to TILE tokens: dots(), of ROWS rows dot_tile(). */
+/* One row, or NR of them, for up to MR tokens: dots(), of NR rows dot_microkernel(). */
 #define SHARED W
 #define LOAD_SHARED NAME(load_w)
 #define LOAD_SHARED_MASKED NAME(load_w_masked)
@@ -54,27 +54,28 @@ typedef struct {
     const W *const *row;
     const X *c;
     X *y;
-} NAME(share);
+} NAME(output_args);
 
 /* What becomes of y: it is stored, added to, or stored past the caches (which needs whole cache lines). */
-enum { NAME(Y_STORE), NAME(Y_ADD), NAME(Y_STREAM) };
+enum { NAME(Y_STORE), NAME(Y_ADD), NAME(Y_STORE_NT) };
 
 /* Columns [at, at + columns vectors) of y for `tokens` tokens that have their first `shared` of `rows` rows in common.
  * The last `part` elements, where part > 0, fill only a part of the one vector of columns. */
-INLINE void NAME(y_tile)(const int tokens, const int columns, int64_t at, int64_t part, const NAME(share) *s,
-                         int way, int shared, int rows)
+INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, int64_t at, int64_t part,
+                                           const NAME(output_args) *s,
+                         int store_mode, int shared, int rows)
 {
-    XNAME(vec) y[TILE][2 * COLUMNS];
+    XNAME(vec) y[MR][2 * COLUMNS];
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 16
         for (int v = 0; v < columns; v++)
-            y[t][v] = way != NAME(Y_ADD) ? XNAME(vec_zero)()
+            y[t][v] = store_mode != NAME(Y_ADD) ? XNAME(vec_zero)()
                       : part > 0         ? XNAME(vec_load_masked)(s[t].y + at, part)
                                          : XNAME(vec_load)(s[t].y + at + v * XNAME(VL));
     for (int i = 0; i < shared; i++) {
         const W *const row = s[0].row[i] + at;
-        XNAME(vec) c[TILE];
+        XNAME(vec) c[MR];
 #pragma GCC unroll 16
         for (int t = 0; t < tokens; t++)
             c[t] = XNAME(vec_broadcast)(s[t].c[i]);
@@ -104,53 +105,54 @@ INLINE void NAME(y_tile)(const int tokens, const int columns, int64_t at, int64_
         for (int v = 0; v < columns; v++) {
             if (part > 0)
                 XNAME(vec_store_masked)(s[t].y + at, y[t][v], part);
-            else if (way == NAME(Y_STREAM))
+            else if (store_mode == NAME(Y_STORE_NT))
                 XNAME(vec_store_nt)(s[t].y + at + v * XNAME(VL), y[t][v]);
             else
                 XNAME(vec_store)(s[t].y + at + v * XNAME(VL), y[t][v]);
         }
 }
 
-INLINE void NAME(y_tiles)(const int tokens, const int columns, const NAME(share) *s, int64_t d, int way,
+INLINE void NAME(weighted_sum_columns)(const int tokens, const int columns, const NAME(output_args) *s, int64_t d,
+                                       int store_mode,
                           int shared, int rows)
 {
     int64_t at = 0;
     for (; at + columns * XNAME(VL) <= d; at += columns * XNAME(VL))
-        NAME(y_tile)(tokens, columns, at, 0, s, way, shared, rows);
+        NAME(weighted_sum_microkernel)(tokens, columns, at, 0, s, store_mode, shared, rows);
     for (; at + XNAME(VL) <= d; at += XNAME(VL))
-        NAME(y_tile)(tokens, 1, at, 0, s, way, shared, rows);
+        NAME(weighted_sum_microkernel)(tokens, 1, at, 0, s, store_mode, shared, rows);
     if (at < d)
-        NAME(y_tile)(tokens, 1, at, d - at, s, way, shared, rows);
+        NAME(weighted_sum_microkernel)(tokens, 1, at, d - at, s, store_mode, shared, rows);
 }
 
-/* y[d] of 1 <= tokens <= TILE tokens, which have their first `shared` rows in common. */
-static void NAME(outputs)(int tokens, const NAME(share) *s, int64_t d, int way, int shared, int rows)
+/* y[d] of 1 <= tokens <= MR tokens, which have their first `shared` rows in common. */
+static void NAME(weighted_sums)(int tokens, const NAME(output_args) *s, int64_t d, int store_mode, int shared, int rows)
 {
     switch (tokens) {
-#if TILE >= 4
+#if MR >= 4
     case 4:
-        NAME(y_tiles)(4, COLUMNS, s, d, way, shared, rows);
+        NAME(weighted_sum_columns)(4, COLUMNS, s, d, store_mode, shared, rows);
         return;
 #endif
-#if TILE >= 3
+#if MR >= 3
     case 3:
-        NAME(y_tiles)(3, COLUMNS, s, d, way, shared, rows);
+        NAME(weighted_sum_columns)(3, COLUMNS, s, d, store_mode, shared, rows);
         return;
 #endif
-#if TILE >= 2
+#if MR >= 2
     case 2:
-        NAME(y_tiles)(2, COLUMNS, s, d, way, shared, rows);
+        NAME(weighted_sum_columns)(2, COLUMNS, s, d, store_mode, shared, rows);
         return;
 #endif
     default:
-        NAME(y_tiles)(1, 2 * COLUMNS, s, d, way, shared, rows);
+        NAME(weighted_sum_columns)(1, 2 * COLUMNS, s, d, store_mode, shared, rows);
     }
 }
 
 /* Bytes of both rows of one neuron. */
-static inline int64_t NAME(row_bytes)(const cmm_problem *task)
+static inline int64_t NAME(row_bytes)(const cmm_problem *problem)
 {
-    return (task->d_in + task->d_out) * (int64_t)sizeof(W);
+    return (problem->d_in + problem->d_out) * (int64_t)sizeof(W);
 }
 
 /* Prefetch a row into L2, for use in a while. */

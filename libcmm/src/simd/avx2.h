@@ -16,7 +16,7 @@ static inline void vec_fence(void) { _mm_sfence(); }
 
 enum { VL_f32 = 8, VL_f64 = 4 };
 #define REGISTERS 16
-#define TILE 3
+#define MR 3
 #define COLUMNS 3
 
 static inline vec_f32 vec_zero_f32(void) { return _mm256_setzero_ps(); }

@@ -15,7 +15,7 @@ static inline void vec_fence(void) { _mm_sfence(); }
 
 enum { VL_f32 = 16, VL_f64 = 8 };
 #define REGISTERS 32
-#define TILE 4
+#define MR 4
 #define COLUMNS 6
 
 static inline vec_f32 vec_zero_f32(void) { return _mm512_setzero_ps(); }

@@ -15,7 +15,7 @@ static inline void vec_fence(void) {}
 
 enum { VL_f32 = 4, VL_f64 = 2 };
 #define REGISTERS 32
-#define TILE 4
+#define MR 4
 #define COLUMNS 6
 
 static inline vec_f32 vec_zero_f32(void) { return vdupq_n_f32(0); }
@@ -94,7 +94,8 @@ static inline uint16x4_t load_16_masked(const uint16_t *p, int64_t n)
 enum { LOAD_CPU_f32_bf16 = 0 };
 static inline vec_f32 widen_bf16(uint16x4_t w) { return vreinterpretq_f32_u32(vshll_n_u16(w, 16)); }
 static inline vec_f32 load_w_f32_bf16(const bf16 *p) { return widen_bf16(vld1_u16(&p->bits)); }
-static inline vec_f32 load_w_masked_f32_bf16(const bf16 *p, int64_t n) { return widen_bf16(load_16_masked(&p->bits, n)); }
+static inline vec_f32 load_w_masked_f32_bf16(const bf16 *p, int64_t n) { return widen_bf16(load_16_masked(&p->bits,
+                                                                                                          n)); }
 
 enum { LOAD_CPU_f32_f16 = 0 };
 static inline vec_f32 widen_f16(uint16x4_t w) { return vcvt_f32_f16(vreinterpret_f16_u16(w)); }

@@ -17,7 +17,7 @@ static inline void vec_fence(void) {}
 
 enum { VL_f32 = 4, VL_f64 = 2 };
 #define REGISTERS 16
-#define TILE 1
+#define MR 1
 #define COLUMNS 4
 
 typedef struct {

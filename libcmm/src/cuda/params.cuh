@@ -1,9 +1,9 @@
 /* What a CUDA kernel is, what it sees of a call, and the element types.
  *
- * The front door (api.cu) has checked everything. A kernel's run() only queues work on the stream and reports
+ * The entry point (api.cu) has checked everything. A kernel's run() only queues work on the stream and reports
  * whether the launch was accepted. Compiled with -fmad=false: a fused multiply-add is written out, as fma_(). */
-#ifndef CMM_CUDA_KERNEL_CUH
-#define CMM_CUDA_KERNEL_CUH
+#ifndef CMM_CUDA_PARAMS_CUH
+#define CMM_CUDA_PARAMS_CUH
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -17,23 +17,23 @@
 
 /* A checked call with every default filled in (see ../kernel.h), and what only
  * these kernels look at. A dense layer at level cuda-naive has nodes = neurons, trees = 1. */
-struct cmm_cuda_task : cmm_problem {
+struct cmm_cuda_problem : cmm_problem {
     int aligned; /* rows of w_in, w_out, x and y all start at multiples of 16 bytes and end there */
-    int processors;
+    int sm_count; /* streaming multiprocessors */
     int overlaps; /* see launch_overlapping() in warp_row.cuh */
 };
 
 /* The problems that can_implement() and is_preferred() see are such tasks. */
-static inline const cmm_cuda_task *cuda_task(const cmm_problem *problem)
+static inline const cmm_cuda_problem *cuda_problem(const cmm_problem *problem)
 {
-    return static_cast<const cmm_cuda_task *>(problem);
+    return static_cast<const cmm_cuda_problem *>(problem);
 }
 
 struct cmm_cuda_kernel {
     cmm_traits traits;
     /* Bytes of workspace; NULL: none. */
-    int64_t (*workspace)(const cmm_cuda_task *task);
-    cudaError_t (*run)(const cmm_cuda_task *task, cudaStream_t stream, void *workspace);
+    int64_t (*workspace)(const cmm_cuda_problem *problem);
+    cudaError_t (*run)(const cmm_cuda_problem *problem, cudaStream_t stream, void *workspace);
 };
 
 /* The traits of a CUDA kernel: each is for every type. */

@@ -7,7 +7,7 @@
 #include "../kernel.h"
 #include "../tree.h"
 
-#define CMM_BODY "fff/naive.c"
+#define CMM_BODY "fff/reference.c"
 #define CMM_LIST CMM_TYPES
 #include "../for_each_type.h"
 
@@ -15,38 +15,38 @@ CMM_EXPORT(cmm_fff_naive)
 
 #else
 
-static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
+static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
 {
     (void)scratch;
-    const int64_t levels = task->depth + 1;
-    const W *const w_in = task->w_in, *const w_out = task->w_out;
-    const X *const bias = task->bias;
+    const int64_t levels = problem->depth + 1;
+    const W *const w_in = problem->w_in, *const w_out = problem->w_out;
+    const X *const bias = problem->bias;
     for (int64_t token = first; token < first + count; token++) {
-        const X *const x = (const X *)task->x + token * task->d_in;
-        X *const y = task->y ? (X *)task->y + token * task->d_out : NULL;
-        for (int64_t o = 0; y && o < task->d_out; o++)
+        const X *const x = (const X *)problem->x + token * problem->d_in;
+        X *const y = problem->y ? (X *)problem->y + token * problem->d_out : NULL;
+        for (int64_t o = 0; y && o < problem->d_out; o++)
             y[o] = 0;
-        for (int64_t tree = 0; tree < task->trees; tree++) {
+        for (int64_t tree = 0; tree < problem->trees; tree++) {
             int64_t node = 0;
             for (int64_t level = 0; level < levels; level++) {
-                const int64_t row = tree * task->nodes + node;
+                const int64_t row = tree * problem->nodes + node;
                 X logit = 0;
-                for (int64_t i = 0; i < task->d_in; i++)
-                    logit += NAME(widen)(w_in[row * task->ld_in + i]) * x[i];
+                for (int64_t i = 0; i < problem->d_in; i++)
+                    logit += NAME(widen)(w_in[row * problem->ld_in + i]) * x[i];
                 if (bias)
                     logit += bias[row];
-                const int64_t step = (token * task->trees + tree) * levels + level;
-                if (task->nodes_out)
-                    task->nodes_out[step] = (int32_t)node;
-                if (task->logits_out)
-                    ((X *)task->logits_out)[step] = logit;
+                const int64_t step = (token * problem->trees + tree) * levels + level;
+                if (problem->nodes_out)
+                    problem->nodes_out[step] = (int32_t)node;
+                if (problem->logits_out)
+                    ((X *)problem->logits_out)[step] = logit;
                 if (y) {
                     X activation = logit;
-                    cpu->XNAME(activate)(task->activation, 1, &activation);
-                    for (int64_t o = 0; o < task->d_out; o++)
-                        y[o] += activation * NAME(widen)(w_out[row * task->ld_out + o]);
+                    cpu->XNAME(activate)(problem->activation, 1, &activation);
+                    for (int64_t o = 0; o < problem->d_out; o++)
+                        y[o] += activation * NAME(widen)(w_out[row * problem->ld_out + o]);
                 }
-                node = XNAME(cmm_child)(node, logit, task->tie);
+                node = XNAME(cmm_child)(node, logit, problem->tie);
             }
         }
     }

@@ -6,7 +6,7 @@
 #ifndef CMM_TYPE
 #include "../kernel.h"
 
-#define CMM_BODY "ff/naive.c"
+#define CMM_BODY "dense/reference.c"
 #define CMM_LIST CMM_SAME_TYPES
 #include "../for_each_type.h"
 
@@ -14,24 +14,24 @@ CMM_EXPORT(cmm_ff_naive)
 
 #else
 
-static void NAME(run)(const cmm_problem *task, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
+static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
 {
     (void)scratch;
-    const X *const w_in = task->w_in, *const bias = task->bias, *const w_out = task->w_out;
+    const X *const w_in = problem->w_in, *const bias = problem->bias, *const w_out = problem->w_out;
     for (int64_t token = first; token < first + count; token++) {
-        const X *const x = (const X *)task->x + token * task->d_in;
-        X *const y = (X *)task->y + token * task->d_out;
-        for (int64_t o = 0; o < task->d_out; o++)
+        const X *const x = (const X *)problem->x + token * problem->d_in;
+        X *const y = (X *)problem->y + token * problem->d_out;
+        for (int64_t o = 0; o < problem->d_out; o++)
             y[o] = 0;
-        for (int64_t row = 0; row < task->nodes; row++) {
+        for (int64_t row = 0; row < problem->nodes; row++) {
             X logit = 0;
-            for (int64_t i = 0; i < task->d_in; i++)
-                logit += w_in[row * task->ld_in + i] * x[i];
+            for (int64_t i = 0; i < problem->d_in; i++)
+                logit += w_in[row * problem->ld_in + i] * x[i];
             if (bias)
                 logit += bias[row];
-            cpu->XNAME(activate)(task->activation, 1, &logit);
-            for (int64_t o = 0; o < task->d_out; o++)
-                y[o] += logit * w_out[row * task->ld_out + o];
+            cpu->XNAME(activate)(problem->activation, 1, &logit);
+            for (int64_t o = 0; o < problem->d_out; o++)
+                y[o] += logit * w_out[row * problem->ld_out + o];
         }
     }
 }

@@ -6,7 +6,7 @@
 #include "../activation.h"
 #include "../activations.inc"
 
-#define CMM_BODY "act/loops.inl"
+#define CMM_BODY "activation/loops.inl"
 #define CMM_LIST CMM_SAME_TYPES
 #include "../for_each_type.h"
 
