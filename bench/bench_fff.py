@@ -16,9 +16,9 @@ from functools import cache
 
 import cmm
 import pytest
-from cmm.bench.floors import measure_floors
-from cmm.bench.harness import Contestant, Data, Layer, dense, every_blas, products, using
+from cmm.bench.harness import Case, Data, Layer, dense, every_blas, products, using
 from cmm.bench.machine import this_machine
+from cmm.bench.roofline import measure_roofline
 from cmm.bench.table import line
 
 TREES, WIDTH, TOKENS = [Layer(1, 11), Layer(32, 6), Layer(128, 4), Layer(3072, 0)], 768, 16384
@@ -48,18 +48,18 @@ def data():
 
 @cache
 def floors():
-    return measure_floors(this_machine(), THREADS, data().dtype, products(BLAS.values(), THREADS, data().dtype))
+    return measure_roofline(this_machine(), THREADS, data().dtype, products(BLAS.values(), THREADS, data().dtype))
 
 
 @pytest.mark.benchmark(min_rounds=5, max_time=0.5, warmup=True, warmup_iterations=2)
 @pytest.mark.parametrize(("layer", "level", "blas", "batch"), list(cases()))
 def test_layer(benchmark, layer, level, blas, batch):
-    contestant = Contestant(data(), layer, level, blas, batch, THREADS, calls=max(1, 4096 // batch))
-    contestant.check()
-    forward, tokens = contestant.forward, itertools.cycle(contestant.tokens())
+    case = Case(data(), layer, level, blas, batch, THREADS, calls=max(1, 4096 // batch))
+    case.check()
+    forward, tokens = case.forward, itertools.cycle(case.tokens())
     benchmark.group = f"{batch} tokens"
     with using(blas[1] if blas else None):
         benchmark(lambda: forward(next(tokens)))
     if benchmark.stats:  # none with --benchmark-disable
-        contestant.seconds = [seconds / batch for seconds in benchmark.stats.stats.data]
-        benchmark.extra_info.update(asdict(line(contestant, floors(), batch)))
+        case.seconds = [seconds / batch for seconds in benchmark.stats.stats.data]
+        benchmark.extra_info.update(asdict(line(case, floors(), batch)))

@@ -23,7 +23,7 @@ import cmm.bert
 import numpy as np
 from cmm.bert.text import batches, encode
 from cmm.bert.tokenizer import checked_texts
-from cmm.torch import Classifier, glue, training
+from cmm.torch import Classifier, glue_tasks, training
 from torch.nn import functional
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", type=Path, help="a folder that training or `cmm export` left")
-    add("task", choices=glue.TASKS, help="whose columns and scores to use")
+    add("task", choices=glue_tasks.TASKS, help="whose columns and scores to use")
     add("data", type=Path, help="the folder of train.tsv and dev.tsv")
     add("out", type=Path, help="the folder to make")
     add("--epochs", type=training.at_least_1, metavar="N", help="(default 5, for CoLA 15)")
@@ -44,14 +44,14 @@ def main() -> None:
 
     options.device = training.usable_device(options.device)
     torch.manual_seed(options.seed)
-    task = glue.TASKS[options.task]
+    task = glue_tasks.TASKS[options.task]
     pretrained = cmm.bert.load(options.model)
     model = classifier(pretrained, max(1, len(task.labels))).to(options.device)
     limit = pretrained.config.max_seq_length
     files = {
         file: (encode(pretrained.tokenizer, limit, checked_texts(texts, file), truncate=True), labels)
         for file in ("train.tsv", *task.dev)
-        for texts, labels in [glue.read(options.data / file, task)]
+        for texts, labels in [glue_tasks.read(options.data / file, task)]
     }
     ids, labels = files.pop("train.tsv")
     options.out.mkdir(parents=True, exist_ok=True)

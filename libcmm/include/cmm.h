@@ -188,7 +188,7 @@ typedef struct cmm_pack_options {
     int32_t weight_dtype; /* of the packed rows; 0 means that of the layer. Other rows are rounded to it */
 } cmm_pack_options;
 
-/* A dense feedforward layer, the yardstick: y = activation(x w_in^T + bias) w_out. */
+/* A dense feedforward layer, the baseline: y = activation(x w_in^T + bias) w_out. */
 typedef struct cmm_ff {
     uint32_t size;       /* sizeof(cmm_ff) */
     int32_t dtype;

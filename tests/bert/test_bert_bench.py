@@ -17,7 +17,7 @@ def run(*options):
 
 
 @pytest.mark.full
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch, the yardstick, is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch, the baseline, is not installed")
 def test_against_pytorch():
     said = run("--sequences", "3", "--length", "9", "--passes", "2", "--threads", "2")
     assert float(re.search(r"FFF layers within (\S+) of float64", said)[1]) < 5e-5

@@ -783,7 +783,7 @@ def test_pytorch_is_asked_for_in_one_line(tmp_path, block, monkeypatch):
             raise ImportError(name)
         return real(name, *rest)
 
-    monkeypatch.setattr("cmm.bert.containers.importlib.import_module", without_torch)
+    monkeypatch.setattr("cmm.bert.weight_files.importlib.import_module", without_torch)
     with pytest.raises(CheckpointError, match="reading it needs PyTorch: pip install torch") as caught:
         cmm.bert.load(tmp_path, config=block)
     assert "\n" not in str(caught.value)

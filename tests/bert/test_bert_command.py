@@ -277,7 +277,7 @@ def test_explain_says_no(refused, folder, tmp_path, monkeypatch):
     assert "there is no folder" in refused("explain", folder, "moon", "--out", tmp_path / "no" / "a")
     assert "the word random" not in refused("embed", "random", "moon")
     assert "there are no texts" in refused("explain", folder, "--file", "/dev/null", *out)
-    monkeypatch.setitem(sys.modules, "cmm.bert.picture", None)
+    monkeypatch.setitem(sys.modules, "cmm.bert.plot_paths", None)
     assert "pip install cmm[bench]" in refused("explain", folder, "moon", *out)
     assert list(tmp_path.iterdir()) == []
 
@@ -324,7 +324,7 @@ def test_a_file_of_pytorch_without_pytorch(refused, tmp_path, monkeypatch):
 
 def test_starting_the_command_is_light():
     """What draws and what reads text is imported when a command needs it."""
-    heavy = {"cmm.bert.picture", "cmm.bert.paths", "matplotlib", "tokenizers", "torch", "tqdm"}
+    heavy = {"cmm.bert.plot_paths", "cmm.bert.paths", "matplotlib", "tokenizers", "torch", "tqdm"}
     code = "import sys; from cmm.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += f"found = {heavy!r} & set(sys.modules)\nassert not found, found"
     subprocess.run([sys.executable, "-c", code], timeout=120, check=True, capture_output=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cmm.bert import encoder
 from cmm.bert.device import CPU
-from cmm.bert.names import tensors
+from cmm.bert.state_dict_map import tensors
 
 # The recorded answers come with this tolerance: they are float32 themselves and were seen to agree to 1.5e-6. It
 # holds for the reference too: every tap is a LayerNorm or two away from values of order 1 (at most 10), and its sums

@@ -10,7 +10,9 @@ import pytest
 from cmm.bert import paths
 from cmm.bert.paths import Paths
 
-picture = pytest.importorskip("cmm.bert.picture", reason="matplotlib, which draws, is not installed (cmm[bench])")
+plot_paths = pytest.importorskip(
+    "cmm.bert.plot_paths", reason="matplotlib, which draws, is not installed (cmm[bench])"
+)
 
 
 def random_paths(tokens, layers, trees, depth, seed=0):
@@ -99,7 +101,7 @@ def test_json_has_everything():
 
 def drawn(tmp_path, found, title="a title"):
     files = [tmp_path / "a.png", tmp_path / "a.svg"]
-    picture.draw(found, files, title=title)
+    plot_paths.draw(found, files, title=title)
     assert files[0].read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     root = ElementTree.parse(files[1]).getroot()
     return [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
@@ -143,7 +145,7 @@ def test_tokens_are_named_below_every_layer(tmp_path):
 
 def images(found):
     """The maps of a picture, by layer."""
-    return [image.get_array() for axes in picture._figure(found, "x").axes for image in axes.images]
+    return [image.get_array() for axes in plot_paths._figure(found, "x").axes for image in axes.images]
 
 
 @pytest.mark.parametrize("size", [(5, 2, 9, 3), (40, 3, 12, 4), (3, 1, 300, 0)])
@@ -193,7 +195,7 @@ def test_tokens_of_any_kind_are_shown(tmp_path):
 
 def test_the_same_paths_make_the_same_picture(tmp_path):
     for name in ("a", "b"):
-        picture.draw(random_paths(9, 2, 1, 5), [tmp_path / f"{name}.svg", tmp_path / f"{name}.png"], title="x")
+        plot_paths.draw(random_paths(9, 2, 1, 5), [tmp_path / f"{name}.svg", tmp_path / f"{name}.png"], title="x")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
@@ -211,7 +213,7 @@ def test_names_do_not_overlap(seed):
     rng = np.random.default_rng(seed)
     count = int(rng.integers(1, 28))
     wanted = np.sort(rng.uniform(0, 6, count) if seed % 2 else rng.choice([0.0, 0.1, 3, 6], count)).tolist()
-    places = np.array(picture._apart(wanted, 0.2, 6.0))
+    places = np.array(plot_paths._apart(wanted, 0.2, 6.0))
     assert (np.diff(places) >= 0.2 - 1e-9).all()
     assert places.min() >= 0.1 - 1e-9
     assert places.max() <= 5.9 + 1e-9
@@ -223,8 +225,8 @@ def test_names_do_not_overlap(seed):
 def test_lines_of_one_tree_end_at_their_leaves_and_do_not_change_sides():
     """Within a node, tokens lie side by side in the order of their leaves."""
     found = random_paths(12, 1, 1, 3)
-    figure = picture.Figure()
-    ends = picture._lines(figure.add_subplot(), found, 0, 6.0)
+    figure = plot_paths.Figure()
+    ends = plot_paths._lines(figure.add_subplot(), found, 0, 6.0)
     assert sorted(token for _, token in ends) == list(range(12))
     by_place = [int(found.nodes[0, token, 0, -1]) for _, token in sorted(ends)]
     assert by_place == sorted(by_place)

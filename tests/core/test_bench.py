@@ -11,10 +11,10 @@ import cmm
 import numpy as np
 import pytest
 from cmm.bench import check, harness
-from cmm.bench.floors import Floors, _no_slower, measure_floors
 from cmm.bench.gpu import GpuLine, GpuReport, measure_gpu
-from cmm.bench.harness import Contestant, Data, Layer, dense, every_blas, measure, parse_layer, products
+from cmm.bench.harness import Case, Data, Layer, dense, every_blas, measure, parse_layer, products
 from cmm.bench.machine import this_machine
+from cmm.bench.roofline import Roofline, _no_slower, measure_roofline
 from cmm.bench.table import Line, Report, curve_text, grid, line, table_text
 
 TREE = Layer(2, 3)
@@ -22,9 +22,9 @@ LAYERS = [TREE, Layer(1, 0), dense(30)]
 ROOM = {True: 1.0, False: 1.0}  # seconds: enough for any layer here to keep its batch
 
 
-def contestants(data, layers, batch=64):
+def cases(data, layers, batch=64):
     return [
-        Contestant(data, layer, level.name, blas, batch, threads=1)
+        Case(data, layer, level.name, blas, batch, threads=1)
         for layer in layers
         for level in cmm.levels()
         if level.available and "cuda" not in level.name and not (layer.dense and level.name == "native")
@@ -39,9 +39,9 @@ def contestants(data, layers, batch=64):
 @pytest.mark.parametrize("routing", harness.ROUTINGS)
 def test_every_level_passes_the_check(dtype, routing):
     data = Data(LAYERS, 64, 33, dtype, routing)
-    for contestant in contestants(data, LAYERS):
-        contestant.check()
-        assert contestant.rows <= contestant.pass_rows <= contestant.layer.neurons
+    for case in cases(data, LAYERS):
+        case.check()
+        assert case.rows <= case.pass_rows <= case.layer.neurons
 
 
 def spoil(monkeypatch, layer, how):
@@ -93,22 +93,22 @@ def outside_the_tree(y, nodes):
 @pytest.mark.parametrize("layer", [TREE, dense(30)], ids=lambda layer: layer.name)
 def test_a_wrong_output_is_refused(monkeypatch, how, layer):
     spoil(monkeypatch, layer, how)
-    contestant = Contestant(Data([layer], 64, 33), layer, "naive", None, 64, threads=1)
+    case = Case(Data([layer], 64, 33), layer, "naive", None, 64, threads=1)
     with pytest.raises(check.WrongResultError, match=rf"{layer.name} naive: .* not timed"):
-        contestant.check()
+        case.check()
 
 
 @pytest.mark.parametrize("how", [other_leaf, not_a_child, root_missing, outside_the_tree])
 def test_a_wrong_path_is_refused(monkeypatch, how):
     spoil(monkeypatch, TREE, how)
-    contestant = Contestant(Data([TREE], 64, 33), TREE, "naive", None, 64, threads=1)
+    case = Case(Data([TREE], 64, 33), TREE, "naive", None, 64, threads=1)
     with pytest.raises(check.WrongResultError, match="path"):
-        contestant.check()
+        case.check()
 
 
 def test_a_call_that_writes_nothing_is_refused_though_another_has_written_the_answer():
     data = Data([dense(30)], 64, 33)
-    right, idle = (Contestant(data, dense(30), "naive", None, 64, threads=1) for _ in range(2))
+    right, idle = (Case(data, dense(30), "naive", None, 64, threads=1) for _ in range(2))
     right.check()
     idle.__dict__["forward"] = lambda x: None
     with pytest.raises(check.WrongResultError, match="nan"):
@@ -120,9 +120,9 @@ def test_a_forgotten_activation_is_refused(monkeypatch):
     monkeypatch.setattr(
         cmm, "fff_forward", lambda *args, **options: original(*args, activation="identity", **options)
     )
-    contestant = Contestant(Data([TREE], 64, 33), TREE, "naive", None, 64, threads=1)
+    case = Case(Data([TREE], 64, 33), TREE, "naive", None, 64, threads=1)
     with pytest.raises(check.WrongResultError, match="an output is"):
-        contestant.check()
+        case.check()
 
 
 def test_a_decision_within_rounding_may_go_either_way_and_is_set_aside():
@@ -168,18 +168,18 @@ def test_random_paths_spread_over_the_leaves_and_same_paths_do_not():
     layer = Layer(1, 8)
     leaves = {}
     for routing in harness.ROUTINGS:
-        contestant = Contestant(Data([layer], 4096, 64, routing=routing), layer, "naive", None, 4096, threads=1)
-        contestant.check()
-        leaves[routing] = contestant.leaves
+        case = Case(Data([layer], 4096, 64, routing=routing), layer, "naive", None, 4096, threads=1)
+        case.check()
+        leaves[routing] = case.leaves
     assert leaves["same"] == 1
     # 4096 tokens on 256 leaves that are about as likely as each other: 16 each. Empty ones are those of extreme rows.
     assert leaves["random"] > 230
 
 
 def test_small_batches_are_drawn_from_many_tokens():
-    contestant = Contestant(Data([TREE], 1, 8), TREE, "naive", None, 1, threads=1, calls=100)
-    tokens = np.concatenate(contestant.tokens())
-    assert len(np.unique(tokens, axis=0)) == contestant.pass_tokens == 100
+    case = Case(Data([TREE], 1, 8), TREE, "naive", None, 1, threads=1, calls=100)
+    tokens = np.concatenate(case.tokens())
+    assert len(np.unique(tokens, axis=0)) == case.pass_tokens == 100
 
 
 def test_data_that_does_not_fit_is_refused_before_it_is_made():
@@ -204,23 +204,23 @@ def test_layers():
 
 def test_contestants_are_timed_in_turn(monkeypatch):
     turns = []
-    monkeypatch.setattr(Contestant, "time_pass", lambda self: turns.append(self) or float(len(turns)))
+    monkeypatch.setattr(Case, "time_pass", lambda self: turns.append(self) or float(len(turns)))
     data = Data([TREE], 4, 8)
-    three = [Contestant(data, TREE, "naive", None, batch, 1) for batch in (1, 2, 4)]
+    three = [Case(data, TREE, "naive", None, batch, 1) for batch in (1, 2, 4)]
     steps = []
     measure(three, 5, lambda: steps.append(1))
     assert len(steps) == len(turns) == 15
     for first in range(0, 15, 3):
         assert set(turns[first : first + 3]) == set(three)
     assert len({tuple(turns[first : first + 3]) for first in range(0, 15, 3)}) > 1  # in changing order
-    assert all(len(contestant.seconds) == 5 for contestant in three)
+    assert all(len(case.seconds) == 5 for case in three)
 
 
 def test_time_is_per_token(monkeypatch):
     clock = iter([10.0, 16.0])
     monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock))
-    contestant = Contestant(Data([TREE], 4, 8), TREE, "naive", None, 4, threads=1, calls=3)
-    assert contestant.time_pass() == 6.0 / 12
+    case = Case(Data([TREE], 4, 8), TREE, "naive", None, 4, threads=1, calls=3)
+    assert case.time_pass() == 6.0 / 12
 
 
 @pytest.mark.parametrize(
@@ -228,24 +228,24 @@ def test_time_is_per_token(monkeypatch):
     [(16384, 1.0, 1.0, 16384), (16384, 1000.0, 0.25, 128), (16384, 1e6, 0.25, 16), (8, 1e6, 0.25, 8)],
 )
 def test_slow_layers_are_timed_on_fewer_tokens(monkeypatch, batch, us, limit, expected):
-    monkeypatch.setattr(Contestant, "time_pass", lambda self: us * 1e-6)
-    contestant = Contestant(Data([dense(30)], batch, 8), dense(30), "naive", None, batch, threads=1)
-    contestant.calibrate(limit)
-    assert (contestant.batch, contestant.calls >= 1) == (expected, True)
+    monkeypatch.setattr(Case, "time_pass", lambda self: us * 1e-6)
+    case = Case(Data([dense(30)], batch, 8), dense(30), "naive", None, batch, threads=1)
+    case.calibrate(limit)
+    assert (case.batch, case.calls >= 1) == (expected, True)
 
 
 def test_the_yardstick_is_timed_at_full_speed(monkeypatch):
-    monkeypatch.setattr(Contestant, "time_pass", lambda self: 1.0)
-    contestant = Contestant(Data([dense(30)], 4096, 8), dense(30), "blas3", None, 4096, threads=1)
-    contestant.calibrate(0.25)
-    assert contestant.batch == 1024
+    monkeypatch.setattr(Case, "time_pass", lambda self: 1.0)
+    case = Case(Data([dense(30)], 4096, 8), dense(30), "blas3", None, 4096, threads=1)
+    case.calibrate(0.25)
+    assert case.batch == 1024
 
 
 def test_short_calls_are_repeated_in_a_pass(monkeypatch):
-    monkeypatch.setattr(Contestant, "time_pass", lambda self: 10e-6)
-    contestant = Contestant(Data([TREE], 1, 8), TREE, "naive", None, 1, threads=1)
-    contestant.calibrate(1.0)
-    assert contestant.calls * 10e-6 >= 0.02
+    monkeypatch.setattr(Case, "time_pass", lambda self: 10e-6)
+    case = Case(Data([TREE], 1, 8), TREE, "naive", None, 1, threads=1)
+    case.calibrate(1.0)
+    assert case.calls * 10e-6 >= 0.02
 
 
 def test_every_blas_is_there_once_and_the_current_one_first():
@@ -261,9 +261,9 @@ def test_a_contestant_uses_its_blas(monkeypatch):
     monkeypatch.setattr(cmm, "ff_forward", lambda *a, **k: (used.append(cmm.blas.current()), original(*a, **k))[1])
     data, before = Data([dense(30)], 4, 8), cmm.blas.current()
     for blas in every_blas().items():
-        contestant = Contestant(data, dense(30), "blas1", blas, 4, threads=1)
-        contestant.check()
-        contestant.time_pass()
+        case = Case(data, dense(30), "blas1", blas, 4, threads=1)
+        case.check()
+        case.time_pass()
         assert [found.name for found in used] == [blas[1].name] * 2
         used.clear()
     assert cmm.blas.current() is before
@@ -275,7 +275,7 @@ def test_a_contestant_uses_its_blas(monkeypatch):
 @pytest.fixture(scope="module")
 def floors():
     machine, dtype = this_machine(), np.dtype("float32")
-    return measure_floors(machine, 1, dtype, products(every_blas().values(), 1, dtype))
+    return measure_roofline(machine, 1, dtype, products(every_blas().values(), 1, dtype))
 
 
 def test_floors_are_those_of_a_machine(floors):
@@ -292,7 +292,7 @@ def test_no_floor_is_below_that_of_a_farther_level():
     assert _no_slower(rates) == {"L1": 9.0, "L2": 9.0, "L3": 6.0, "memory": 6.0}
 
 
-FLOORS = Floors(
+FLOORS = Roofline(
     gflops=100.0,
     read={"L1": 200.0, "L2": 100.0, "L3": 50.0, "memory": 10.0},
     copy={"L1": 100.0, "L2": 80.0, "L3": 40.0, "memory": 20.0},
@@ -315,12 +315,12 @@ def test_floors_in_microseconds():
 
 
 def timed(layer, level, blas, us, batch=16384):
-    """A contestant as if it had been timed: us are its passes."""
-    contestant = Contestant(DATA, layer, level, (blas, None) if blas else None, batch, threads=1)
-    contestant.seconds = [1e-6 * each for each in us]
-    contestant.rows = contestant.pass_rows = layer.neurons
-    contestant.leaves = 0 if layer.dense else 2048
-    return contestant
+    """A case as if it had been timed: us are its passes."""
+    case = Case(DATA, layer, level, (blas, None) if blas else None, batch, threads=1)
+    case.seconds = [1e-6 * each for each in us]
+    case.rows = case.pass_rows = layer.neurons
+    case.leaves = 0 if layer.dense else 2048
+    return case
 
 
 DATA = Data([TREE], 1, 768)  # nothing runs on it: only its width and type are read

@@ -13,8 +13,8 @@ import pytest
 import scipy
 from cmm.__main__ import main
 from cmm.bench import demo
-from cmm.bench.floors import Floors
 from cmm.bench.harness import every_blas
+from cmm.bench.roofline import Roofline
 
 SMALL = ["bench", "--tokens", "32", "--width", "16", "--trees", "1x3,2x2", "--passes", "2"]
 CPU_LEVELS = [level.name for level in cmm.levels() if level.available and not level.name.startswith("cuda")]
@@ -118,8 +118,8 @@ def bench(tmp_path_factory):
 def floors(monkeypatch):
     """Some floors, for they take seconds to measure; test_bench.py measures real ones."""
     rates = {"L1": 9.0, "L2": 8.0, "L3": 7.0, "memory": 6.0}
-    some = Floors(gflops=10.0, read=rates, copy=rates, caches={"L1": 1, "L2": 2, "L3": 3}, threads=1)
-    monkeypatch.setattr("cmm.bench.command.measure_floors", lambda *arguments: some)
+    some = Roofline(gflops=10.0, read=rates, copy=rates, caches={"L1": 1, "L2": 2, "L3": 3}, threads=1)
+    monkeypatch.setattr("cmm.bench.command.measure_roofline", lambda *arguments: some)
 
 
 def test_bench_measures_every_level_of_every_layer(bench):
@@ -156,7 +156,7 @@ def test_bench_same_routing_says_so(floors, tmp_path, capsys):
     assert main([*SMALL, "--routing", "same", "--levels", "naive", "--json", str(file)]) == 0
     assert "ALL TOKENS TOOK ONE PATH" in capsys.readouterr().out
     lines = json.loads(file.read_text())["lines"]
-    assert ("dense 15", "blas3") in {(line["layer"], line["level"]) for line in lines}  # the yardstick, always
+    assert ("dense 15", "blas3") in {(line["layer"], line["level"]) for line in lines}  # the baseline, always
     assert {line["layer"]: line["leaves"] for line in lines if not line["dense"]} == {"1x3": 1, "2x2": 2}
 
 

@@ -15,7 +15,7 @@ import cmm
 import cmm.bert
 import numpy as np
 import pytest
-from cmm.bert import team
+from cmm.bert import data_parallel
 
 IDS = np.arange(64 * 16).reshape(64, 16) % 50
 BLOCKS = {
@@ -238,7 +238,7 @@ def test_weak_references():
 @pytest.fixture
 def small_is_enough(monkeypatch):
     pytest.importorskip("threadpoolctl", reason="the package threadpoolctl is not installed (cmm[bert])")
-    monkeypatch.setattr(team, "_LEAST_TOKENS", 1)
+    monkeypatch.setattr(data_parallel, "_LEAST_TOKENS", 1)
 
 
 @pytest.mark.parametrize("message", ["can't start new thread", "can't create new thread at interpreter shutdown"])
@@ -271,7 +271,7 @@ def test_every_part_is_done_once_where_threads_are_missing(monkeypatch):
         real(self)
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    team.share(lambda part: done.append(part.start), [slice(i, i + 1) for i in range(4)])
+    data_parallel.share(lambda part: done.append(part.start), [slice(i, i + 1) for i in range(4)])
     assert sorted(done) == [0, 1, 2, 3]
 
 

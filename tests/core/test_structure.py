@@ -21,7 +21,7 @@ LATE = {
     "cmm.bench.model",
     "cmm.bench.plot",
     "cmm.bert.paths",
-    "cmm.bert.picture",
+    "cmm.bert.plot_paths",
     "cmm.torch",
     "cmm.torch.training",
     "ctypes",

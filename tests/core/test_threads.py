@@ -13,7 +13,7 @@ from cmm import _dispatch
 from cmm._backend import numpy
 from cmm._native import lib, text
 from cmm.bench import info
-from cmm.bert import team
+from cmm.bert import data_parallel
 
 X = np.ones((3, 2), np.float32)
 W = np.ones((1, 2), np.float32)
@@ -108,7 +108,7 @@ def test_the_number_reaches_every_call(monkeypatch: pytest.MonkeyPatch, call: An
 
 def test_the_encoder_shares_out_among_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(team, "shares", lambda batch, length, threads: seen.append(threads))
+    monkeypatch.setattr(data_parallel, "shares", lambda batch, length, threads: seen.append(threads))
     config = {
         "num_transformer_layers": 1,
         "hidden_size": 8,

@@ -51,12 +51,14 @@ SCALAR, AVX2, AVX512 = (SRC + f"simd/{name}.h" for name in ("scalar", "avx2", "a
 
 PY = "python/cmm/"
 BERT = PY + "bert/"
-SAFETENSORS, CONTAINERS, CHECKPOINT = (BERT + f"{name}.py" for name in ("_safetensors", "containers", "checkpoint"))
-CONFIG, NAMES, EXPORT, ERRORS = (BERT + f"{name}.py" for name in ("config", "names", "export", "errors"))
+SAFETENSORS, WEIGHT_FILES, CHECKPOINT = (
+    BERT + f"{name}.py" for name in ("_safetensors", "weight_files", "checkpoint")
+)
+CONFIG, NAMES, EXPORT, ERRORS = (BERT + f"{name}.py" for name in ("config", "state_dict_map", "export", "errors"))
 LINKS = BERT + "links.py"
 FILES = PY + "_files.py"
 TOKENIZER, TEXT, ENCODER, MODEL = (BERT + f"{name}.py" for name in ("tokenizer", "text", "encoder", "model"))
-TEAM, PATHS = BERT + "team.py", BERT + "paths.py"
+DATA_PARALLEL, PATHS = BERT + "data_parallel.py", BERT + "paths.py"
 CHECK, DISPATCH, ON_NUMPY, ROUTING = (
     PY + f"{name}.py" for name in ("_check", "_dispatch", "_backend/numpy", "routing_stats")
 )
@@ -86,7 +88,7 @@ C_TESTS = {
 _LOADING = ["bert/test_bert_checkpoint.py", "bert/test_bert_hostile.py"]
 PYTHON_TESTS = {
     SAFETENSORS: _LOADING,
-    CONTAINERS: _LOADING,
+    WEIGHT_FILES: _LOADING,
     CHECKPOINT: _LOADING,
     CONFIG: ["bert/test_bert_config.py", *_LOADING],
     NAMES: _LOADING,
@@ -100,11 +102,11 @@ PYTHON_TESTS = {
     MODEL: [
         "bert/test_bert_encoder.py",
         "bert/test_bert_text.py",
-        "bert/test_bert_team.py",
+        "bert/test_bert_data_parallel.py",
         "bert/test_bert_folders.py",
         "core/test_objects.py",
     ],
-    TEAM: ["bert/test_bert_team.py", "core/test_objects.py"],
+    DATA_PARALLEL: ["bert/test_bert_data_parallel.py", "core/test_objects.py"],
     PATHS: ["bert/test_bert_paths.py"],
     CHECK: ["core/test_numpy_api.py", "core/test_errors.py"],
     ON_NUMPY: ["core/test_numpy_api.py", "core/test_errors.py"],
@@ -354,18 +356,20 @@ MUTANTS = [
     M(SAFETENSORS, ".nbytes % ALIGNMENT != 0)", ".nbytes % ALIGNMENT == 0)"),
     M(SAFETENSORS, "(-(8 + len(text)) % ALIGNMENT)", "0"),
     M(SAFETENSORS, '"F16" if array.dtype == np.float16', '"F32" if array.dtype == np.float16'),
-    M(CONTAINERS, 'start.startswith(b"\\x80")', "False"),
-    M(CONTAINERS, 'or start[8:9] == b"{"', ""),
-    M(CONTAINERS, "if short in result:", "if False:"),
-    M(CONTAINERS, 'not (hasattr(value, "shape") and hasattr(value, "dtype"))', "False"),
-    M(CONTAINERS, "if absent := keys.keys() - opened.tensors.keys():", "if absent := set():"),
-    M(CONTAINERS, "if surplus := opened.tensors.keys() - keys.keys():", "if surplus := set():"),
-    M(CONTAINERS, "if twice := keys.keys() & tensors.keys():", "if twice := set():"),
-    M(CONTAINERS, "or not _is_plain(name) ", ""),
-    M(CHECKPOINT, "if names.DECODER in tensors or names.HEAD_TRANSFORM in tensors:", "if names.DECODER in tensors:"),
+    M(WEIGHT_FILES, 'start.startswith(b"\\x80")', "False"),
+    M(WEIGHT_FILES, 'or start[8:9] == b"{"', ""),
+    M(WEIGHT_FILES, "if short in result:", "if False:"),
+    M(WEIGHT_FILES, 'not (hasattr(value, "shape") and hasattr(value, "dtype"))', "False"),
+    M(WEIGHT_FILES, "if absent := keys.keys() - opened.tensors.keys():", "if absent := set():"),
+    M(WEIGHT_FILES, "if surplus := opened.tensors.keys() - keys.keys():", "if surplus := set():"),
+    M(WEIGHT_FILES, "if twice := keys.keys() & tensors.keys():", "if twice := set():"),
+    M(WEIGHT_FILES, "or not _is_plain(name) ", ""),
+    M(CHECKPOINT, "if state_dict_map.DECODER in tensors or state_dict_map.HEAD_TRANSFORM in tensors:",
+      "if state_dict_map.DECODER in tensors:"),
     M(CHECKPOINT, "exported != FORMAT", "False"),
     M(CHECKPOINT, 'metadata.get("decoder") == "yes"', "True"),
-    M(CHECKPOINT, "names.DECODER in tensors and names.WORD not in tensors", "names.DECODER in tensors"),
+    M(CHECKPOINT, "state_dict_map.DECODER in tensors and state_dict_map.WORD not in tensors",
+      "state_dict_map.DECODER in tensors"),
     M(CHECKPOINT, "if len(found) == 2:", "if False:"),
     M(CHECKPOINT, "<= factor * 2**-8", "<= factor * 2**-4"),
     M(CHECKPOINT, 'tensor.transposed and checkpoint.layout != "exported"', "tensor.transposed"),
@@ -453,14 +457,14 @@ MUTANTS = [
     M(MODEL, "return None if ones.all() else ones", "return ones",
       "adding 0 to a score changes nothing; it is only slower"),
     M(MODEL, "if wrong.any():", "if False:"),
-    M(TEAM, "batch * length // _LEAST_TOKENS", "batch * length"),
-    M(TEAM, "raise one.error", "pass"),
-    M(TEAM, "mine.append(part)", "pass"),
+    M(DATA_PARALLEL, "batch * length // _LEAST_TOKENS", "batch * length"),
+    M(DATA_PARALLEL, "raise one.error", "pass"),
+    M(DATA_PARALLEL, "mine.append(part)", "pass"),
     M(MODEL, "_place(tensor) == place", "True"),
     M(MODEL, "setattr(self, name, value)", "pass"),
-    M(TEAM, "_blas().limit(limits=1)", "_blas().limit(limits=2)"),
-    M(TEAM, "setting.release()", "pass"),
-    M(TEAM, "batch * index // count", "batch // count * index"),
+    M(DATA_PARALLEL, "_blas().limit(limits=1)", "_blas().limit(limits=2)"),
+    M(DATA_PARALLEL, "setting.release()", "pass"),
+    M(DATA_PARALLEL, "batch * index // count", "batch // count * index"),
     M(PATHS, "(node + 1).bit_length() - 1", "node.bit_length()"),
     M(PATHS, "self.leaves - 1 :", "self.leaves :"),
     M(PATHS, "2 ** (self.depth - depth)", "2 ** self.depth"),

@@ -17,7 +17,7 @@ from building import ROOT
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (cmm[torch])")
 pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[torch])")
 pytest.importorskip("safetensors", reason="the package safetensors is not installed (cmm[torch])")
-from cmm.torch import Classifier, Encoder, MaskedLanguageModel, data, glue, training  # noqa: E402
+from cmm.torch import Classifier, Encoder, MaskedLanguageModel, data, glue_tasks, training  # noqa: E402
 
 TINY = ("--layers=2", "--hidden=16", "--heads=2", "--vocabulary=300", "--length=16")
 TINY += ("--batch=8", "--log-every=10", "--save-every=20")
@@ -319,8 +319,8 @@ def test_pairs_and_scores(run, pretrained, tmp_path):
 
 def test_the_task_of_this_repository(run, tmp_path):
     run("origin_task", ROOT, tmp_path)
-    task = glue.TASKS["SST-2"]
-    (texts, labels), (dev, dev_labels) = (glue.read(tmp_path / name, task) for name in ("train.tsv", "dev.tsv"))
+    task = glue_tasks.TASKS["SST-2"]
+    (texts, labels), (dev, dev_labels) = (glue_tasks.read(tmp_path / name, task) for name in ("train.tsv", "dev.tsv"))
     assert len(texts) > 300
     assert len(dev) > 50
     assert not set(texts) & set(dev)
@@ -342,23 +342,23 @@ def test_columns_of_glue(tmp_path):
     """As its files have them: CoLA without a header, quotes that are plain characters, lines that are cut short."""
     cola = "gj04\t1\t\tOur friends won't buy this.\ngj04\t0\t*\tHe \"said so.\ngj04\t1\n"
     (tmp_path / "dev.tsv").write_text(cola)
-    texts, labels = glue.read(tmp_path / "dev.tsv", glue.TASKS["CoLA"])
+    texts, labels = glue_tasks.read(tmp_path / "dev.tsv", glue_tasks.TASKS["CoLA"])
     assert texts == ["Our friends won't buy this.", 'He "said so.']
     assert labels.tolist() == [1, 0]
     # A byte order mark, as MRPC has, and characters that are no ends of lines.
     mrpc = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t7\t8\tOne\x85one\u2028.\tTwo\x0b\x1c.\r\n"
     (tmp_path / "dev.tsv").write_bytes(mrpc.encode())
-    texts, labels = glue.read(tmp_path / "dev.tsv", glue.TASKS["MRPC"])
+    texts, labels = glue_tasks.read(tmp_path / "dev.tsv", glue_tasks.TASKS["MRPC"])
     assert (texts, labels.tolist()) == ([("One\x85one\u2028.", "Two\x0b\x1c.")], [1])
     (tmp_path / "dev.tsv").write_bytes(b"sentence\tlabel\nA \xff.\t1\n")
     with pytest.raises(cmm.ArgumentError, match="is not UTF-8"):
-        glue.read(tmp_path / "dev.tsv", glue.TASKS["SST-2"])
+        glue_tasks.read(tmp_path / "dev.tsv", glue_tasks.TASKS["SST-2"])
     (tmp_path / "dev.tsv").write_text("sentence1\tsentence2\tscore\nOne.\tTwo.\tfour\n")
     with pytest.raises(cmm.ArgumentError, match=r"a score that is no number.*four"):
-        glue.read(tmp_path / "dev.tsv", glue.TASKS["STS-B"])
+        glue_tasks.read(tmp_path / "dev.tsv", glue_tasks.TASKS["STS-B"])
     rte = "index\tsentence1\tsentence2\tlabel\n0\tOne.\tTwo.\tnot_entailment\n"
     (tmp_path / "dev.tsv").write_text(rte)
-    texts, labels = glue.read(tmp_path / "dev.tsv", glue.TASKS["RTE"])
+    texts, labels = glue_tasks.read(tmp_path / "dev.tsv", glue_tasks.TASKS["RTE"])
     assert (texts, labels.tolist()) == ([("One.", "Two.")], [1])
     for text, problem in (
         ("sentence\n", "no column 'sentence1'"),
@@ -368,17 +368,17 @@ def test_columns_of_glue(tmp_path):
     ):
         (tmp_path / "dev.tsv").write_text(text)
         with pytest.raises(cmm.ArgumentError, match=problem):
-            glue.read(tmp_path / "dev.tsv", glue.TASKS["RTE"])
+            glue_tasks.read(tmp_path / "dev.tsv", glue_tasks.TASKS["RTE"])
 
 
 def test_scores():
     """By hand: of 6 answers 1 1 1 0 0 0 the truth is 1 1 0 0 0 1."""
     found, right = np.array([1, 1, 1, 0, 0, 0]), np.array([1, 1, 0, 0, 0, 1])
-    assert glue.accuracy(found, right) == pytest.approx(4 / 6)
-    assert glue.f1(found, right) == pytest.approx(2 / 3)
-    assert glue.matthews(found, right) == pytest.approx((2 * 2 - 1 * 1) / 9)
-    assert glue.matthews(np.ones(6), right) == 0
-    assert glue.spearman(np.array([1, 20, 300.0]), np.array([1, 2, 3])) == pytest.approx(1)
+    assert glue_tasks.accuracy(found, right) == pytest.approx(4 / 6)
+    assert glue_tasks.f1(found, right) == pytest.approx(2 / 3)
+    assert glue_tasks.matthews(found, right) == pytest.approx((2 * 2 - 1 * 1) / 9)
+    assert glue_tasks.matthews(np.ones(6), right) == 0
+    assert glue_tasks.spearman(np.array([1, 20, 300.0]), np.array([1, 2, 3])) == pytest.approx(1)
 
 
 def test_documented_names():
@@ -396,3 +396,11 @@ def test_a_classifier_needs_labels():
         Classifier(training.architecture("1x1", vocab_size=50))
     with pytest.raises(cmm.ArgumentError, match="layer is '4by7'"):
         training.architecture("4by7")
+
+
+def test_the_tasks_have_their_old_name_too() -> None:
+    old = importlib.import_module("cmm.torch.glue")
+    assert old.TASKS is glue_tasks.TASKS
+    assert {name: getattr(old, name) for name in old.__all__} == {
+        name: getattr(glue_tasks, name) for name in old.__all__
+    }

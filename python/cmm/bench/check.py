@@ -48,11 +48,11 @@ def along_path(what: str, x: Array, w_in: Array, w_out: Array, nodes: Nodes) -> 
     Parameters
     ----------
     what : str
-        Names the contestant in the error.
+        Names the case in the error.
     x : ndarray (d_in,)
     w_in, w_out : ndarray (trees, nodes, d_in), (trees, nodes, d_out)
     nodes : integer ndarray (trees, depth + 1)
-        The path that the contestant took.
+        The path that the case took.
 
     Raises
     ------

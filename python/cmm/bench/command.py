@@ -15,11 +15,10 @@ import numpy as np
 import cmm
 from cmm._files import is_writable, replacing
 from cmm._quiet import quiet_encodings
-from cmm.bench.floors import measure_floors
 from cmm.bench.gpu import COLUMNS, measure_gpu
 from cmm.bench.harness import (
     ROUTINGS,
-    Contestant,
+    Case,
     Data,
     Layer,
     dense,
@@ -30,6 +29,7 @@ from cmm.bench.harness import (
     products,
 )
 from cmm.bench.machine import cores, this_machine
+from cmm.bench.roofline import measure_roofline
 from cmm.bench.table import Report, curve_text, line, table_text
 from cmm.blas import Blas
 from cmm.typing import LevelName
@@ -150,7 +150,7 @@ def bench(options: argparse.Namespace) -> Report:
     data = Data(layers, tokens, width, dtype, options.routing, options.seed)
 
     asked = {
-        Contestant(data, layer, level, blas, batch, options.threads): batch
+        Case(data, layer, level, blas, batch, options.threads): batch
         for batch in batches
         for layer in layers
         for level in (_dense_levels(levels, options.curve) if layer.dense else levels)
@@ -158,13 +158,13 @@ def bench(options: argparse.Namespace) -> Report:
     }
     machine = this_machine()
     peak = products(blases.values(), options.threads, dtype)
-    floors = measure_floors(machine, options.threads, dtype, peak)
+    floors = measure_roofline(machine, options.threads, dtype, peak)
     with _progress("checking", len(asked)) as step:
         prepare(asked, _LIMITS[options.full], step)
     passes = _FULL_PASSES if options.full else options.passes or _affordable(asked)
     with _progress("timing", len(asked) * passes) as step:
         measure(asked, passes, step)
-    floors = floors.or_better(measure_floors(machine, options.threads, dtype, peak))
+    floors = floors.or_better(measure_roofline(machine, options.threads, dtype, peak))
     gpu = None
     if not options.curve and not options.levels:
         with _progress("on the GPU", len(layers) * len(COLUMNS)) as step:
@@ -172,7 +172,7 @@ def bench(options: argparse.Namespace) -> Report:
     return Report(
         machine=machine,
         floors=floors,
-        lines=[line(contestant, floors, batch) for contestant, batch in asked.items()],
+        lines=[line(case, floors, batch) for case, batch in asked.items()],
         base=trees[0].neurons,
         routing=options.routing,
         absent=absent,
@@ -210,23 +210,23 @@ def _usable(wanted: list[str] | None) -> tuple[list[LevelName], dict[str, str]]:
 
 
 def _dense_levels(levels: list[LevelName], curve: bool) -> list[LevelName]:
-    """Return the levels to measure dense layers at: always blas3, the yardstick; never native, which has none."""
+    """Return the levels to measure dense layers at: always blas3, the baseline; never native, which has none."""
     usable, _ = _usable(None)
     wanted = {"blas2", "blas3"} if curve else {*levels, "blas3"}
     return [level for level in usable if level in wanted and level != "native"]
 
 
 def _choices(blases: dict[str, Blas], level: str, layer: Layer) -> Sequence[tuple[str, Blas] | None]:
-    """Return every BLAS for a dense layer, the yardstick; for trees too, unless CMM_BLAS chooses one."""
+    """Return every BLAS for a dense layer, the baseline; for trees too, unless CMM_BLAS chooses one."""
     if not level.startswith("blas"):
         return [None]
     chosen = bool(os.environ.get("CMM_BLAS")) and not layer.dense
     return [*blases.items()][: 1 if chosen else None]
 
 
-def _affordable(contestants: Iterable[Contestant]) -> int:
+def _affordable(cases: Iterable[Case]) -> int:
     """Return as many passes as fit in the budget."""
-    one_round = sum(contestant.time_pass() * contestant.batch * contestant.calls for contestant in contestants)
+    one_round = sum(case.time_pass() * case.batch * case.calls for case in cases)
     fewest, most = _PASSES
     return max(fewest, min(int(_BUDGET / one_round), most))
 

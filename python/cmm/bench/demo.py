@@ -11,7 +11,7 @@ import numpy as np
 
 import cmm
 from cmm._dispatch import default_threads
-from cmm.bench.harness import Contestant, Data, Layer, dense, every_blas, measure, prepare
+from cmm.bench.harness import Case, Data, Layer, dense, every_blas, measure, prepare
 from cmm.bench.info import built
 from cmm.bench.machine import this_machine
 from cmm.bench.table import grid, threads_text
@@ -50,37 +50,37 @@ def run(options: argparse.Namespace) -> None:
 
 def _layer() -> None:
     data = Data([_TREE], _TOKENS, _WIDTH)
-    yardstick = dense(_TREE.neurons)
+    baseline = dense(_TREE.neurons)
     w_in, w_out = data.weights(_TREE)
     print(f"""\
 1. One feedforward layer of BERT's size: {_TOKENS} random tokens, float32, 1 thread
 
-   A dense layer uses all its {yardstick.neurons} neurons for every token. A fast feedforward (FFF) layer
+   A dense layer uses all its {baseline.neurons} neurons for every token. A fast feedforward (FFF) layer
    {_TREE.name} has as many, arranged as a binary tree. A token walks from the root to a leaf; the sign
    of each neuron's sum says whether left or right. It uses {_TREE.used} of them, other tokens others.
 
        y = cmm.fff_forward(x, w_in, w_out)
        x {data.out.shape}, w_in {w_in.shape}, w_out {w_out.shape} -> y {data.out.shape}
 """)
-    contestants = [
-        Contestant(data, layer, level.name, blas, _TOKENS, threads=1)
-        for layer in (yardstick, _TREE)
+    cases = [
+        Case(data, layer, level.name, blas, _TOKENS, threads=1)
+        for layer in (baseline, _TREE)
         for level in cmm.levels()
         if level.available and (level.name == "blas3" or not layer.dense) and not level.name.startswith("cuda")
         for blas in (every_blas().items() if level.name.startswith("blas") else [None])
     ]
-    prepare(contestants, {True: 0.25, False: 1.0})
-    measure(contestants, _PASSES)
+    prepare(cases, {True: 0.25, False: 1.0})
+    measure(cases, _PASSES)
     best: dict[tuple[Layer, str], tuple[float, str]] = {}  # us per token, with the BLAS that was faster
-    for contestant in contestants:
-        found = 1e6 * float(np.median(contestant.seconds)), contestant.blas_name
-        key = contestant.layer, contestant.level
+    for case in cases:
+        found = 1e6 * float(np.median(case.seconds)), case.blas_name
+        key = case.layer, case.level
         best[key] = min(best.get(key, found), found)
-    yardstick_us, yardstick_blas = best[yardstick, "blas3"]
+    yardstick_us, yardstick_blas = best[baseline, "blas3"]
     rows = [["layer", "level", "us per token", "times faster"]]
     for (layer, level), (us, _) in best.items():
         rows.append([layer.name, level, f"{us:.1f}", f"{yardstick_us / us:.1f}x"])
-    leaves = contestants[-1].leaves
+    leaves = cases[-1].leaves
     print(f"""\
    Each result was checked against float64, then timed. The tokens visited {leaves} of the {2**_TREE.depth} leaves,
    so these are the speeds of many different paths. The dense layer is the best there is here: two

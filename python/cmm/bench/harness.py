@@ -1,6 +1,6 @@
 """Layers, data and timing: everything that is measured goes through here, also from `bench/`.
 
-A `Contestant` is one layer at one level on one batch size. `measure` times contestants in turn, round after round,
+A `Case` is one layer at one level on one batch size. `measure` times cases in turn, round after round,
 in one process, so that a slow moment of the machine hits all of them. Tokens and weights are random, and the paths of
 the tokens spread over the leaves.
 """
@@ -101,7 +101,7 @@ class Data:
     x : ndarray (pool, width)
         At least `tokens` tokens.
     out : ndarray (tokens, width)
-        Where every contestant writes: memory such as a call without `out` returns.
+        Where every case writes: memory such as a call without `out` returns.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Data:
 
 
 @dataclass(eq=False)
-class Contestant:
+class Case:
     """One layer at one level, on `batch` tokens a call.
 
     `check` must pass before `time_pass` is worth anything.
@@ -329,28 +329,28 @@ def products(blases: Iterable[Blas], threads: int, dtype: np.dtype) -> list[tupl
     return [(partial(product, blas), 4.0 * tokens * neurons * width) for blas in blases]
 
 
-def prepare(contestants: Iterable[Contestant], limits: dict[bool, float], step: Step = lambda: None) -> None:
-    """Calibrate and check every contestant.
+def prepare(cases: Iterable[Case], limits: dict[bool, float], step: Step = lambda: None) -> None:
+    """Calibrate and check every case.
 
     Parameters
     ----------
-    contestants : iterable of Contestant
+    cases : iterable of Case
     limits : dict
         Seconds that one pass may take, of dense layers (True) and of trees (False).
     step : function
         Called after each.
     """
-    for contestant in contestants:
-        contestant.calibrate(limits[contestant.layer.dense])
-        contestant.check()
+    for case in cases:
+        case.calibrate(limits[case.layer.dense])
+        case.check()
         step()
 
 
-def measure(contestants: Iterable[Contestant], passes: int, step: Step = lambda: None) -> None:
-    """Time every contestant `passes` times, all of them once in each round, each round in another order."""
-    order = list(contestants)
+def measure(cases: Iterable[Case], passes: int, step: Step = lambda: None) -> None:
+    """Time every case `passes` times, all of them once in each round, each round in another order."""
+    order = list(cases)
     for turn in range(passes):
         random.Random(turn).shuffle(order)
-        for contestant in order:
-            contestant.seconds.append(contestant.time_pass())
+        for case in order:
+            case.seconds.append(case.time_pass())
             step()

@@ -32,7 +32,7 @@ _AGREE = 1e-3
 
 @dataclass(frozen=True)
 class Line:
-    """Microseconds per token of one contestant: median and quartiles over the passes."""
+    """Microseconds per token of one case: median and quartiles over the passes."""
 
     what: str
     layers: str
@@ -59,8 +59,8 @@ def bench_model(name: str, threads: int, passes: int | None, file: Path | None) 
         raise cmm.ArgumentError(f"--model {name} has dense layers; its twin would be itself")
     twin, whose = _twin(model, name)
     with _numpy_threads(threads) as numpy_threads, _torch_threads(threads) as torch_version:
-        contestants = list(_contestants(model, twin, threads, torch_version is not None))
-        lines = _measure(contestants, passes or _PASSES)
+        cases = list(_contestants(model, twin, threads, torch_version is not None))
+        lines = _measure(cases, passes or _PASSES)
     if file is not None:
         with replacing(file) as out:
             out.write(json.dumps([asdict(line) for line in lines], indent=1).encode() + b"\n")
@@ -153,16 +153,16 @@ def _in_torch(model: Model, ids: Any) -> Callable[[], object]:
     return run
 
 
-def _measure(contestants: list[_Contestant], passes: int) -> list[Line]:
+def _measure(cases: list[_Contestant], passes: int) -> list[Line]:
     calls = []
-    for contestant in contestants:
-        contestant.run()
-        calls.append(max(1, int(_LEAST / _seconds(contestant.run, 1))))
-    times = np.empty((passes, len(contestants)))
+    for case in cases:
+        case.run()
+        calls.append(max(1, int(_LEAST / _seconds(case.run, 1))))
+    times = np.empty((passes, len(cases)))
     for row in times:
-        row[:] = [_seconds(contestant.run, count) for contestant, count in zip(contestants, calls, strict=True)]
+        row[:] = [_seconds(case.run, count) for case, count in zip(cases, calls, strict=True)]
     lines = []
-    for one, seconds in zip(contestants, times.T, strict=True):
+    for one, seconds in zip(cases, times.T, strict=True):
         q1, median, q3 = np.percentile(1e6 * seconds / (one.sequences * one.length), (25, 50, 75))
         lines.append(Line(one.what, one.layers, one.sequences, one.length, float(median), float(q1), float(q3)))
     return lines

@@ -9,9 +9,9 @@ import numpy as np
 
 import cmm
 from cmm.bench import gpu as on_gpu
-from cmm.bench.floors import Floors
-from cmm.bench.harness import Contestant
+from cmm.bench.harness import Case
 from cmm.bench.machine import Machine
+from cmm.bench.roofline import Roofline
 
 # The paper's Table 2, CPU columns: speedup over BERT-base-4095 at the same level, and over the fastest dense layer.
 PAPER: dict[tuple[str, str], float | None] = {
@@ -35,7 +35,7 @@ PAPER_PROTOCOL = "i7-6700HQ, MKL 2023.2, 16384 tokens, width 768, float32, 1 thr
 
 @dataclass(frozen=True)
 class Line:
-    """One contestant's figures. Times are microseconds per token: median, quartiles and extremes over the passes."""
+    """One case's figures. Times are microseconds per token: median, quartiles and extremes over the passes."""
 
     layer: str
     dense: bool
@@ -69,31 +69,31 @@ class Line:
         return self.batch < self.tokens
 
 
-def line(contestant: Contestant, floors: Floors, tokens: int) -> Line:
-    """Return the figures of a contestant that has been timed; `tokens` is the batch that was asked for."""
-    layer, data, batch = contestant.layer, contestant.data, contestant.batch
-    us = 1e6 * np.array(contestant.seconds)
+def line(case: Case, floors: Roofline, tokens: int) -> Line:
+    """Return the figures of a case that has been timed; `tokens` is the batch that was asked for."""
+    layer, data, batch = case.layer, case.data, case.batch
+    us = 1e6 * np.array(case.seconds)
     low, median, high = np.percentile(us, (25, 50, 75)).tolist()
     flops = 4 * layer.used * data.width  # a product and a sum for each element of w_in's row, again for w_out's
     token_bytes = data.width * data.dtype.itemsize
     row_bytes = 2 * token_bytes  # one row of w_in, one of w_out
     floor_us, floor = max(
         (floors.arithmetic_us(flops), "arithmetic"),
-        (floors.copy_us(token_bytes, token_bytes * (contestant.pass_tokens + batch)), "copy"),
-        (floors.read_us(contestant.rows * row_bytes / batch, floors.home(contestant.pass_rows * row_bytes)), "rows"),
+        (floors.copy_us(token_bytes, token_bytes * (case.pass_tokens + batch)), "copy"),
+        (floors.read_us(case.rows * row_bytes / batch, floors.home(case.pass_rows * row_bytes)), "rows"),
     )
     return Line(
         layer=layer.name,
         dense=layer.dense,
         neurons=layer.neurons,
         used=layer.used,
-        level=contestant.level,
-        blas=contestant.blas_name,
+        level=case.level,
+        blas=case.blas_name,
         tokens=tokens,
         batch=batch,
-        calls=contestant.calls,
+        calls=case.calls,
         passes=len(us),
-        threads=contestant.threads,
+        threads=case.threads,
         d_in=data.width,
         d_out=data.width,
         dtype=data.dtype.name,
@@ -104,8 +104,8 @@ def line(contestant: Contestant, floors: Floors, tokens: int) -> Line:
         us_max=float(us.max()),
         gflops=flops / median / 1e3,
         weights_gbs=layer.used * row_bytes / median / 1e3,
-        leaves=contestant.leaves,
-        aside=contestant.aside,
+        leaves=case.leaves,
+        aside=case.aside,
         floor_us=floor_us,
         floor=floor,
     )
@@ -130,7 +130,7 @@ class Report:
     """
 
     machine: Machine
-    floors: Floors
+    floors: Roofline
     lines: list[Line]
     base: int
     routing: str
@@ -323,7 +323,7 @@ def _limits(report: Report) -> str:
 
 
 def _lines(report: Report) -> str:
-    """Return one line for each contestant."""
+    """Return one line for each case."""
     columns: dict[str, Callable[[Line], str]] = {
         "layer": lambda f: f.layer,
         "level": lambda f: f.level,

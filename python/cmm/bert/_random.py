@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmm._dispatch import thread_count
-from cmm.bert import names, team
+from cmm.bert import data_parallel, state_dict_map
 from cmm.bert.config import Config, parse
 from cmm.bert.errors import CheckpointError
 from cmm.bert.model import Model
@@ -38,7 +38,7 @@ def random(config: Mapping[str, Any], seed: int = 0) -> Model:
         raise CheckpointError("config", "is null; random weights need a number", "embedding.vocab_size")
     if checked.num_labels is not None and checked.head_dim is None:
         raise CheckpointError("config", "is missing, but num_labels is given", "classification_head")
-    table = list(names.tensors(checked, vocab_size=checked.vocab_size, num_labels=checked.num_labels))
+    table = list(state_dict_map.tensors(checked, vocab_size=checked.vocab_size, num_labels=checked.num_labels))
     seeds = np.random.SeedSequence(seed).spawn(len(table))  # one for each tensor, so the threads change nothing
     values: dict[str, NDArray[np.float32]] = {}
 
@@ -47,12 +47,12 @@ def random(config: Mapping[str, Any], seed: int = 0) -> Model:
             values[tensor.name] = _values(tensor, own, checked)
 
     threads = min(thread_count(None), len(table))
-    team.share(make, [slice(first, None, threads) for first in range(threads)])
+    data_parallel.share(make, [slice(first, None, threads) for first in range(threads)])
     tensors = {tensor.name: values[tensor.name] for tensor in table}
     return Model(checked, tensors, has_decoder=True, source=f"cmm.bert.random(..., seed={seed})")
 
 
-def _values(tensor: names.Tensor, seed: np.random.SeedSequence, config: Config) -> NDArray[np.float32]:
+def _values(tensor: state_dict_map.Tensor, seed: np.random.SeedSequence, config: Config) -> NDArray[np.float32]:
     """Scales that keep a token's own part of the hidden state large, so that tokens part ways at every node.
 
     A feedforward layer sees rows of variance 1, so weights of variance 1 / H give logits of variance 1, centred;

@@ -1,6 +1,6 @@
 """From any file that training leaves to a model; nothing is executed, guessed or half-loaded.
 
-The order of the checks: the container (``containers.py``), the configuration (``config.py``), then every key, dtype
+The order of the checks: the container (``weight_files.py``), the configuration (``config.py``), then every key, dtype
 and shape, and last the values. What is wrong is a :class:`CheckpointError`.
 """
 
@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmm._files import given_path
-from cmm.bert import names
+from cmm.bert import state_dict_map
 from cmm.bert._safetensors import READABLE, shown_shape
 from cmm.bert.config import Config, parse, read_json
-from cmm.bert.containers import Stored, open_weights, state_tensors
 from cmm.bert.errors import CheckpointError, shown, shown_key
 from cmm.bert.model import Model
+from cmm.bert.weight_files import Stored, open_weights, state_tensors
 from cmm.errors import DtypeError
 
 #: The mark of exported files in the metadata of ``model.safetensors``, and its only value so far.
@@ -154,7 +154,7 @@ def open_checkpoint(
 
 
 def _is_legacy(tensors: Mapping[str, Stored]) -> bool:
-    return names.DECODER in tensors and names.WORD not in tensors
+    return state_dict_map.DECODER in tensors and state_dict_map.WORD not in tensors
 
 
 def _has_decoder(tensors: Mapping[str, Stored]) -> bool:
@@ -163,9 +163,9 @@ def _has_decoder(tensors: Mapping[str, Stored]) -> bool:
     Its last matrix is the word embedding, and a writer that stores shared memory once leaves it out: only a file with
     a classifier may be without that head.
     """
-    if names.DECODER in tensors or names.HEAD_TRANSFORM in tensors:
+    if state_dict_map.DECODER in tensors or state_dict_map.HEAD_TRANSFORM in tensors:
         return True
-    return not tensors.keys() & {names.HEAD, names.POOLER}
+    return not tensors.keys() & {state_dict_map.HEAD, state_dict_map.POOLER}
 
 
 def _weights_in(folder: Path) -> Path:
@@ -202,10 +202,10 @@ def build(checkpoint: Checkpoint) -> Model:
     table = _table(checkpoint)
     buffers = {} if checkpoint.layout == "exported" else _buffers(checkpoint)
     expected = {*table, *buffers}
-    tied = names.WORD in table and names.DECODER in checkpoint.tensors
+    tied = state_dict_map.WORD in table and state_dict_map.DECODER in checkpoint.tensors
     if tied:
-        _check(checkpoint, names.DECODER, table[names.WORD].stored)
-        expected.add(names.DECODER)
+        _check(checkpoint, state_dict_map.DECODER, table[state_dict_map.WORD].stored)
+        expected.add(state_dict_map.DECODER)
     if unknown := checkpoint.tensors.keys() - expected:
         checkpoint.fail(min(unknown), "is unknown: no such tensor belongs to this configuration")
 
@@ -219,34 +219,34 @@ def build(checkpoint: Checkpoint) -> Model:
         if tensor.transposed and checkpoint.layout != "exported":
             value = np.ascontiguousarray(value.T)
         values[tensor.name] = value.reshape(tensor.shape)
-    if tied and not np.array_equal(_read(checkpoint, names.DECODER), values["embedding.word"]):
-        checkpoint.fail(names.DECODER, f"differs from {names.WORD}; they should be tied")
+    if tied and not np.array_equal(_read(checkpoint, state_dict_map.DECODER), values["embedding.word"]):
+        checkpoint.fail(state_dict_map.DECODER, f"differs from {state_dict_map.WORD}; they should be tied")
     source, folder = checkpoint.source, checkpoint.folder
     return Model(checkpoint.config, values, has_decoder=checkpoint.has_decoder, source=source, folder=folder)
 
 
-def _table(checkpoint: Checkpoint) -> dict[str, names.Tensor]:
+def _table(checkpoint: Checkpoint) -> dict[str, state_dict_map.Tensor]:
     """Return the tensors that this model should have by their keys in the file, all there and of the right shape."""
     config, keys = checkpoint.config, checkpoint.tensors.keys()
     exported = checkpoint.layout == "exported"
-    word = "embedding.word" if exported else names.WORD
+    word = "embedding.word" if exported else state_dict_map.WORD
     if checkpoint.layout == "legacy":
-        word = names.DECODER  # which is the embedding too
+        word = state_dict_map.DECODER  # which is the embedding too
     vocab_size = _rows(checkpoint, word, config.vocab_size, "embedding.vocab_size")
 
     num_labels = None
-    if names.HEAD in keys or names.POOLER in keys or config.num_labels is not None:
-        num_labels = _rows(checkpoint, names.HEAD, config.num_labels, "num_labels")
+    if state_dict_map.HEAD in keys or state_dict_map.POOLER in keys or config.num_labels is not None:
+        num_labels = _rows(checkpoint, state_dict_map.HEAD, config.num_labels, "num_labels")
         if config.pooler is None:
             checkpoint.fail("classification_head", "is missing from the configuration, but the file has a classifier")
     elif not checkpoint.has_decoder:
-        checkpoint.fail(names.HEAD, "is missing, and so is a masked-language-model head")
+        checkpoint.fail(state_dict_map.HEAD, "is missing, and so is a masked-language-model head")
 
     table = {}
-    for tensor in names.tensors(config, vocab_size=vocab_size, num_labels=num_labels):
+    for tensor in state_dict_map.tensors(config, vocab_size=vocab_size, num_labels=num_labels):
         if tensor.name.startswith("transform.") and not checkpoint.has_decoder:
             continue
-        key = tensor.name if exported else word if tensor.key == names.WORD else tensor.key
+        key = tensor.name if exported else word if tensor.key == state_dict_map.WORD else tensor.key
         _check(checkpoint, key, tensor.shape if exported else tensor.stored)
         table[key] = tensor
     return table
@@ -287,7 +287,7 @@ def _check(checkpoint: Checkpoint, key: str, shape: tuple[int, ...]) -> None:
 def _buffers(checkpoint: Checkpoint) -> dict[str, float]:
     """Return the keys of the scales of the attention's scores, and what their value should be."""
     factor = (checkpoint.config.hidden // checkpoint.config.heads) ** -0.5
-    keys = list(names.norm_factor_keys(checkpoint.config))
+    keys = list(state_dict_map.norm_factor_keys(checkpoint.config))
     for key in keys:
         _check(checkpoint, key, ())
     return dict.fromkeys(keys, factor)

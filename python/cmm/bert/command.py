@@ -213,7 +213,7 @@ def run_explain(options: argparse.Namespace) -> None:
     """Draw and list where the tokens went."""
     try:
         with quiet_encodings():  # of matplotlib's list of fonts
-            from cmm.bert.picture import draw
+            from cmm.bert.plot_paths import draw
     except ImportError as error:
         raise cmm.UnusableError(f"the picture needs matplotlib: pip install cmm[bench] ({error})") from None
     from cmm.bert import paths

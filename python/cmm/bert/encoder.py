@@ -294,7 +294,7 @@ def classify(call: Call, classifier: Classifier, hidden: Array, pooler: str) -> 
 
 
 def assemble(tensors: dict[str, Array], layers: int) -> Weights:
-    """Put tensors, by the names of ``names.tensors``, into their places."""
+    """Put tensors, by the names of ``state_dict_map.tensors``, into their places."""
 
     def norm(name: str) -> Norm:
         return Norm(tensors[f"{name}.weight"], tensors[f"{name}.bias"])

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cmm._dispatch import choose, thread_count
 from cmm._interop import as_numpy
-from cmm.bert import encoder, team
+from cmm.bert import data_parallel, encoder
 from cmm.bert.config import Config, Pooler
 from cmm.bert.device import CPU, Device, find
 from cmm.bert.encoder import Call, Weights
@@ -83,7 +83,7 @@ class Model:
     ----------
     config : Config
     tensors : mapping of str to ndarray of float32
-        The weights by the names of ``names.tensors``. Not to be changed.
+        The weights by the names of ``state_dict_map.tensors``. Not to be changed.
     device : Device
         Where they are. Its ``name`` is ``"cpu"``, ``"cuda:0"``, ...
     source : str
@@ -507,7 +507,7 @@ class Model:
             batch, length = tokens.shape
             if device is CPU:
                 choose(call.level, None, call.threads, self.config.trees is None)  # raises what is wrong
-                parts = team.shares(batch, length, thread_count(call.threads))
+                parts = data_parallel.shares(batch, length, thread_count(call.threads))
             each = call if parts is None else call._replace(threads=1)
             positions = self._positions
             if len(positions) < length:  # made on first use: the limit comes from a file and may be anything
@@ -524,7 +524,7 @@ class Model:
             if parts is None:
                 work(slice(0, batch))
             else:
-                team.run(work, parts)
+                data_parallel.run(work, parts)
         return hidden
 
 

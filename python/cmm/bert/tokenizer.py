@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmm._files import given_path
-from cmm.bert import team
+from cmm.bert import data_parallel
 from cmm.bert.config import JSON_LIMIT, parse_json, read_json, read_regular
 from cmm.bert.errors import CheckpointError, shown
 from cmm.bert.links import followed
@@ -185,7 +185,7 @@ class Tokenizer:
 
 def _encodings(tokenizer: Any, texts: Sequence[Text]) -> list[Any]:
     """Encode texts in the package's own threads, or in this one where those are not worth it or are not to be had."""
-    if len(texts) >= _MANY and team.can_start():
+    if len(texts) >= _MANY and data_parallel.can_start():
         try:
             encodings: list[Any] = tokenizer.encode_batch(texts)
         except BaseException as error:

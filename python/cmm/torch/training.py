@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import cmm.bert
-from cmm.bert import names
+from cmm.bert import state_dict_map
 from cmm.bert.tokenizer import FILE, stored_files
 from cmm.errors import ArgumentError, CmmError, UnusableError
 from cmm.torch.data import Masked, hide
@@ -249,12 +249,12 @@ def state_dict(model: cmm.bert.Model) -> dict[str, Tensor]:
     if labels is None and model.weights.classifier is not None:
         labels = len(model.weights.classifier.head_bias)
     state = {}
-    for tensor in names.tensors(config, vocab_size=len(model.weights.word), num_labels=labels):
+    for tensor in state_dict_map.tensors(config, vocab_size=len(model.weights.word), num_labels=labels):
         value = torch.from_numpy(model.tensors[tensor.name].copy())
         if tensor.transposed:
             value = value.reshape(-1, value.shape[-1]).t().contiguous()
         state[tensor.key] = value.reshape(tensor.stored)
-    state[names.DECODER] = state[names.WORD]
+    state[state_dict_map.DECODER] = state[state_dict_map.WORD]
     factor = torch.tensor((config.hidden // config.heads) ** -0.5)
-    state.update(dict.fromkeys(names.norm_factor_keys(config), factor))
+    state.update(dict.fromkeys(state_dict_map.norm_factor_keys(config), factor))
     return state

@@ -1,4 +1,4 @@
-"""The floors of this machine: what no layer can beat, measured in the same process as the layers.
+"""The roofline of this machine: what no layer can beat, measured in the same process as the layers.
 
 Everything is measured through NumPy and BLAS calls that do nothing else: `np.copyto` copies, `dot` reads, `gemm`
 multiplies and adds. The best of several tries counts, for a floor must not be higher than the machine's own.
@@ -22,7 +22,7 @@ _DOT = 8192
 
 
 @dataclass(frozen=True)
-class Floors:
+class Roofline:
     """What this machine does at best with `threads` threads.
 
     Attributes
@@ -43,9 +43,9 @@ class Floors:
     caches: dict[str, int]
     threads: int
 
-    def or_better(self, other: Floors) -> Floors:
+    def or_better(self, other: Roofline) -> Roofline:
         """Return the best of two measurements of the same machine, taken at different moments."""
-        return Floors(
+        return Roofline(
             max(self.gflops, other.gflops),
             {level: max(rate, other.read[level]) for level, rate in self.read.items()},
             {level: max(rate, other.copy[level]) for level, rate in self.copy.items()},
@@ -70,9 +70,9 @@ class Floors:
         return size / self.read[level] / 1e3
 
 
-def measure_floors(
+def measure_roofline(
     machine: Machine, threads: int, dtype: np.dtype, products: Iterable[tuple[Callable[[], object], float]]
-) -> Floors:
+) -> Roofline:
     """Measure the floors in a second or two.
 
     Parameters
@@ -92,7 +92,7 @@ def measure_floors(
             read[level] = _read_rate(pool, threads, size, dtype)
             copy[level] = _copy_rate(pool, threads, size, dtype)
     gflops = max(flops / _best(product) / 1e9 for product, flops in products)
-    return Floors(gflops, _no_slower(read), _no_slower(copy), machine.caches, threads)
+    return Roofline(gflops, _no_slower(read), _no_slower(copy), machine.caches, threads)
 
 
 def _no_slower(rates: dict[str, float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cmm.bert import names
+from cmm.bert import state_dict_map
 from cmm.bert._safetensors import SafeTensors
 from cmm.bert.config import open_regular, read_json
 from cmm.bert.errors import CheckpointError, shown, shown_key
@@ -154,7 +154,7 @@ def _without_prefixes(keys: Iterable[Any], source: object) -> dict[str, str]:
     for key in keys:
         if not isinstance(key, str):
             raise CheckpointError(source, f"has the key {shown(key)}, which is not a string")
-        short = names.without_prefixes(key)
+        short = state_dict_map.without_prefixes(key)
         if short in result:
             raise CheckpointError(source, f"is there twice, the second time as {shown_key(key)}", shown_key(short))
         result[short] = key

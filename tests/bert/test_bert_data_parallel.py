@@ -10,7 +10,7 @@ import cmm
 import cmm.bert
 import numpy as np
 import pytest
-from cmm.bert import encoder, team
+from cmm.bert import data_parallel, encoder
 
 threadpoolctl = pytest.importorskip("threadpoolctl", reason="the package threadpoolctl is not installed (cmm[bert])")
 
@@ -24,7 +24,7 @@ BLOCKS = {
 
 @pytest.fixture
 def small_is_enough(monkeypatch):
-    monkeypatch.setattr(team, "_LEAST_TOKENS", 1)
+    monkeypatch.setattr(data_parallel, "_LEAST_TOKENS", 1)
 
 
 def made(name="fff"):
@@ -33,13 +33,13 @@ def made(name="fff"):
 
 def blas_threads():
     """Of numpy's BLAS; libcmm sees to its own."""
-    return [one["num_threads"] for one in team._blas().info()]
+    return [one["num_threads"] for one in data_parallel._blas().info()]
 
 
 def test_every_sequence_is_in_one_share():
     for batch in range(1, 40):
         for threads in range(1, batch + 1):
-            parts = team.shares(batch, 128, threads)
+            parts = data_parallel.shares(batch, 128, threads)
             assert len(parts) == threads
             assert [i for part in parts for i in range(batch)[part]] == list(range(batch))
             sizes = [part.stop - part.start for part in parts]
@@ -47,9 +47,9 @@ def test_every_sequence_is_in_one_share():
 
 
 def test_the_blas_has_what_is_too_little_to_share():
-    assert team.shares(1, 128, 2) is None
-    assert team.shares(2, 128, 8) is None
-    assert team.shares(8, 15, 2) is None
+    assert data_parallel.shares(1, 128, 2) is None
+    assert data_parallel.shares(2, 128, 8) is None
+    assert data_parallel.shares(8, 15, 2) is None
     for batch, length, threads, count in (
         (8, 16, 2, 2),
         (4, 128, 8, 4),
@@ -57,7 +57,7 @@ def test_the_blas_has_what_is_too_little_to_share():
         (9, 8, 1, 1),
         (1, 1, 1, 1),
     ):
-        assert len(team.shares(batch, length, threads)) == count
+        assert len(data_parallel.shares(batch, length, threads)) == count
 
 
 @pytest.mark.parametrize("kind", ["none", "2-d", "3-d"])
@@ -67,8 +67,8 @@ def test_threads_change_nothing(small_is_enough, monkeypatch, name, kind):
     ids = rng.integers(0, 50, (7, 9))
     mask = {"none": None, "2-d": rng.random((7, 9)) < 0.7, "3-d": rng.random((7, 9, 9)) < 0.7}[kind]
     model = made(name)
-    used, run = [], team.run
-    monkeypatch.setattr(team, "run", lambda work, parts: (used.append(len(parts)), run(work, parts)))
+    used, run = [], data_parallel.run
+    monkeypatch.setattr(data_parallel, "run", lambda work, parts: (used.append(len(parts)), run(work, parts)))
     expected = model.trace(ids, mask, threads=1)
     for threads in (1, 2, 3, 7):
         found = model.trace(ids, mask, threads=threads)
@@ -87,11 +87,11 @@ def test_threads_change_nothing(small_is_enough, monkeypatch, name, kind):
 def test_a_child_forked_meanwhile_has_the_blass_threads():
     with threadpoolctl.threadpool_limits(3, user_api="blas"):
         before = blas_threads()
-        with team._one_blas_thread():
+        with data_parallel._one_blas_thread():
             assert blas_threads() == [1] * len(before)
             child = os.fork()
             if child == 0:
-                os._exit(0 if blas_threads() == before and team._setting.acquire(blocking=False) else 1)
+                os._exit(0 if blas_threads() == before and data_parallel._setting.acquire(blocking=False) else 1)
             assert os.waitpid(child, 0)[1] == 0
         assert blas_threads() == before
 
@@ -140,22 +140,22 @@ def test_an_error_of_another_thread_is_raised(small_is_enough):
             raise RuntimeError("the second part")
 
     with pytest.raises(RuntimeError, match="the second part"):
-        team.run(work, [slice(0, 1), slice(1, 2)])
+        data_parallel.run(work, [slice(0, 1), slice(1, 2)])
 
 
 def test_every_thread_has_the_context_of_the_call():
     """By which `cmm.blas.use` says which BLAS."""
     variable, seen = ContextVar("variable", default=0), []
     token = variable.set(5)
-    team.run(lambda part: seen.append(variable.get()), [slice(0, 1), slice(1, 2), slice(2, 3)])
+    data_parallel.run(lambda part: seen.append(variable.get()), [slice(0, 1), slice(1, 2), slice(2, 3)])
     variable.reset(token)
     assert seen == [5, 5, 5]
 
 
 def test_without_threadpoolctl(small_is_enough, monkeypatch):
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
-    monkeypatch.setattr(team, "_blas", team._blas.__wrapped__)
-    assert team.shares(8, 128, 2) is None
+    monkeypatch.setattr(data_parallel, "_blas", data_parallel._blas.__wrapped__)
+    assert data_parallel.shares(8, 128, 2) is None
     ids = np.random.default_rng(5).integers(0, 50, (7, 9))
     one = [made()(ids[i : i + 1])[0] for i in range(7)]
     np.testing.assert_allclose(made()(ids, threads=2), one, rtol=TOLERANCE, atol=TOLERANCE)
