@@ -14,7 +14,7 @@ from pathlib import Path
 try:
     import torch
 except ImportError:
-    raise SystemExit("card.py needs PyTorch: pip install 'cmm[torch]'") from None
+    raise SystemExit("card.py needs PyTorch: pip install torch") from None
 
 import cmm
 import cmm.bert
@@ -30,7 +30,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path, help="the folder of heldout.txt and heldout.npy that training left")
-    parser.add_argument("--models", nargs=2, default=("fff", "dense"), help="two folders instead of the package's")
+    parser.add_argument(
+        "--models", nargs=2, default=("fff", "dense"), help="two folders instead of the trained models"
+    )
     options = parser.parse_args()
     models = [cmm.bert.trained(name) if name in TRAINED else cmm.bert.load(name) for name in options.models]
     sequences = np.load(options.corpus / "heldout.npy")

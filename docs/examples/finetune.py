@@ -17,7 +17,7 @@ from pathlib import Path
 try:
     import torch
 except ImportError:
-    raise SystemExit("finetune.py needs PyTorch: pip install 'cmm[torch]'") from None
+    raise SystemExit("finetune.py needs PyTorch: pip install torch") from None
 
 import cmm.bert
 import numpy as np

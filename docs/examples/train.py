@@ -21,7 +21,7 @@ from pathlib import Path
 try:
     import torch
 except ImportError:
-    raise SystemExit("train.py needs PyTorch: pip install 'cmm[torch]'") from None
+    raise SystemExit("train.py needs PyTorch: pip install torch") from None
 
 import numpy as np
 from cmm.errors import ArgumentError

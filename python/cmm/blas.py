@@ -4,7 +4,7 @@ libcmm links no BLAS; it is handed a table of functions with every call. That ta
 
 1. ``with cmm.blas.use(...)``,
 2. the environment variable ``CMM_BLAS``, the path of a shared library,
-3. the package ``mkl``, where it is installed (``pip install cmm[mkl]``),
+3. the package ``mkl``, where it is installed (``pip install mkl``),
 4. the SciPy that is installed,
 5. the BLAS that libcmm itself was linked with, in a build that links one.
 

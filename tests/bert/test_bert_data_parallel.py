@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from cmm.bert import data_parallel, encoder
 
-threadpoolctl = pytest.importorskip("threadpoolctl", reason="the package threadpoolctl is not installed (cmm[bert])")
+threadpoolctl = pytest.importorskip("threadpoolctl", reason="the package threadpoolctl is not installed")
 
 TOLERANCE = 1e-5  # as in test_bert_encoder.py
 BLOCKS = {

@@ -14,7 +14,7 @@ from cmm.bert import CheckpointError, Tokenizer
 from cmm.bert.links import followed
 from cmm.bert.trained import TRAINED
 
-pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[bert])")
+pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed")
 import bert_tokenizer as tiny
 
 BLOCK = reference.architecture()
@@ -106,7 +106,8 @@ def test_export_fills_in_what_the_weights_say(tmp_path):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_export_of_a_model_of_this_package(tmp_path, monkeypatch, name):
+def test_export_of_a_trained_model(tmp_path, monkeypatch, name):
+    pytest.importorskip("cmm_models", reason="the package libcmm-models is not installed")
     monkeypatch.chdir(tmp_path)
     expected = cmm.bert.trained(name)
     for source in (name, Path(name)):

@@ -10,9 +10,7 @@ import pytest
 from cmm.bert import paths
 from cmm.bert.paths import Paths
 
-plot_paths = pytest.importorskip(
-    "cmm.bert.plot_paths", reason="matplotlib, which draws, is not installed (cmm[bench])"
-)
+plot_paths = pytest.importorskip("cmm.bert.plot_paths", reason="matplotlib, which draws, is not installed")
 
 
 def random_paths(tokens, layers, trees, depth, seed=0):

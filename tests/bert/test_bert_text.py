@@ -14,7 +14,7 @@ import pytest
 from cmm.bert import CheckpointError, EmptyTextWarning, Tokenizer, TruncationWarning, paths
 from cmm.bert.text import batches
 
-pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[bert])")
+pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed")
 import bert_tokenizer as tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::cmm.bert.EmptyTextWarning")  # one of TEXTS is empty
@@ -159,7 +159,7 @@ def test_broken_files(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
         Tokenizer(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    assert str(caught.value).startswith(f"{tmp_path / name}:")
     assert str(caught.value).isprintable()
 
 
@@ -233,7 +233,7 @@ def test_an_assigned_tokenizer(tmp_path):
 
 def test_the_package_is_asked_for_in_one_line(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(cmm.UnusableError, match=r"tokenizers: pip install cmm\[bert\]"):
+    with pytest.raises(cmm.UnusableError, match=r"tokenizers: pip install tokenizers"):
         model.fill_mask("the <mask>")
 
 

@@ -1,4 +1,4 @@
-"""The two models of the package: what PyTorch recorded after training is what numpy computes, without PyTorch."""
+"""The two trained models: what PyTorch recorded after training is what numpy computes, without PyTorch."""
 
 import importlib.util
 import json
@@ -16,8 +16,10 @@ from cmm.__main__ import main
 from cmm.bert.trained import TRAINED
 from reference import gamma
 
-CARD = ROOT / "python/cmm/models/MODEL_CARD.md"
-BOTH = pytest.mark.parametrize("name", list(TRAINED))
+cmm_models = pytest.importorskip("cmm_models", reason="the package libcmm-models is not installed")
+
+CARD = ROOT / "python/libcmm-models/cmm_models/MODEL_CARD.md"
+BOTH = pytest.mark.parametrize("name", TRAINED)
 U = 2.0**-24
 
 
@@ -84,10 +86,11 @@ def test_what_they_are():
         "intermed_size",
         "intermed_depth",
     }
-    files = [file for folder in TRAINED.values() for file in folder.iterdir()]
+    assert tuple(cmm_models.FOLDERS) == TRAINED
+    files = [file for folder in cmm_models.FOLDERS.values() for file in folder.iterdir()]
     assert len(files) == 10
     assert sum(file.stat().st_size for file in files) < 16e6
-    assert (next(iter(TRAINED.values())).parent / CARD.name).read_text() == CARD.read_text()  # the wheel has it too
+    assert Path(cmm_models.__file__).with_name(CARD.name).read_text() == CARD.read_text()  # the wheel has it too
     with pytest.raises(cmm.ArgumentError, match="name is 'bert'"):
         cmm.bert.trained("bert")
 
@@ -106,16 +109,16 @@ def test_without_pytorch_cmm_torch_says_so():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(
-        "cmm.errors.UnusableError: cmm.torch needs PyTorch: pip install cmm[torch] ("
+        "cmm.errors.UnusableError: cmm.torch needs PyTorch: pip install torch ("
     )
 
 
 @pytest.mark.parametrize(
     ("script", "package", "words"),
     [
-        ("train", "torch", "train.py needs PyTorch: pip install 'cmm[torch]'"),
-        ("finetune", "torch", "finetune.py needs PyTorch: pip install 'cmm[torch]'"),
-        ("card", "torch", "card.py needs PyTorch: pip install 'cmm[torch]'"),
+        ("train", "torch", "train.py needs PyTorch: pip install torch"),
+        ("finetune", "torch", "finetune.py needs PyTorch: pip install torch"),
+        ("card", "torch", "card.py needs PyTorch: pip install torch"),
         ("corpus", "lxml", "corpus.py needs lxml: pip install lxml"),
     ],
 )
@@ -139,7 +142,7 @@ def sentences():
 
 def test_the_cards_sentences():
     """Each is answered as the card says, and the hits are counted right."""
-    pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[bert])")
+    pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed")
     for number, name in enumerate(("fff", "dense")):
         model, hits = cmm.bert.trained(name), [0, 0]
         for text, word, cells in sentences():
@@ -159,7 +162,7 @@ def test_the_cards_sentences():
 
 def test_the_readmes_blank(capsys):
     """What the README shows of its first command is what the command prints, but for the last digit."""
-    pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[bert])")
+    pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed")
     readme = (ROOT / "README.md").read_text()
     text = re.search(r'<!-- command: main -->\n```sh\n.* && cmm fill-mask "(.*)"\n```', readme)[1]
     shown = re.search(r'```sh\ncmm fill-mask "(.*)"\n```\n\n```text\n(.*?)```', readme, re.DOTALL)
@@ -173,8 +176,8 @@ def test_the_readmes_blank(capsys):
 
 
 def test_a_model_by_its_name(capsys, tmp_path, monkeypatch):
-    """fff and dense are words for the package's models, unless there is a folder of that name."""
-    pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[bert])")
+    """fff and dense are words for the trained models, unless there is a folder of that name."""
+    pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed")
     answers = {}
     for arguments in ([], ["fff"], ["dense"]):
         assert main(["fill-mask", *arguments, "a <mask> of it", "-k", "2"]) == 0

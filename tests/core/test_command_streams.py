@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from cmm.__main__ import main
 
-pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[bert])")
-pytest.importorskip("matplotlib", reason="matplotlib, which draws, is not installed (cmm[bench])")
+pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed")
+pytest.importorskip("matplotlib", reason="matplotlib, which draws, is not installed")
+pytest.importorskip("cmm_models", reason="the package libcmm-models is not installed")
 
 COMMAND = [sys.executable, "-X", "dev", "-X", "warn_default_encoding", "-W", "error", "-m", "cmm"]
 BENCH = ["bench", "--tokens", "32", "--width", "16", "--trees", "1x3", "--levels", "naive", "--passes", "1"]
@@ -64,7 +65,7 @@ def test_a_full_standard_output_of_which_the_first_pages_do_not_fit_either(tmp_p
     (tmp_path / "texts").write_text("a file\n" * 200)
     with open("/dev/full", "wb") as full:
         done = run("embed", "fff", "--file", tmp_path / "texts", stdout=full)
-    assert done.stderr.startswith(b"cmm embed: error: ")
+    assert done.stderr.startswith(b"cmm embed: error:")
     assert (done.stderr.count(b"\n"), done.returncode) == (1, 2)
 
 
@@ -154,7 +155,7 @@ def test_names_of_files_that_a_terminal_cannot_show(tmp_path, environment, name)
     for wrong in (["embed", odd + b"/none", "a"], ["embed", "fff", "a", "--out", odd + b"/none/v.npy"]):
         done = run(*wrong, environment=environment)
         assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
-        assert done.stderr.startswith(b"cmm embed: error: ")
+        assert done.stderr.startswith(b"cmm embed: error:")
 
 
 @pytest.mark.full

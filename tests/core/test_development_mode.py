@@ -10,8 +10,9 @@ import bert_reference as reference
 import pytest
 from cmm.__main__ import main
 
-pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[bert])")
-pytest.importorskip("matplotlib", reason="matplotlib, which draws, is not installed (cmm[bench])")
+pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed")
+pytest.importorskip("matplotlib", reason="matplotlib, which draws, is not installed")
+pytest.importorskip("cmm_models", reason="the package libcmm-models is not installed")
 import bert_tokenizer as tiny
 
 PYTHON = [sys.executable, "-X", "dev", "-X", "warn_default_encoding", "-W", "error"]

@@ -20,7 +20,7 @@ from cmm.__main__ import main
 from cmm._libcmm import ffi, lib
 from cmm.typing import Algorithm
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("python/cmm/models/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("python/libcmm-models/**/*.md")])
 
 
 def name_of(page: Path) -> str:
@@ -224,8 +224,9 @@ def test_the_two_commands_can_be_extracted() -> None:
     readme = text("README.md")
     commands = dict(re.findall(r"^<!-- command: (\w+) -->\n```sh\n([^\n]+)\n```$", readme, re.MULTILINE))
     assert commands == {
-        "main": "pip install '.[bert]' && cmm demo && cmm fill-mask \"The function returns a <mask> of strings.\"",
-        "tests": "pip install '.[test]' && python -m pytest",
+        "main": "pip install '.[bert]' ./python/libcmm-models && cmm demo && "
+        'cmm fill-mask "The function returns a <mask> of strings."',
+        "tests": "pip install '.[test]' ./python/libcmm-models && python -m pytest",
     }
 
 

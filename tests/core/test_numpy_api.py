@@ -112,7 +112,7 @@ def test_exceptions_double_the_builtin_ones() -> None:
 def test_version_is_that_of_header_and_package() -> None:
     header = Path(cmm.get_include(), "cmm.h").read_text(encoding="utf-8")
     parts = [line.split()[-1] for line in header.splitlines() if line.startswith("#define CMM_VERSION_")]
-    assert cmm.__version__ == ".".join(parts) == metadata.version("cmm")
+    assert cmm.__version__ == ".".join(parts) == metadata.version("libcmm")
 
 
 def test_package_holds_header_library_and_typing_marker() -> None:
@@ -126,7 +126,7 @@ def test_package_holds_header_library_and_typing_marker() -> None:
 
 def test_extension_uses_the_stable_abi() -> None:
     assert Path(_libcmm.__file__).name == "_libcmm.abi3.so"
-    wheel = metadata.distribution("cmm").read_text("WHEEL")
+    wheel = metadata.distribution("libcmm").read_text("WHEEL")
     assert wheel is not None
     assert "Tag: cp311-abi3-" in wheel
 

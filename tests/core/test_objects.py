@@ -123,10 +123,9 @@ def test_a_model_survives(name, way):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("mmap", [True, False])
 def test_a_loaded_model_survives_with_its_tokenizer(way, mmap):
-    pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[bert])")
-    from cmm.bert.trained import TRAINED
-
-    model = cmm.bert.load(TRAINED["fff"], mmap=mmap)
+    pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed")
+    cmm_models = pytest.importorskip("cmm_models", reason="the package libcmm-models is not installed")
+    model = cmm.bert.load(cmm_models.FOLDERS["fff"], mmap=mmap)
     before = WAYS[way](model)  # before its tokenizer was read
     expected = model.fill_mask("a <mask>", 1)
     ids = np.arange(64 * 20).reshape(64, 20) % 500
@@ -218,7 +217,8 @@ def test_attributes_that_would_lie_can_only_be_read():
 
 
 def test_attributes_of_a_tokenizer_can_only_be_read():
-    pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[bert])")
+    pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed")
+    pytest.importorskip("cmm_models", reason="the package libcmm-models is not installed")
     tokenizer = cmm.bert.trained().tokenizer
     for name in ("file", "ids", "special"):
         with pytest.raises(AttributeError):
@@ -237,7 +237,7 @@ def test_weak_references():
 
 @pytest.fixture
 def small_is_enough(monkeypatch):
-    pytest.importorskip("threadpoolctl", reason="the package threadpoolctl is not installed (cmm[bert])")
+    pytest.importorskip("threadpoolctl", reason="the package threadpoolctl is not installed")
     monkeypatch.setattr(data_parallel, "_LEAST_TOKENS", 1)
 
 
@@ -288,7 +288,8 @@ def run(code):
 
 
 def test_text_in_an_atexit_handler():
-    pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[bert])")
+    pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed")
+    pytest.importorskip("cmm_models", reason="the package libcmm-models is not installed")
     out = run("""
         import atexit, concurrent.futures, cmm.bert
         model, texts = cmm.bert.trained(), ["the file is read"] * 200
@@ -307,7 +308,8 @@ def test_text_in_an_atexit_handler():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_NPROC is Linux's")
 def test_text_where_the_system_has_no_thread_left():
-    pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[bert])")
+    pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed")
+    pytest.importorskip("cmm_models", reason="the package libcmm-models is not installed")
     out = run("""
         import os, resource, threading, cmm.bert
         model, texts = cmm.bert.trained(), ["the file is read"] * 200

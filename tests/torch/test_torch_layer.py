@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from reference import gamma
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed (cmm[torch])")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from cmm.torch import FFF  # noqa: E402
 from torch.nn import functional  # noqa: E402
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from building import ROOT
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed (cmm[torch])")
-pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed (cmm[torch])")
-pytest.importorskip("safetensors", reason="the package safetensors is not installed (cmm[torch])")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed")
+pytest.importorskip("safetensors", reason="the package safetensors is not installed")
 from cmm.torch import Classifier, Encoder, MaskedLanguageModel, data, glue_tasks, training  # noqa: E402
 
 TINY = ("--layers=2", "--hidden=16", "--heads=2", "--vocabulary=300", "--length=16")

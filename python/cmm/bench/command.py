@@ -53,7 +53,7 @@ examples:
   cmm bench --trees 1x11,128x4 --tokens 2048 --threads 2
   cmm bench --trees 1x15 --width 12288 --tokens 1 --levels blas3,native
                                          a layer of GPT-3's size, 13 GB of memory
-  cmm bench --model                      the small model of this package against its dense twin
+  cmm bench --model                      the small trained model against its dense twin
   cmm bench --curve --plot curve.png     microseconds per token against the batch, for every level
 """
 
@@ -189,7 +189,7 @@ def _plot_module(file: Path | None) -> ModuleType | None:
         with quiet_encodings():  # of matplotlib's list of fonts
             from cmm.bench import plot
     except ImportError as error:
-        raise cmm.UnusableError(f"--plot needs matplotlib (pip install cmm[bench]): {error}") from None
+        raise cmm.UnusableError(f"--plot needs matplotlib: pip install matplotlib ({error})") from None
     if file.suffix.lower() not in plot.FORMATS:
         raise cmm.ArgumentError(f"--plot {file}: the name should end in one of {' '.join(plot.FORMATS)}")
     return plot

@@ -71,7 +71,7 @@ def bench_model(name: str, threads: int, passes: int | None, file: Path | None) 
     for fff, other in zip(lines[::2], lines[1::2], strict=True):
         times = [f"{line.us:.1f} ({line.us_q1:.1f} to {line.us_q3:.1f})" for line in (fff, other)]
         rows.append([f"{fff.sequences} x {fff.length}", fff.what, *times, f"{other.us / fff.us:.2f}x"])
-    installed = f"PyTorch {torch_version}" if torch_version else "PyTorch is not installed (pip install cmm[torch])"
+    installed = f"PyTorch {torch_version}" if torch_version else "PyTorch is not installed (pip install torch)"
     return f"""\
 {model!r}
 against {whose} with {neurons} neurons in each layer, of which the FFF model uses {used} for a token

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cmm.bert import Model
     from cmm.bert.tokenizer import Text
 
-_MODEL = "a folder or file that training or `cmm export` left, or the word fff or dense: a model of this package"
+_MODEL = "a folder or file that training or `cmm export` left, or fff or dense, models of libcmm-models"
 _RANDOM = "random"
 _DEFAULT = "fff"
 
@@ -61,7 +61,7 @@ def _add_fill_mask(commands: Any) -> None:
   cmm fill-mask "The function returns a <mask> of strings."
   cmm fill-mask MODEL "The capital of France is <mask>."
   cmm fill-mask MODEL "A <mask> has four <mask>." -k 10 --json
-The mask is written as the model's tokenizer writes it. Without MODEL it is fff, a small model of this package.""",
+The mask is written as the model's tokenizer writes it. Without MODEL it is fff, of the package libcmm-models.""",
         run_fill_mask,
     )
     _add_model(parser, nargs="?")
@@ -215,7 +215,7 @@ def run_explain(options: argparse.Namespace) -> None:
         with quiet_encodings():  # of matplotlib's list of fonts
             from cmm.bert.plot_paths import draw
     except ImportError as error:
-        raise cmm.UnusableError(f"the picture needs matplotlib: pip install cmm[bench] ({error})") from None
+        raise cmm.UnusableError(f"the picture needs matplotlib: pip install matplotlib ({error})") from None
     from cmm.bert import paths
 
     given = [bool(options.texts), options.file is not None, options.ids is not None]
@@ -261,7 +261,7 @@ def _add_export(commands: Any) -> None:
         """\
   cmm export ultrafastbert exported
   cmm export ultrafastbert half --dtype float16
-  cmm export fff exported                                   the small model of this package
+  cmm export fff exported                                   the small model of libcmm-models
   cmm export intermediate_state.pth exported --config model_config.json --tokenizer tokenizer.json
 A file of PyTorch (.pth, .bin) needs PyTorch to be read. FOLDER should not exist, or be empty.""",
         run_export,

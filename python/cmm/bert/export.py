@@ -47,7 +47,7 @@ def export(
     ----------
     source : path-like, mapping of str to tensor, or Model
         Anything that ``load`` takes, a live ``state_dict`` of PyTorch tensors or numpy arrays, a model, or ``"fff"``
-        or ``"dense"``, a model of this package.
+        or ``"dense"``, a model of the package ``libcmm-models``.
     folder : path-like
         Should not exist, or be empty.
     config : mapping or path-like, optional

@@ -65,7 +65,7 @@ class Tokenizer:
         try:
             import tokenizers
         except ImportError:
-            raise UnusableError("text needs the package tokenizers: pip install cmm[bert]") from None
+            raise UnusableError("text needs the package tokenizers: pip install tokenizers") from None
         path = given_path("path", path).absolute()  # the current folder may be another one when it is copied
         self._file = path / FILE if path.is_dir() else path
         text = read_regular(self.file, _LIMIT)

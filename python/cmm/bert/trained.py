@@ -1,4 +1,4 @@
-"""The models that come with the package, trained as docs/guide/training.md tells: an FFF one and its dense twin."""
+"""The trained models of the package libcmm-models, as docs/guide/training.md tells: an FFF one, its dense twin."""
 
 import os
 from pathlib import Path
@@ -6,21 +6,39 @@ from typing import Any
 
 from cmm.bert.checkpoint import load
 from cmm.bert.model import Model
-from cmm.errors import ArgumentError
+from cmm.errors import ArgumentError, UnusableError
 
-#: Their folders by name.
-TRAINED = {name: Path(__file__).parents[1] / "models" / name for name in ("fff", "dense")}
+#: Their names.
+TRAINED = ("fff", "dense")
+
+
+def folder_of(name: str) -> Path:
+    """Return the folder of one of them, or say how to get it."""
+    try:
+        from cmm_models import FOLDERS
+    except ImportError:
+        raise UnusableError(
+            f"{name} is a trained model of the package libcmm-models, which is not installed: "
+            "pip install libcmm-models, or in a checkout pip install ./python/libcmm-models"
+        ) from None
+    return FOLDERS[name]
 
 
 def packaged(source: Any) -> Any:
-    """Return the folder of a model of this package where its name is given and nothing else has it, or the source."""
-    if isinstance(source, str | os.PathLike) and not os.path.lexists(source):
-        return TRAINED.get(os.fspath(source), source)
+    """Return the folder of a trained model where its name is given and nothing else has it, or the source.
+
+    Raises
+    ------
+    UnusableError
+        It is one's name, and they are not installed.
+    """
+    if isinstance(source, str | os.PathLike) and not os.path.lexists(source) and os.fspath(source) in TRAINED:
+        return folder_of(str(os.fspath(source)))
     return source
 
 
 def trained(name: str = "fff") -> Model:
-    """Load one of the two models that come with the package.
+    """Load one of the two models of the package ``libcmm-models``.
 
     Both have about 3.9 million weights, of which 1020 neurons in each of 5 layers, and were trained alike on English
     text of documentation packages: they know words like "function" and "file", and little else.
@@ -39,7 +57,9 @@ def trained(name: str = "fff") -> Model:
     ------
     ArgumentError
         There is no model of that name.
+    UnusableError
+        The package ``libcmm-models`` is not installed.
     """
     if not isinstance(name, str) or name not in TRAINED:
         raise ArgumentError(f"name is {name!r}; it should be one of {', '.join(TRAINED)}")
-    return load(TRAINED[name])
+    return load(folder_of(name))

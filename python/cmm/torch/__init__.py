@@ -1,4 +1,4 @@
-"""Fast feedforward layers and the encoder in PyTorch, to train them: ``pip install cmm[torch]``.
+"""Fast feedforward layers and the encoder in PyTorch, to train them: ``pip install torch``.
 
 >>> import torch, cmm.torch
 >>> layer = cmm.torch.FFF(768, trees=1, depth=11)       # an nn.Module, trained like any other
@@ -12,7 +12,7 @@ from cmm.errors import UnusableError
 try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
-    raise UnusableError(f"cmm.torch needs PyTorch: pip install cmm[torch] ({error})") from None
+    raise UnusableError(f"cmm.torch needs PyTorch: pip install torch ({error})") from None
 
 from cmm.torch.fff import FFF
 from cmm.torch.model import Classifier, Encoder, MaskedLanguageModel

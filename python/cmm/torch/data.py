@@ -26,7 +26,7 @@ def _tokenizers() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise UnusableError("text needs the package tokenizers: pip install cmm[torch]") from None
+        raise UnusableError("text needs the package tokenizers: pip install tokenizers") from None
     return tokenizers
 
 

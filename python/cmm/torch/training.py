@@ -227,7 +227,7 @@ def save_final(folder: Path, model: MaskedLanguageModel | Classifier, tokenizer:
     try:
         from safetensors.torch import save_file
     except ImportError:
-        raise UnusableError("writing a model needs the package safetensors: pip install cmm[torch]") from None
+        raise UnusableError("writing a model needs the package safetensors: pip install safetensors") from None
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")
