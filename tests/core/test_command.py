@@ -83,13 +83,15 @@ def test_info_names_everything(capsys):
 @pytest.mark.parametrize("command", ["info", "demo"])
 def test_info_says_what_was_built(monkeypatch, capsys, command, cuda):
     monkeypatch.setattr(cmm._native.cuda, "built", lambda: cuda)
+    monkeypatch.setitem(sys.modules, "cmm_cuda13", None)
     monkeypatch.setattr(demo, "_layer", lambda: None)
     monkeypatch.setattr(demo, "_encoder", lambda: None)
     monkeypatch.setenv("CMM_CUDA_LIBRARY", "another.so")
     assert main([command]) == 0
     line = capsys.readouterr().out.splitlines()[1]
     assert line.split()[0].rstrip(":") == "built"
-    assert ("without libcmm_cuda (pip install . -C cmake.define.CMM_CUDA=ON" in line) == (not cuda)
+    assert ("libcmm and libcmm_cuda;" in line) == cuda
+    assert ("without libcmm_cuda (pip install libcmm-cuda13 brings it, pip install . -C" in line) == (not cuda)
     assert "another.so is used, for CMM_CUDA_LIBRARY says so" in line
 
 

@@ -1,5 +1,6 @@
 """The distributions: what they are called, how they go together, and what is said where one is missing."""
 
+import os
 import re
 import subprocess
 import sys
@@ -9,9 +10,12 @@ from typing import Any
 
 import cmm
 import pytest
-from building import ROOT
+from building import ROOT, run, tool
+from cmm._libcmm import ffi, lib
+from cmm._native import cuda as native_cuda
 
-CORE, MODELS = "pyproject.toml", "python/libcmm-models/pyproject.toml"
+CORE = "pyproject.toml"
+MODELS, CUDA = (f"python/{name}/pyproject.toml" for name in ("libcmm-models", "libcmm-cuda13"))
 
 
 def project(name: str) -> Any:
@@ -51,7 +55,11 @@ def test_the_names() -> None:
     assert project(CORE)["scripts"] == {"cmm": "cmm.__main__:main"}
     assert project(CORE)["version"] == cmm.__version__
     assert project(MODELS)["name"] == "libcmm-models"
+    assert project(CUDA)["name"] == "libcmm-cuda13"
     assert not project(MODELS).get("dependencies")
+    assert not project(CUDA).get("dependencies")
+    found = (ROOT / "python/libcmm-cuda13/cmm_cuda13/__init__.py").read_text(encoding="utf-8")
+    assert f'__version__ = "{cmm.__version__}"' in found
 
 
 # ---- without the models --------------------------------------------------------------------------------------------
@@ -99,3 +107,48 @@ def test_a_command_without_the_models(tmp_path: Path, words: list[str]) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"cmm {words[0]}: error: {MISSING}\n"
     assert not list(tmp_path.iterdir())
+
+
+# ---- the library for GPUs ------------------------------------------------------------------------------------------
+
+LEVEL = 'print(next(level.reason for level in cmm.levels() if level.name == "cuda"))'
+
+
+def reason(folder: Path, version: str, library: str) -> str:
+    """Why level cuda cannot be used, as cmm says where this libcmm-cuda13 is installed."""
+    (folder / "cmm_cuda13.py").write_text(f"__version__ = {version!r}\nLIBRARY = {library!r}\n")
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import cmm; {LEVEL}"
+    environment = {name: value for name, value in os.environ.items() if name != "CMM_CUDA_LIBRARY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.count("\n") == 1
+    return done.stdout.strip()
+
+
+needs_no_cuda = pytest.mark.skipif(native_cuda.built(), reason="this package was built with a libcmm_cuda of its own")
+
+
+@needs_no_cuda
+def test_the_library_is_found_where_it_is_installed(tmp_path: Path) -> None:
+    """One that finds no GPU, and says so: it was loaded, and asked."""
+    names = re.findall(r"(cmm_cuda_\w+)\(", (ROOT / "libcmm/include/cmm_cuda.h").read_text(encoding="utf-8"))
+    assert len(set(names)) == 9
+    number = lib.CMM_ERROR_CUDA_DEVICE
+    (tmp_path / "a.c").write_text(
+        "".join(f"int {name}(void) {{ return {number}; }}\n" for name in sorted(set(names)))
+    )
+    run(tool("cc"), "-shared", "-fPIC", "-o", tmp_path / "a.so", tmp_path / "a.c")
+    said = reason(tmp_path, cmm.__version__, str(tmp_path / "a.so"))
+    assert said == ffi.string(lib.cmm_status_message(number)).decode()
+    major, minor, _ = cmm.__version__.split(".")
+    assert reason(tmp_path, f"{major}.{minor}.99", str(tmp_path / "a.so")) == said
+    assert "none.so: cannot open" in reason(tmp_path, cmm.__version__, str(tmp_path / "none.so"))
+
+
+@needs_no_cuda
+@pytest.mark.parametrize("version", ["0.1.0", "1.2.0"])
+def test_a_library_of_another_version_is_refused(tmp_path: Path, version: str) -> None:
+    minor = cmm.__version__.rpartition(".")[0]
+    assert reason(tmp_path, version, "none.so") == (
+        f"libcmm_cuda is not here: libcmm-cuda13 is of version {version} and libcmm of {cmm.__version__}, "
+        f"and both should be of one minor version: pip install 'libcmm-cuda13=={minor}.*'"
+    )

@@ -24,6 +24,7 @@ LATE = {
     "cmm.bert.plot_paths",
     "cmm.torch",
     "cmm.torch.training",
+    "cmm_cuda13",
     "cmm_models",
     "ctypes",
     "cupy",

@@ -64,11 +64,12 @@ def facts() -> list[tuple[str, str]]:
 
 
 def built() -> str:
-    """Return which libraries this installation was built with, and how to have the other."""
+    """Return which libraries this installation was built with, and where the other is, or how to have it."""
     if cuda.built():
         said = "libcmm and libcmm_cuda"
     else:
-        said = "libcmm; without libcmm_cuda (pip install . -C cmake.define.CMM_CUDA=ON builds it, with nvcc)"
+        library, what = cuda.packaged()
+        said = f"libcmm; libcmm_cuda is that of {what}" if library else f"libcmm; without libcmm_cuda ({what})"
     chosen = os.environ.get("CMM_CUDA_LIBRARY")
     return f"{said}; {chosen} is used, for CMM_CUDA_LIBRARY says so" if chosen else said
 
