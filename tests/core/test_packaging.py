@@ -152,3 +152,51 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path, version: str) -
         f"libcmm_cuda is not here: libcmm-cuda13 is of version {version} and libcmm of {cmm.__version__}, "
         f"and both should be of one minor version: pip install 'libcmm-cuda13=={minor}.*'"
     )
+
+
+# ---- what is imported, and how long that takes ---------------------------------------------------------------------
+
+
+def after(code: str) -> str:
+    """The last line that a new Python prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--version"],
+        ["info", "--help"],
+        ["demo", "--help"],
+        ["bench", "--help"],
+        ["fill-mask", "a <mask>"],
+        ["embed", "fff", "a file"],
+        ["info"],  # which lists the BLAS, SciPy's among them
+    ],
+    ids=" ".join,
+)
+def test_scipy_waits_until_a_blas_is_asked_for(words: list[str]) -> None:
+    if words[0] in ("fill-mask", "embed"):
+        pytest.importorskip("cmm_models", reason="the package libcmm-models is not installed")
+        pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed")
+    code = f"import sys\nfrom cmm.__main__ import main\ntry: main({words!r})\nexcept SystemExit: pass\n"
+    assert after(code + "print('scipy' in sys.modules)") == str(words == ["info"])
+
+
+def test_a_layer_needs_no_scipy() -> None:
+    """Of level native, which auto is for trees; nor does a machine without SciPy lack it."""
+    code = """
+import sys
+sys.modules["scipy"] = None
+import cmm, numpy as np
+x, w_in, w_out = (np.ones(shape, np.float32) for shape in ((5, 8), (2, 7, 8), (2, 7, 6)))
+print(cmm.fff_forward(x, w_in, w_out).shape, cmm.FFF(w_in, w_out)(x).shape)
+"""
+    assert after(code) == "(5, 6) (5, 6)"
+
+
+def test_import_takes_little_more_than_that_of_numpy() -> None:
+    """Under 0.15 s, the fastest of five: what a busy machine adds is no property of the package."""
+    code = "import time, numpy\nbegan = time.perf_counter()\nimport cmm\nprint(time.perf_counter() - began)"
+    assert min(float(after(code)) for _ in range(5)) < 0.15

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr
 
 from cmm.errors import CmmError
 
@@ -110,6 +109,8 @@ def compare(what: str, y: Array, reference: Reference) -> None:
 
 def _output(logits: Array, error: Array, rows_out: Array, dtype: np.dtype, terms: int) -> tuple[Array, Array]:
     """Return `sum gelu(logit) row` over the rows, and its bound when `terms` products are summed in all."""
+    from scipy.special import ndtr  # SciPy takes long to import: not before something is to be checked
+
     rows64 = rows_out.astype(np.float64)
     active = logits * ndtr(logits)
     active_error = _SLOPE * error + 8 * _unit(dtype) * (np.abs(logits) + error)

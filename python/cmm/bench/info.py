@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+from importlib import metadata
 from pathlib import Path
 
 import numpy
-import scipy
 
 import cmm
 from cmm._dispatch import CUDA_ALGORITHMS, default_threads, isas, kernels
@@ -42,7 +42,7 @@ def facts() -> list[tuple[str, str]]:
         ("cmm", f"{cmm.__version__}, in {Path(cmm.__file__).parent}"),
         ("built", built()),
         ("compiler", text(lib.cmm_build())),
-        ("python", f"{platform.python_version()}, numpy {numpy.__version__}, scipy {scipy.__version__}"),
+        ("python", f"{platform.python_version()}, numpy {numpy.__version__}, scipy {_scipy()}"),
         ("cpu", machine.cpu),
         ("caches", machine.cache_text()),
         ("cores", f"{machine.cores} may be used"),
@@ -72,6 +72,14 @@ def built() -> str:
         said = f"libcmm; libcmm_cuda is that of {what}" if library else f"libcmm; without libcmm_cuda ({what})"
     chosen = os.environ.get("CMM_CUDA_LIBRARY")
     return f"{said}; {chosen} is used, for CMM_CUDA_LIBRARY says so" if chosen else said
+
+
+def _scipy() -> str:
+    """Return SciPy's version, which is no reason to import it."""
+    try:
+        return metadata.version("scipy")
+    except metadata.PackageNotFoundError:
+        return "is not installed"
 
 
 def _isa() -> str:
