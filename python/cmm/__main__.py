@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TextIO, cast
 import cmm
 
 # Modules with a function add_command(commands) that adds parsers whose default `run` is called with the options.
-_COMMANDS = ("cmm.bench.info", "cmm.bench.demo", "cmm.bench.command", "cmm.bert.command")
+_COMMANDS = ("cmm.bench.info", "cmm.bench.demo", "cmm.bench.command", "cmm.bert.command", "cmm.completion")
 _EXAMPLE = """\
 examples:
   cmm info             this machine, its instruction sets, the levels and the BLAS
@@ -101,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command, from which its manual and shell completion are made too."""
     parser = _Parser(
         prog="cmm",
         description="Conditional matrix multiplication and fast feedforward layers.",
@@ -112,6 +113,11 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     for module in _COMMANDS:
         import_module(module).add_command(commands)
+    return parser
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     take_texts = getattr(options, "take_texts", None)
     if rest and take_texts is not None:  # texts after an option, which argparse does not look for

@@ -307,6 +307,16 @@ def test_export_of_a_trained_model(ran, tmp_path, name):
     assert ran("fill-mask", tmp_path / "a", "a <mask>") == ran("fill-mask", name, "a <mask>")
 
 
+def test_json_of_explain_on_the_standard_output(capsys, folder, tmp_path):
+    words = ["explain", str(folder), "--ids", "1,2", "--out", str(tmp_path / "a"), "--json"]
+    assert main([*words, "-"]) == 0
+    out, err = capsys.readouterr()
+    assert main([*words, str(tmp_path / "a.json")]) == 0
+    assert json.loads(out) == json.loads((tmp_path / "a.json").read_text())
+    assert err.endswith("a.svg\n")
+    assert capsys.readouterr().out == err.replace("a.svg\n", f"a.svg, {tmp_path / 'a.json'}\n")
+
+
 def test_export_says_no(refused, folder, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -48,7 +48,9 @@ def test_the_module_and_the_script_are_the_command():
         assert done.stdout == f"cmm {cmm.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["info"], ["demo"], ["bench"]], ids=lambda words: " ".join(["cmm", *words]))
+@pytest.mark.parametrize(
+    "command", [[], ["info"], ["demo"], ["bench"], ["completion"]], ids=lambda words: " ".join(["cmm", *words])
+)
 def test_help_has_an_example(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -151,6 +153,26 @@ def test_bench_prints_the_table(bench):
     assert written["machine"]["cpu"] in done.stdout
     assert written["gpu"]["lines"] or "No GPU columns: " in done.stdout
     assert png.startswith(b"\x89PNG")
+
+
+def test_json_on_the_standard_output_is_all_that_is_there(floors, capsys, tmp_path):
+    for more, word in ([], "Table 2"), (["--curve", "--plot", str(tmp_path / "a.svg")], "tokens"):
+        assert main([*SMALL, "--levels", "naive", *more, "--json", "-"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["version"] == cmm.__version__
+        assert word in err
+        assert "wrote -" not in err
+        assert ("wrote" in err) == bool(more)
+    assert not os.path.exists("-")
+
+
+def test_json_on_the_standard_output_with_a_closed_standard_error():
+    code = (
+        "import sys; sys.stderr = None; from cmm import _json; _json.say('-', 'words'); _json.write('-', [1])\n"
+        "_json.say(None, 'more')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[1]\nmore\n"
 
 
 def test_bench_same_routing_says_so(floors, tmp_path, capsys):

@@ -30,6 +30,7 @@ COMMANDS = {
     "bench --curve": [*BENCH, "--curve", "--plot", "a.png"],
     "bench --model": ["bench", "--model", "--passes", "1", "--json", "a.json"],
     "demo": ["demo"],
+    "completion": ["completion", "bash"],
 }
 SLOW = ("bench", "bench --curve", "bench --model", "demo")
 

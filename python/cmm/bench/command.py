@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from types import ModuleType
 import numpy as np
 
 import cmm
-from cmm._files import is_writable, replacing
+from cmm import _json
 from cmm._quiet import quiet_encodings
 from cmm.bench.gpu import COLUMNS, measure_gpu
 from cmm.bench.harness import (
@@ -86,7 +85,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="MODEL",
         help="a whole encoder against its dense twin, on numpy and in PyTorch; a folder, or fff (the default)",
     )
-    add("--json", type=Path, metavar="FILE", help="write every figure to FILE")
+    add("--json", metavar="FILE", help=_json.HELP.format("every figure"))
     add("--plot", type=Path, metavar="FILE", help="draw the table, or the curve, to FILE (.png, .svg, .pdf)")
     parser.set_defaults(run=run)
 
@@ -101,23 +100,19 @@ def run(options: argparse.Namespace) -> None:
             if getattr(options, name) is not None:
                 raise cmm.ArgumentError(f"--full is the paper's protocol and settles --{name}; leave one of them out")
     plot = _plot_module(options.plot)
-    files = [file for file in (options.json, options.plot) if file]
+    files = [str(file) for file in (options.json, options.plot) if file]
     for file in files:
-        folder = file.absolute().parent
-        if not folder.is_dir():
-            raise cmm.ArgumentError(f"{file}: there is no folder {folder}")
-        if not is_writable(file):
-            raise cmm.ArgumentError(f"{file} cannot be written")
+        _json.check_target(file)
 
     report = bench(options)
     if options.json:
-        with replacing(options.json) as file:
-            file.write(json.dumps(report.as_json(), indent=1).encode() + b"\n")
+        _json.write(options.json, report.as_json(), indent=1)
     if plot:
         (plot.curve if options.curve else plot.table)(report, options.plot)
-    print(curve_text(report) if options.curve else table_text(report))
+    _json.say(options.json, curve_text(report) if options.curve else table_text(report))
     for file in files:
-        print(f"\nwrote {file}")
+        if file != _json.STANDARD_OUTPUT:
+            _json.say(options.json, f"\nwrote {file}")
 
 
 def _run_model(options: argparse.Namespace) -> None:
@@ -127,10 +122,9 @@ def _run_model(options: argparse.Namespace) -> None:
     for name, default in defaults.items():
         if getattr(options, name) != default:
             raise cmm.ArgumentError(f"--model goes with --threads, --passes and --json, not with --{name}")
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise cmm.ArgumentError(f"{options.json}: there is no folder {options.json.absolute().parent}")
-    print(bench_model(options.model, options.threads, options.passes, options.json))
-    if options.json is not None:
+    _json.check_target(options.json)
+    _json.say(options.json, bench_model(options.model, options.threads, options.passes, options.json))
+    if options.json not in (None, _json.STANDARD_OUTPUT):
         print(f"\nwrote {options.json}")
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import cmm
-from cmm._files import replacing
+from cmm import _json
 from cmm.bench.machine import this_machine
 from cmm.bench.table import grid, threads_text
 from cmm.bert.encoder import FFF, Dense
@@ -52,8 +50,8 @@ class _Contestant:
     run: Callable[[], object]
 
 
-def bench_model(name: str, threads: int, passes: int | None, file: Path | None) -> str:
-    """Time a model against its twin; return what to print, and write the figures to a json file if there is one."""
+def bench_model(name: str, threads: int, passes: int | None, file: str | None) -> str:
+    """Time a model against its twin; return what to print, and write the figures as json where `file` says."""
     model = cmm.bert.load(packaged(name))
     if model.config.trees is None:
         raise cmm.ArgumentError(f"--model {name} has dense layers; its twin would be itself")
@@ -62,8 +60,7 @@ def bench_model(name: str, threads: int, passes: int | None, file: Path | None) 
         cases = list(_contestants(model, twin, threads, torch_version is not None))
         lines = _measure(cases, passes or _PASSES)
     if file is not None:
-        with replacing(file) as out:
-            out.write(json.dumps([asdict(line) for line in lines], indent=1).encode() + b"\n")
+        _json.write(file, [asdict(line) for line in lines], indent=1)
     neurons = model.config.trees * model.config.nodes
     used = model.config.trees * ((model.config.depth or 0) + 1)
     dense = f"dense {neurons}"

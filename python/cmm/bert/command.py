@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import cmm
+from cmm import _json
 from cmm._files import replacing
 from cmm._quiet import quiet_encodings
 from cmm.bert.trained import packaged
@@ -205,7 +206,7 @@ def _add_explain(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("paths"), metavar="NAME", help="writes NAME.png and NAME.svg (default paths)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every visited node and dead subtree to FILE")
+    parser.add_argument("--json", metavar="FILE", help=_json.HELP.format("every visited node and dead subtree"))
     _add_run(parser)
 
 
@@ -224,8 +225,7 @@ def run_explain(options: argparse.Namespace) -> None:
     out = options.out.with_name(options.out.name.removesuffix(".png").removesuffix(".svg"))
     files = [out.with_name(f"{out.name}.{kind}") for kind in ("png", "svg")]
     for file in (*files, options.json):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise cmm.ArgumentError(f"{file}: there is no folder {file.absolute().parent}")
+        _json.check_target(None if file is None else str(file))
     model = _model(options)
     if options.ids is not None:
         found = paths.of_ids(model, [options.ids], **_run(options))
@@ -236,10 +236,10 @@ def run_explain(options: argparse.Namespace) -> None:
         raise cmm.ArgumentError("there are no texts, so there is nothing to draw")
     draw(found, files, title=_title(options))
     if options.json is not None:
-        with replacing(options.json) as file:
-            file.write(json.dumps(paths.as_json(found)).encode() + b"\n")
-    print(paths.report(found))
-    print("\nwrote " + ", ".join(str(file) for file in (*files, options.json) if file is not None))
+        _json.write(options.json, paths.as_json(found))
+    _json.say(options.json, paths.report(found))
+    written = [str(file) for file in (*files, options.json) if file not in (None, _json.STANDARD_OUTPUT)]
+    _json.say(options.json, "\nwrote " + ", ".join(written))
 
 
 def _title(options: argparse.Namespace) -> str:
