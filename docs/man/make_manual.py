@@ -1,4 +1,4 @@
-"""Make the manual page and the shell completion of the command `cmm` from its parsers: `docs/man/make_manual.py`.
+"""Make the manual page and the shell completion of `cmm` from its parsers: `python docs/man/make_manual.py`.
 
 Needs the installed package, argparse-manpage and shtab. What it writes is part of the repository, and the build
 installs it; tests/core/test_manual.py holds that it fits the parsers.

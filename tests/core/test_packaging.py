@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,45 @@ def test_the_names() -> None:
     assert not project(CUDA).get("dependencies")
     found = (ROOT / "python/libcmm-cuda13/cmm_cuda13/__init__.py").read_text(encoding="utf-8")
     assert f'__version__ = "{cmm.__version__}"' in found
+
+
+def test_one_address() -> None:
+    """That of the repository, wherever it is named."""
+    address = project(CORE)["urls"]["Repository"]
+    assert {project(name)["urls"]["Repository"] for name in (MODELS, CUDA)} == {address}
+    for url in project(CORE)["urls"].values():
+        assert url.startswith(address) or url == "https://arxiv.org/abs/2311.10770"
+    owner, name = address.rsplit("/", 2)[1:]
+    for file in ("CITATION.cff", "SECURITY.md", "python/libcmm-cuda13/README.md"):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert address in text
+        assert set(re.findall(r"https://github.com/([\w-]+/[\w-]+)", text)) == {f"{owner}/{name}"}, file
+
+
+def test_the_citation() -> None:
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {cmm.__version__}\n" in text
+    assert f"\nlicense: {project(CORE)['license']}\n" in text
+    assert "arXiv:2311.10770" in text
+
+
+def test_the_page_on_the_index_leads_somewhere() -> None:
+    """Links and pictures of the README as it is in the metadata of the installed package: each is of a file here."""
+    about = metadata.metadata("libcmm")
+    page, address = about.get_payload(), project(CORE)["urls"]["Repository"]
+    assert isinstance(page, str)
+    assert about["Description-Content-Type"] == "text/markdown"
+    assert page.startswith("# cmm")
+    targets = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", page)
+    assert len(targets) > 15
+    for picture, target in targets:
+        if target.startswith(address):
+            kind, branch, file = target.removeprefix(f"{address}/").split("/", 2)
+            assert (kind, branch) == ("raw" if picture else "blob", "main")
+            assert (ROOT / file.partition("#")[0]).is_file(), file
+        else:
+            assert target.startswith("https://"), target
+    assert any(picture for picture, _ in targets)
 
 
 # ---- without the models --------------------------------------------------------------------------------------------
