@@ -64,6 +64,6 @@ def test_the_choices_are_those_of_libcmm() -> None:
     of_native = {kernel.algorithm for kernel in kernels() if kernel.algorithm}
     assert set(get_args(Algorithm)) == of_native | set(CUDA_ALGORITHMS)
     listed = (ROOT / "libcmm/src/kernels.inc").read_text(encoding="utf-8")
-    of_cuda = re.findall(r"^CMM_CUDA_KERNEL\(fff, (\w+)\)", listed, re.MULTILINE)
+    of_cuda = re.findall(r"^CMM_CUDA_KERNEL\(fff, (\w+),", listed, re.MULTILINE)
     assert ["naive", *CUDA_ALGORITHMS] == of_cuda
     assert get_args(LevelName) == ("auto", *(level.name for level in cmm.levels()))
