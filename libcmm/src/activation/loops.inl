@@ -20,8 +20,8 @@ static const cmm_kernel kernel = {
     .traits.x_type = CMM_EVERY_TYPE,
     .traits.w_type = CMM_EVERY_TYPE,
     .traits.cpu = ISA_CPU,
-    .activate_f32 = activate_f32,
-    .activate_f64 = activate_f64,
+    .activate_f32 = apply_f32,
+    .activate_f64 = apply_f64,
 };
 const cmm_traits *const CMM_JOIN(cmm_act_, ISA)[] = {&kernel.traits, NULL};
 
@@ -47,7 +47,7 @@ const cmm_traits *const CMM_JOIN(cmm_act_, ISA)[] = {&kernel.traits, NULL};
         break;                                             \
     }
 
-static void XNAME(activate)(int32_t activation, int64_t n, X *z)
+static void XNAME(apply)(int32_t activation, int64_t n, X *z)
 {
     switch (activation) {
         CMM_ACTIVATIONS(CASE)
