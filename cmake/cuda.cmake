@@ -1,5 +1,7 @@
 # Finds a CUDA compiler that works, for CMM_CUDA=OFF|ON|AUTO.
 #
+# As a part of another project nothing is tried or enabled, but by ON: AUTO means whether that project has enabled CUDA.
+#
 # cmm_find_cuda(result): enables the language CUDA and sets result to TRUE where CMM_CUDA is ON, or is AUTO and a compiler
 # can build a shared library. With AUTO nothing about CUDA fails a build: a compiler that does not work is a warning. So
 # it is tried in a project of its own first, for enable_language() and check_language() stop at a broken one.
@@ -12,7 +14,12 @@ function(cmm_find_cuda result)
     if(NOT CMM_CUDA MATCHES "^(ON|AUTO)$")
         message(FATAL_ERROR "CMM_CUDA is '${CMM_CUDA}'; it should be OFF, ON or AUTO")
     endif()
-    if(CMM_CUDA STREQUAL "AUTO")
+    if(CMM_CUDA STREQUAL "AUTO" AND NOT PROJECT_IS_TOP_LEVEL)
+        get_property(languages GLOBAL PROPERTY ENABLED_LANGUAGES)
+        if(NOT "CUDA" IN_LIST languages)
+            return()
+        endif()
+    elseif(CMM_CUDA STREQUAL "AUTO")
         find_program(CMM_NVCC NAMES nvcc PATHS ENV CUDA_PATH ENV CUDA_HOME /usr/local/cuda PATH_SUFFIXES bin) # after PATH
         if(DEFINED ENV{CUDACXX})
             set(nvcc "$ENV{CUDACXX}")

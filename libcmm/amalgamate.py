@@ -3,10 +3,10 @@
 FOLDER gets ``cmm.c`` and ``cmm.h``. They are the library that CMake builds, with every instruction set of the target
 and to the same bits, from the same lists: the sources are those of CMakeLists.txt, the kernels those of kernels.inc.
 
-Three things that CMake does file by file are done inside of the one file. A kernel's instruction set is turned on by a
-pragma around it and not by flags. What two files define for themselves, a function or a type of the same name, is
-renamed by the preprocessor while each of them passes, and each file's macros are undefined after it. And contraction
-(-ffp-contract) is off by pragma; what no pragma takes back, -ffast-math, stops the compiler as it does in CMake's build.
+Three things that CMake does file by file are done inside of the one file. A kernel's instruction set is turned on by
+a pragma around it and not by flags. What two files define for themselves, a function or a type of the same name, is
+renamed while each of them passes, and each file's macros are undefined after it. And contraction (-ffp-contract) is
+off by pragma; what no pragma takes back, -ffast-math, stops the compiler as it does in CMake's build.
 """
 
 import re
@@ -86,7 +86,9 @@ STATIC = """
 
 def version() -> str:
     """Return the version, which is written down in cmm.h."""
-    return ".".join(re.findall(r"^#define CMM_VERSION_\w+ (\d+)$", (INCLUDE / "cmm.h").read_text("utf-8"), re.MULTILINE))
+    return ".".join(
+        re.findall(r"^#define CMM_VERSION_\w+ (\d+)$", (INCLUDE / "cmm.h").read_text("utf-8"), re.MULTILINE)
+    )
 
 
 def lists_of_types() -> dict[str, list[str]]:
@@ -220,7 +222,7 @@ class Unit:
         return found
 
     def renamed(self, ambiguous: set[str]) -> str:
-        """Return the text, with what other files define as well renamed while it passes, and no macro left after it."""
+        """Return the text: what other files define as well is renamed, and no macro is left after it."""
         prefix = re.sub(r"\W", "_", self.name)
         names = sorted(self.own_names() & ambiguous)
         members = {word for text in self.whole.shared.values() for word in re.findall(r"\w+", COMMENT.sub("", text))}
@@ -240,7 +242,9 @@ class Kernels:
     def __init__(self, whole: Whole) -> None:
         self.table: list[str] = []  # the lines of kernel_table.inc
         self.any: list[Unit] = []  # kernels for every CPU
-        self.of_isa: dict[str, list[tuple[Unit, Unit]]] = {}  # an instruction set's kernels, and what stands in for each
+        self.of_isa: dict[
+            str, list[tuple[Unit, Unit]]
+        ] = {}  # an instruction set's kernels, and what stands in for each
         self.isas: dict[str, tuple[str, str]] = {}  # architecture and flags
         kernel, stub = ((TEMPLATES / name).read_text("utf-8") for name in ("kernel.c.in", "stub.c.in"))
         for line in re.findall(r"^CMM_\w+\(.*\)$", (SOURCE / "kernels.inc").read_text("utf-8"), re.MULTILINE):
@@ -259,12 +263,18 @@ class Kernels:
                         self.table.append(f"CMM_KERNEL({first}, {name})")
                         values = {"isa": isa, "folder": second, "algorithm": algorithm, "op": first, "name": name}
                         values |= {"OP": first.upper(), "absent": f"it is for {architecture} CPUs"}
-                        values |= {"level": "", "list": "ONE"} if first == "act" else {"level": "native", "list": "CMM_TYPES"}
+                        values |= (
+                            {"level": "", "list": "ONE"}
+                            if first == "act"
+                            else {"level": "native", "list": "CMM_TYPES"}
+                        )
                         condition = ARCHITECTURES.get(architecture, "")
-                        self.of_isa[isa].append((
-                            Unit(whole, f"{second}/{name}", fill(kernel, values), condition=condition),
-                            Unit(whole, f"{second}/{name}, a stub", fill(stub, values)),
-                        ))
+                        self.of_isa[isa].append(
+                            (
+                                Unit(whole, f"{second}/{name}", fill(kernel, values), condition=condition),
+                                Unit(whole, f"{second}/{name}, a stub", fill(stub, values)),
+                            )
+                        )
 
 
 def fill(template: str, values: dict[str, str]) -> str:
@@ -275,7 +285,9 @@ def fill(template: str, values: dict[str, str]) -> str:
 def source(whole: Whole) -> str:
     """Return the text of cmm.c."""
     kernels = Kernels(whole)
-    listed = re.search(r"add_library\(cmm_objects OBJECT ([^)]*)\)", (LIBRARY / "CMakeLists.txt").read_text("utf-8"))[1]
+    listed = re.search(r"add_library\(cmm_objects OBJECT ([^)]*)\)", (LIBRARY / "CMakeLists.txt").read_text("utf-8"))[
+        1
+    ]
     units = []
     for name in listed.split():
         text = whole.read(LIBRARY / name)
@@ -285,7 +297,11 @@ def source(whole: Whole) -> str:
     count = Counter(name for unit in every for name in unit.own_names())
     ambiguous = {name for name, files in count.items() if files > 1}
 
-    parts = [HEAD.format(version=version()), "#ifndef _GNU_SOURCE\n#define _GNU_SOURCE\n#endif\n", '#include "cmm.h"\n']
+    parts = [
+        HEAD.format(version=version()),
+        "#ifndef _GNU_SOURCE\n#define _GNU_SOURCE\n#endif\n",
+        '#include "cmm.h"\n',
+    ]
     parts += [*whole.system, ARITHMETIC, COMMENT.sub("", (SOURCE / "arithmetic.h").read_text("utf-8"))]
     parts += [f"\n/* ---- {path.name} ---- */\n{text}" for path, text in whole.shared.items()]
     parts += [unit.renamed(ambiguous) for unit in (*units, *kernels.any)]

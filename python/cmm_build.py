@@ -51,10 +51,18 @@ static cmm_status cmm_py_ff(int32_t dtype, int32_t activation, int64_t neurons, 
 }
 """
 
+# Which libcmm the loader has found: LD_LIBRARY_PATH goes before the folder beside the extension.
+VERSION_SHIM = """
+static const char *cmm_py_loaded_from(void)
+{
+    Dl_info about;
+    return dladdr((void *)cmm_version, &about) && about.dli_fname ? about.dli_fname : "a file unknown";
+}
+"""
+
 # libcmm_cuda is opened when it is first asked for, so that the extension loads without it. Device pointers and
 # streams are integers.
 CUDA_SHIMS = """
-#include <dlfcn.h>
 #include <stdio.h>
 #include "cmm_cuda.h"
 
@@ -135,10 +143,20 @@ def declarations(include: Path) -> str:
 def builder(include: Path) -> FFI:
     """Return the FFI that knows all of cmm.h, cmm_blas.h and the shims."""
     ffi = FFI()
-    shims = SHIMS + CUDA_SHIMS
-    ffi.cdef(declarations(include))
-    ffi.cdef("".join(match + ";\n" for match in re.findall(r"^static (cmm_status [^{]*)\n\{", shims, re.MULTILINE)))
-    ffi.set_source("cmm._libcmm", '#include "cmm.h"\n' + shims, py_limited_api=True)
+    shims = SHIMS + VERSION_SHIM + CUDA_SHIMS
+    declared = declarations(include)
+    ffi.cdef(declared)
+    ffi.cdef("".join(f"#define CMM_VERSION_{part} ...\n" for part in ("MAJOR", "MINOR", "PATCH")))
+    ffi.cdef(
+        "".join(match + ";\n" for match in re.findall(r"^static ([\w *]*cmm_py_[^{]*)\n\{", shims, re.MULTILINE))
+    )
+    # Python resolves every symbol when it loads an extension. Weak ones may be missing, so that a libcmm that lacks a
+    # function is loaded, and refused for its version (cmm._native) and not by the loader for that function.
+    functions = sorted(
+        {*re.findall(r"\b(cmm_\w+)\(", re.sub(r"/\*.*?\*/", "", declared, flags=re.DOTALL))} - {"cmm_version"}
+    )
+    weak = "".join(f"#pragma weak {name}\n" for name in functions)
+    ffi.set_source("cmm._libcmm", f'#include <dlfcn.h>\n#include "cmm.h"\n{weak}{shims}', py_limited_api=True)
     return ffi
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from pathlib import Path
 from typing import Any
 
 import cmm
@@ -114,7 +113,7 @@ def test_wrong_in_two_ways() -> None:
 
 def interface() -> tuple[FFI, Any]:
     """Return the C interface itself, as a program would use it: the declarations of both headers, and the library."""
-    include = Path(cmm.get_include())
+    include = ROOT / "libcmm/include"
     c = FFI()
     for name in ("cmm.h", "cmm_blas.h"):
         c.cdef((include / name).read_text().split("/* cffi: ")[1].partition("*/")[2].replace("CMM_API ", ""))
@@ -261,7 +260,7 @@ def test_the_library_exports_its_functions_and_links_no_other() -> None:
     """Of its own copy of the CUDA run-time library nothing is seen, and cuBLAS is not there."""
     library = cuda.library()[0]
     assert library is not None
-    header = Path(cmm.get_include(), "cmm_cuda.h").read_text()
+    header = (ROOT / "libcmm/include/cmm_cuda.h").read_text()
     exported = {line.split()[-1] for line in run(tool("nm"), "-D", "--defined-only", library).splitlines()}
     assert exported == set(re.findall(r"^CMM_API .*?(cmm_cuda_\w+)\(", header, re.MULTILINE))
     needed = re.findall(r"NEEDED.*\[(.*?)\.so", run(tool("readelf"), "-d", library))

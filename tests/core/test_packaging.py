@@ -240,3 +240,19 @@ def test_import_takes_little_more_than_that_of_numpy() -> None:
     """Under 0.15 s, the fastest of five: what a busy machine adds is no property of the package."""
     code = "import time, numpy\nbegan = time.perf_counter()\nimport cmm\nprint(time.perf_counter() - began)"
     assert min(float(after(code)) for _ in range(5)) < 0.15
+
+
+def test_a_libcmm_of_another_version_is_refused(tmp_path: Path) -> None:
+    """In one line, before anything but its version is asked: this one has no other function."""
+    (tmp_path / "stub.c").write_text('const char *cmm_version(void) { return "0.1.9"; }\n')
+    library = tmp_path / "libcmm.so"
+    run(tool("cc"), "-shared", "-fPIC", tmp_path / "stub.c", "-o", library)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", "import cmm"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: libcmm 0.1.9 was loaded from {library}; this package needs {cmm.__version__}: "
+        "take that folder out of LD_LIBRARY_PATH"
+    )

@@ -31,6 +31,19 @@ def text(string: Any) -> str:
 VERSION = text(lib.cmm_version())
 
 
+def check_version() -> None:
+    """Raise ImportError where the libcmm that was loaded is not the one that this package was built with."""
+    needed = f"{lib.CMM_VERSION_MAJOR}.{lib.CMM_VERSION_MINOR}.{lib.CMM_VERSION_PATCH}"
+    if needed != VERSION:
+        raise ImportError(
+            f"libcmm {VERSION} was loaded from {text(lib.cmm_py_loaded_from())}; this package needs {needed}: "
+            "take that folder out of LD_LIBRARY_PATH"
+        )
+
+
+check_version()  # before anything else of it is called
+
+
 def failure(status: int, about: str = "") -> CmmError:
     """Return the exception for a status that is not CMM_OK; about says what it is about, in Python's words."""
     error = BY_STATUS.get(text(lib.cmm_status_name(status)), CmmError)

@@ -1,0 +1,133 @@
+"""libcmm in one file (libcmm/amalgamate.py), compiled as its users do: it is the library that CMake builds."""
+
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from building import ROOT, default_build, run, scratch, tool
+
+pytestmark = pytest.mark.full
+
+SOURCES = ROOT / "tests/consumers"
+LINK = ("-lm", "-ldl", "-pthread")
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
+
+
+@functools.cache
+def amalgamation() -> Path:
+    """Return the folder of cmm.c and cmm.h."""
+    folder = scratch() / "amalgamation"
+    run(sys.executable, ROOT / "libcmm/amalgamate.py", folder)
+    return folder
+
+
+# A compiler, and what a user might ask of it that would change numbers: contraction, every instruction of the CPU
+# (which zig cc takes by itself).
+COMPILERS = {
+    "gcc": ("gcc", "-march=native", "-ffp-contract=fast"),
+    "clang": ("clang", "-march=native"),
+    "zig": (sys.executable, "-m", "ziglang", "cc"),
+}
+
+
+@functools.cache
+def compiled(name: str) -> Path:
+    """Return the object file, made by a compiler that warned of nothing."""
+    command, *options = COMPILERS[name]
+    if name == "zig":
+        pytest.importorskip("ziglang", reason="there is no zig here (pip install ziglang)")
+    else:
+        tool(command)
+    file = scratch() / f"cmm-{name}.o"
+    run(command, *options, "-std=c11", "-O2", *WARNINGS, "-c", amalgamation() / "cmm.c", "-o", file)
+    return file
+
+
+def program(name: str, source: Path, *options: str | Path) -> Path:
+    file = scratch() / f"{source.stem}-{name}"
+    run(tool("cc"), "-std=gnu11", "-O2", *options, source, compiled(name), "-o", file, *LINK)
+    return file
+
+
+OF_THE_INSIDE = [f"-I{ROOT / folder}" for folder in ("libcmm/src", "libcmm/include", "tests/c")]
+
+
+@pytest.mark.parametrize("name", COMPILERS)
+def test_every_bit(name: str) -> None:
+    """The stored hash, by every instruction set of this CPU."""
+    said = run(program(name, ROOT / "tests/c/same_bits.c", *OF_THE_INSIDE), "hash")
+    assert re.search(r"^\d+ checks, 0 failures$", said, re.MULTILINE)
+    ways = re.search(r"^\d+ ways to run: .*$", said, re.MULTILINE)
+    assert ways
+    assert ways[0] in run(default_build().program("same_bits"), "hash")
+
+
+@pytest.mark.parametrize("name", COMPILERS)
+def test_correctness(name: str) -> None:
+    assert ", 0 failures" in run(program(name, ROOT / "tests/c/correctness.c", *OF_THE_INSIDE), "few")
+
+
+@pytest.mark.parametrize("name", COMPILERS)
+def test_the_same_kernels(name: str) -> None:
+    """Those of other architectures are the same stubs, too."""
+    here = run(program(name, SOURCES / "kernels.c", f"-I{amalgamation()}"))
+    library = default_build().folder / "libcmm"
+    there = scratch() / "kernels-library"
+    options = [f"-I{ROOT}/libcmm/include", f"-L{library}", "-lcmm", f"-Wl,-rpath,{library}"]
+    run(tool("cc"), SOURCES / "kernels.c", "-o", there, *options)
+    assert here == run(there)
+    assert "per_token_avx512" in here
+    assert "per_token_neon" in here
+
+
+@pytest.mark.parametrize("name", COMPILERS)
+@pytest.mark.parametrize("standard", ["c++11", "c++20"])
+def test_in_a_cpp_program(name: str, standard: str) -> None:
+    file = scratch() / f"cpp-{name}-{standard}"
+    flags = [f"-std={standard}", *WARNINGS, "-pedantic", f"-I{amalgamation()}"]
+    run(tool("c++"), *flags, SOURCES / "tiny.cpp", compiled(name), "-o", file, *LINK)
+    assert run(file).endswith(": good\n")
+
+
+def test_in_a_shared_library_nothing_but_the_interface_is_seen() -> None:
+    library = scratch() / "libamalgamation.so"
+    options = ["-std=c11", "-O1", "-fPIC", "-shared", "-Wl,-z,defs"]
+    run(tool("gcc"), *options, amalgamation() / "cmm.c", "-o", library, *LINK)
+    names = [line.split()[-1] for line in run(tool("nm"), "-D", "--defined-only", library).splitlines()]
+    recorded = re.findall(r"^symbol (\w+)$", (ROOT / "libcmm/abi.txt").read_text(), re.MULTILINE)
+    assert sorted(names) == sorted(recorded)
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("flag", ["-ffast-math", "-Ofast", "-ffinite-math-only"])
+def test_fast_math_stops_the_compiler(compiler: str, flag: str) -> None:
+    words = [tool(compiler), "-std=c11", flag, "-fsyntax-only", str(amalgamation() / "cmm.c")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "libcmm does not build with -ffast-math or a part of it" in done.stderr
+
+
+def test_it_is_one_file() -> None:
+    """That needs nothing of ours but its header, which needs nothing."""
+    source, header = ((amalgamation() / name).read_text() for name in ("cmm.c", "cmm.h"))
+    assert re.findall(r'^# *include "(.*)"', source, re.MULTILINE) == ["cmm.h"]
+    assert not re.findall(r'^# *include "', header, re.MULTILINE)
+    assert {file.name for file in amalgamation().iterdir()} == {"cmm.c", "cmm.h"}
+
+
+def test_for_another_architecture() -> None:
+    """The instruction sets of that one, and stubs for those of this."""
+    compiler, emulator = tool("aarch64-linux-gnu-gcc"), tool("qemu-aarch64")
+    file = scratch() / "kernels-aarch64"
+    options = ["-std=c11", "-O2", *WARNINGS, "-static", f"-I{amalgamation()}"]
+    run(compiler, *options, SOURCES / "kernels.c", amalgamation() / "cmm.c", "-o", file, *LINK)
+    said = run(emulator, file)
+    assert re.search(r"^fff per_token_neon native per_token neon float32 float32 $", said, re.MULTILINE)
+    assert re.search(r"^fff per_token_avx2 .* it is for x86_64 CPUs$", said, re.MULTILINE)
+    hash_of = scratch() / "same_bits-aarch64"
+    options = ["-std=gnu11", "-O2", "-static", *OF_THE_INSIDE]
+    run(compiler, *options, ROOT / "tests/c/same_bits.c", amalgamation() / "cmm.c", "-o", hash_of, *LINK)
+    assert ", 0 failures" in run(emulator, hash_of, "hash")
