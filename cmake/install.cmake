@@ -9,7 +9,7 @@ list(TRANSFORM headers PREPEND "${CMAKE_CURRENT_SOURCE_DIR}/include/")
 install(TARGETS ${installed} EXPORT cmmTargets
     LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(FILES ${headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-if(NOT CMM_WHEEL) # which has it where Python's tools look
+if(NOT is_wheel) # which has it where Python's tools look
     install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/cmm)
 endif()
 

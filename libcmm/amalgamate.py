@@ -203,16 +203,17 @@ class Unit:
         renamed wherever it stands in the file.
         """
         text = COMMENT.sub("", self.text).replace("\\\n", " ")
+        types = {name for names in self.whole.types.values() for name in names}
+        types.update(re.findall(r"\bTYPE\((\w+),", text))  # of a list of its own
         affixes = ["", *re.findall(r"\(\w##(_\w+)\)", text)]
         text = re.sub(r"\b[A-Z][A-Z0-9_]*\((\w+)\)", r"\1@", text)  # NAME(run)
         text = re.sub(r"\b(\w+)_##\w+", r"\1@", text)  # kernel_##type
         names = re.findall(r"\b(?:static|INLINE)\b[^;{}()=\[]*?([\w@]+)\s*[\[(=;]", text)
-        names += re.findall(r"\btypedef\b[^;{]*?([\w@]+);", text)
+        names += re.findall(r"\btypedef\b[^;{(]*?([\w@]+)(?:;|\((?!\*))", text)
         names += re.findall(r"\}\s*(?!break\b|continue\b|return\b)([\w@]+)\s*[;\[=]", text)
         names += re.findall(r"\b(?:struct|union|enum)\s+([\w@]+)\s*\{", text)
         for members in re.findall(r"\benum\b[^;{]*\{([^}]*)\}", text):
             names += [member.split()[0] for member in members.split(",") if member.split()]
-        types = {name for names in self.whole.types.values() for name in names}
         found = set()
         for name in names:
             if name.endswith("@"):

@@ -1,6 +1,7 @@
 """libcmm in one file (libcmm/amalgamate.py), compiled as its users do: it is the library that CMake builds."""
 
 import functools
+import platform
 import re
 import subprocess
 import sys
@@ -92,10 +93,30 @@ def test_in_a_cpp_program(name: str, standard: str) -> None:
     assert run(file).endswith(": good\n")
 
 
+@functools.cache
+def for_any_cpu() -> Path:
+    """Return the object file that gcc makes without -march."""
+    file = scratch() / "cmm-any.o"
+    run(tool("gcc"), "-std=c11", "-O1", "-fPIC", *WARNINGS, "-c", amalgamation() / "cmm.c", "-o", file)
+    return file
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the CPUs that are emulated are x86-64")
+@pytest.mark.parametrize(("cpu", "best"), [("qemu64", "scalar"), ("Haswell", "avx2")])
+def test_no_instruction_that_the_cpu_lacks(cpu: str, best: str) -> None:
+    """On a CPU without AVX, and on one without AVX-512: an instruction too many would end the program."""
+    file = scratch() / f"same_bits-{cpu}"
+    run(tool("gcc"), "-O2", *OF_THE_INSIDE, ROOT / "tests/c/same_bits.c", for_any_cpu(), "-o", file, *LINK)
+    said = run(tool("qemu-x86_64"), "-cpu", cpu, file, "hash")
+    assert ", 0 failures" in said
+    assert f"native/grouped on {best}" in said
+    assert ("avx2" in said) == (best == "avx2")
+    assert "avx512" not in said
+
+
 def test_in_a_shared_library_nothing_but_the_interface_is_seen() -> None:
     library = scratch() / "libamalgamation.so"
-    options = ["-std=c11", "-O1", "-fPIC", "-shared", "-Wl,-z,defs"]
-    run(tool("gcc"), *options, amalgamation() / "cmm.c", "-o", library, *LINK)
+    run(tool("gcc"), "-shared", "-Wl,-z,defs", for_any_cpu(), "-o", library, *LINK)
     names = [line.split()[-1] for line in run(tool("nm"), "-D", "--defined-only", library).splitlines()]
     recorded = re.findall(r"^symbol (\w+)$", (ROOT / "libcmm/abi.txt").read_text(), re.MULTILINE)
     assert sorted(names) == sorted(recorded)

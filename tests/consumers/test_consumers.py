@@ -128,6 +128,14 @@ def test_a_part_tries_no_cuda(value: str, tmp_path: Path) -> None:
     assert not re.search("CMAKE_CUDA|NVCC", (tmp_path / "build/CMakeCache.txt").read_text())
 
 
+def test_a_part_of_a_wheel_is_not_the_python_package(tmp_path: Path) -> None:
+    """Another project that is built by scikit-build-core wants libcmm alone."""
+    options = ["-DCMM_FROM=add_subdirectory", f"-DCMM_ROOT={ROOT}", "-DSKBUILD=2", "-DSKBUILD_PROJECT_NAME=other"]
+    run(tool("cmake"), "-S", SOURCES, "-B", tmp_path, *options)
+    assert (tmp_path / "libcmm/libcmm").is_dir()
+    assert not (tmp_path / "libcmm/python").exists()
+
+
 # ---- what is installed ---------------------------------------------------------------------------------------------
 
 
