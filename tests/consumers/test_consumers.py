@@ -61,6 +61,7 @@ def test_cmake_cuda() -> None:
     tool("c++")
     folder = build("consumers-packaged", f"-DCMAKE_PREFIX_PATH={packaged()}", "-DCMM_TARGET=cmm::cmm", source=SOURCES)
     check(folder.folder / "tiny_cuda")
+    assert "-- cmm_cuda_FOUND: TRUE\n" in find(packaged(), "0.2", "REQUIRED", "COMPONENTS", "cuda")[1]
 
 
 def test_cmake_static() -> None:
@@ -238,6 +239,9 @@ def test_find_components() -> None:
     assert code == 0
     assert "-- cmm_static_FOUND: TRUE\n-- cmm_cuda_FOUND: FALSE\n" in said
     assert re.findall(r"there is cmm::(\w+)", said) == ["cmm", "static"]
+    assert (
+        "-- cmm_static_FOUND: TRUE\n-- cmm_cuda_FOUND: FALSE\n" in find(installed())[1]
+    )  # also where none is asked for
 
 
 @pytest.mark.parametrize(
