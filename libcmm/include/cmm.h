@@ -82,7 +82,9 @@ enum {
     CMM_ERROR_LAYER_TOO_LARGE = 22, /* the weights would not fit in the address space */
     CMM_ERROR_RESERVED = 23,        /* a reserved field is not 0 */
     CMM_ERROR_WEIGHT_DTYPE = 24,    /* weight_dtype is neither 0 nor a type of rows that goes with this dtype */
-    CMM_ERROR_SCALE = 25,           /* scale_in or scale_out is not NULL */
+    CMM_ERROR_SCALE = 25,           /* scale_in or scale_out is NULL with rows of CMM_I8, or is not with other rows */
+    CMM_ERROR_EXACT = 26,           /* exact_in and margin: one without the other, or with rows that are not narrow */
+    CMM_ERROR_LD_EXACT = 27,        /* ld_exact is neither 0 nor at least d_in */
 
     /* how to run: cmm_run, cmm_blas */
     CMM_ERROR_RUN_SIZE = 30,        /* run->size is none that the struct has or could have */
@@ -96,6 +98,8 @@ enum {
     CMM_ERROR_BLAS_SIZE = 38,       /* blas->size is none that the struct has or could have */
     CMM_ERROR_BLAS_INCOMPLETE = 39, /* blas lacks one of dot, axpy, gemv, gemm for this dtype */
     CMM_ERROR_LEVEL_WEIGHT_DTYPE = 40, /* the level has no kernel for rows of this weight_dtype */
+    CMM_ERROR_PATH_TWICE = 41,      /* path_nodes and path_leaves are both given */
+    CMM_ERROR_PATH_DENSE = 42,      /* a path is given for a dense layer, which has none */
 
     /* the arrays of a call */
     CMM_ERROR_BATCH = 50,           /* batch is negative */
@@ -115,6 +119,10 @@ enum {
     CMM_ERROR_Y_OVERLAP = 64,       /* y shares memory with an input */
     CMM_ERROR_NODES_OVERLAP = 65,   /* nodes shares memory with an input or with y */
     CMM_ERROR_LOGITS_OVERLAP = 66,  /* logits shares memory with an input, with y or with nodes */
+    CMM_ERROR_SCALE_ALIGN = 67,     /* scale_in, scale_out, margin do not start at a multiple of 4 bytes */
+    CMM_ERROR_EXACT_ALIGN = 68,
+    CMM_ERROR_PATH_ALIGN = 69,      /* path_nodes or path_leaves */
+    CMM_ERROR_PATH = 70,            /* what is given is no path from a root to a leaf; run->refused says whose */
 
     /* what the machine refused */
     CMM_ERROR_MEMORY = 80,          /* no memory for the scratch space of this call */
@@ -136,6 +144,8 @@ enum {
     CMM_ERROR_BYTES_NULL = 107,     /* bytes is NULL */
     CMM_ERROR_MEMORY_OVERLAP = 108, /* memory shares bytes with the layer's weights */
     CMM_ERROR_OPTIONS_SIZE = 109,   /* options->size is none that the struct has or could have */
+    CMM_ERROR_ROW_NOT_FINITE = 110, /* a row that would be one of CMM_I8 holds an infinity or NaN; see options->refused */
+    CMM_ERROR_SIGMAS = 111,         /* sigmas is negative or NaN, or given without an exact path */
 
     /* libcmm_cuda, see cmm_cuda.h */
     CMM_ERROR_CUDA_LAUNCH = 120,       /* the driver did not accept a kernel */
@@ -149,7 +159,10 @@ enum {
 
 /* Element types. `dtype` is that of input, bias, output and logits, and sums are accumulated in it: CMM_F32 or CMM_F64;
  * the types of 16 bits are libcmm_cuda's alone (cmm_cuda.h). `weight_dtype` is that of the rows of weights. */
-enum { CMM_F32 = 0, CMM_F64 = 1, CMM_BF16 = 2, CMM_F16 = 3 };
+enum { CMM_F32 = 0, CMM_F64 = 1, CMM_BF16 = 2, CMM_F16 = 3, CMM_I8 = 4 };
+
+/* weight_out_dtype of a layer whose rows of w_out are of its dtype, when those of w_in are narrower. */
+enum { CMM_AS_DTYPE = -1 };
 
 /* The activation of a neuron. GELU is the exact one: z * Phi(z). GELU_TANH is its tanh approximation. */
 enum { CMM_GELU = 0, CMM_GELU_TANH = 1, CMM_RELU = 2, CMM_SILU = 3, CMM_IDENTITY = 4 };
@@ -176,16 +189,30 @@ typedef struct cmm_fff {
     int64_t ld_in;       /* elements from one row of w_in to the next; 0 means d_in */
     int64_t ld_out;      /* the same of w_out; 0 means d_out (not read by cmm_cmm_forward) */
     /* since 0.2.0 */
-    int32_t weight_dtype;   /* of the rows of w_in and w_out; 0 means dtype. With CMM_F32 also CMM_BF16, CMM_F16 */
-    int32_t reserved_2;     /* 0 */
-    const float *scale_in;  /* NULL: for rows of integers, which are to come */
-    const float *scale_out; /* NULL */
+    int32_t weight_dtype;   /* of the rows of w_in; 0 means dtype. With CMM_F32 also CMM_BF16, CMM_F16, CMM_I8 */
+    union {
+        int32_t weight_out_dtype; /* of the rows of w_out; 0 means weight_dtype, CMM_AS_DTYPE dtype */
+        int32_t reserved_2;       /* its name where it was 0 */
+    };
+    const float *scale_in;  /* [trees][nodes]: what the elements of each row of w_in are multiples of. For CMM_I8 alone */
+    const float *scale_out; /* the same of w_out */
+    const void *exact_in;   /* [trees][nodes / 2] rows of d_in elements of dtype, w_in of the inner nodes before it was
+                               narrowed; or NULL. See cmm_fff_pack_as() */
+    const float *margin;    /* [trees][nodes / 2]: a logit no farther from 0 than so many norms of its token is computed
+                               again from exact_in; or NULL */
+    int64_t ld_exact;       /* elements from one row of exact_in to the next; 0 means d_in */
 } cmm_fff;
 
 /* How to pack a layer. NULL, or all zero after the size: its rows stay as they are. */
 typedef struct cmm_pack_options {
     uint32_t size;        /* sizeof(cmm_pack_options) */
     int32_t weight_dtype; /* of the packed rows; 0 means that of the layer. Other rows are rounded to it */
+    int32_t weight_out_dtype; /* of those of w_out; 0 means weight_dtype, CMM_AS_DTYPE dtype */
+    int32_t exact_path;   /* 1: keep the rows of w_in of the inner nodes as they are, too, for the exact path; else 0 */
+    double sigmas;        /* 0: the exact path is certain. Else as likely as a normal error below so many standard
+                             deviations */
+    int64_t *refused;     /* NULL, or where CMM_ERROR_ROW_NOT_FINITE puts the number of the row, tree * nodes + node,
+                             and 0 for w_in, 1 for w_out: two numbers */
 } cmm_pack_options;
 
 /* A dense feedforward layer, the baseline: y = activation(x w_in^T + bias) w_out. */
@@ -218,6 +245,11 @@ typedef struct cmm_run {
         const char *method;    /* its name in 0.1.0, whose values "walk" and "group" are still taken */
     };
     const cmm_blas *blas; /* for the blas levels; NULL means the BLAS that libcmm was linked with, if any */
+    /* since 0.2.0 */
+    const int32_t *path_nodes;  /* [batch][trees][depth+1], or NULL: the path to take, as `nodes` of a call gives it */
+    const int32_t *path_leaves; /* [batch][trees], or NULL: the same by its last nodes */
+    int64_t *refused;           /* NULL, or where CMM_ERROR_PATH puts the token and the tree: two numbers */
+    int64_t *recomputed;        /* NULL, or where a call puts the number of logits that the exact path computed again */
 } cmm_run;
 
 /* One entry of the list of levels (cmm_level_get). The strings live as long as the library. */
@@ -282,7 +314,12 @@ CMM_API cmm_status cmm_fff_pack(const cmm_fff *layer, void *memory, int64_t byte
 
 /* The same, and rows of the layer's dtype become rows of options->weight_dtype: each number is rounded to the nearest,
  * ties to even, beyond the largest to infinity as IEEE 754 has it, and NaN stays NaN. The bias stays as it is. The packed
- * layer is the one with those rows: its results have the bits of a layer that holds the rounded numbers in its dtype. */
+ * layer is the one with those rows: its results have the bits of a layer that holds the rounded numbers in its dtype.
+ * A row of CMM_I8 is whole numbers from -127 to 127, multiples of its largest magnitude / 127 (of 1 for a row of zeros),
+ * each rounded to the nearest, ties to even; the logit is multiplied once by the multiple, after the sum, and so is a
+ * neuron's activation before it meets its row of w_out. A row that is not finite is refused.
+ * With options->exact_path every token takes the path that the same kernel takes on the layer itself: a logit that the
+ * narrow row leaves undecided is computed again from the row as it was (docs/internals/exact-path.md). */
 CMM_API cmm_status cmm_fff_pack_size_as(const cmm_fff *layer, const cmm_pack_options *options, int64_t *bytes);
 CMM_API cmm_status cmm_fff_pack_as(const cmm_fff *layer, const cmm_pack_options *options, void *memory, int64_t bytes,
                                    cmm_fff *packed);

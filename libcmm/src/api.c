@@ -50,10 +50,18 @@ static cmm_status forward(cmm_op op, cmm_problem *problem, const cmm_run *how)
     cmm_status status = cmm_check_layer(problem, CMM_CPU_DTYPES);
     if (status == CMM_OK)
         status = cmm_choose(how, &chosen);
-    if (status == CMM_OK)
+    if (status == CMM_OK && op == CMM_OP_FF && (chosen.path_nodes || chosen.path_leaves))
+        status = CMM_ERROR_PATH_DENSE;
+    if (status == CMM_OK) {
+        problem->path = chosen.path_nodes ? chosen.path_nodes : chosen.path_leaves;
+        problem->path_length = !problem->path ? 0 : chosen.path_nodes ? problem->depth + 1 : 1;
+        problem->recomputed = chosen.recomputed;
         status = cmm_check_batch(problem);
+    }
     if (status == CMM_OK)
         status = cmm_check_arrays(problem);
+    if (status == CMM_OK)
+        status = cmm_check_path(problem, chosen.refused);
     if (status != CMM_OK)
         return status;
     cmm_context cpu = {.machine = cmm_cpu_machine(), .blas = chosen.wanted.blas};
@@ -64,6 +72,8 @@ static cmm_status forward(cmm_op op, cmm_problem *problem, const cmm_run *how)
         status = cmm_find_kernel(op, &chosen.wanted, problem, &kernel);
     if (status != CMM_OK)
         return status;
+    if (problem->recomputed)
+        *problem->recomputed = 0;
     return problem->batch > 0 ? cmm_run_kernel((const cmm_kernel *)kernel, problem, &cpu, chosen.threads) : CMM_OK;
 }
 

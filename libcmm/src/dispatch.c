@@ -105,11 +105,13 @@ cmm_status cmm_find_kernel(cmm_op op, const cmm_request *wanted, const cmm_probl
         if (kernel->op != op || !same(wanted->level, kernel->level) || !cmm_is_of_isa(kernel, wanted->isa))
             continue;
         kernel = of_types(cmm_kernel_files[i], problem->dtype, problem->weight_dtype);
-        if (!kernel) {
+        /* rows of w_out are read by the code that the file has for those */
+        const cmm_traits *const for_out = of_types(cmm_kernel_files[i], problem->dtype, problem->weight_out_dtype);
+        if (!kernel || !for_out) {
             blame = CMM_ERROR_LEVEL_WEIGHT_DTYPE;
             continue;
         }
-        if (!runs_on(kernel, wanted->cpu)) { /* the instruction set has activations here, but not what these rows take */
+        if (!runs_on(kernel, wanted->cpu) || !runs_on(for_out, wanted->cpu)) { /* the instruction set has activations here, but not what these rows take */
             blame = wanted->isa && strcmp(wanted->isa, kernel->isa) == 0 ? CMM_ERROR_ISA_UNUSABLE : blame;
             continue;
         }

@@ -6,6 +6,7 @@
 #define CMM_KERNEL_H
 
 #include "cmm.h"
+#include "tree.h"
 
 /* What a CPU and its operating system must have for a kernel to run; cpu.c finds out. */
 enum {
@@ -27,16 +28,24 @@ typedef void cmm_activate_f64(int32_t activation, int64_t n, double *z);
 /* A checked call, every default filled in: plain data, which a device may be given as it is. A cmm_ff layer has nodes =
  * neurons, trees = 1 and no path. */
 typedef struct cmm_problem {
-    int32_t dtype, weight_dtype; /* of tokens, sums and bias; of the rows of w_in and w_out */
+    int32_t dtype;                          /* of tokens, sums and bias */
+    int32_t weight_dtype, weight_out_dtype; /* of the rows of w_in, of w_out */
     int32_t activation, tie, depth;
     int32_t wants_y; /* 0: the path alone is wanted */
     int64_t trees, nodes, d_in, d_out, ld_in, ld_out;
     const void *w_in, *bias, *w_out;
+    const float *scale_in, *scale_out; /* of rows of integers; else NULL */
+    const void *exact_in;              /* the exact path: rows of the inner nodes; NULL: none */
+    const float *margin;
+    int64_t ld_exact;
     int64_t batch;
+    const int32_t *path; /* the path to take, NULL: that of the logits. For each token and tree path_length numbers, */
+    int32_t path_length; /* of which the last is the leaf */
     const void *x;
     void *y;            /* NULL: not wanted */
     int32_t *nodes_out; /* NULL: not wanted */
     void *logits_out;   /* NULL: not wanted */
+    int64_t *recomputed; /* NULL: not wanted. Every piece of a call adds to it */
 } cmm_problem;
 
 /* What a CPU's kernels call and go by besides. */
@@ -89,6 +98,17 @@ static inline int64_t cmm_least(int64_t a, int64_t b)
 {
     return a < b ? a : b;
 }
+
+/* Whether a token goes on to the right from its node of `level` of a tree: as the path says that was given, else as the
+ * logit says. */
+static inline uint32_t cmm_given_leaf(const cmm_problem *problem, int64_t token, int64_t tree)
+{
+    return (uint32_t)problem->path[(token * problem->trees + tree + 1) * problem->path_length - 1];
+}
+
+#define CMM_TURNS_RIGHT(problem, token, tree, level, logit) \
+    ((problem)->path ? cmm_turn_to(cmm_given_leaf(problem, token, tree), level, (problem)->depth) \
+                     : CMM_GOES_RIGHT(logit, (problem)->tie))
 
 /* For kernel files whose name and value are made of macros. */
 #define CMM_JOIN(a, b) CMM_JOIN_(a, b)

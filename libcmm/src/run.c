@@ -19,7 +19,7 @@ cmm_status cmm_choose(const cmm_run *given, cmm_choice *chosen)
     if (given) {
         cmm_run read;
         const cmm_run *const run = &read;
-        if (!cmm_read_struct(&read, sizeof read, sizeof read, given))
+        if (!cmm_read_struct(&read, sizeof read, offsetof(cmm_run, path_nodes), given))
             return CMM_ERROR_RUN_SIZE;
         if (run->threads < 0)
             return CMM_ERROR_THREADS;
@@ -27,6 +27,12 @@ cmm_status cmm_choose(const cmm_run *given, cmm_choice *chosen)
         wanted->isa = run->isa;
         wanted->algorithm = run->algorithm;
         chosen->threads = run->threads;
+        chosen->path_nodes = run->path_nodes;
+        chosen->path_leaves = run->path_leaves;
+        chosen->refused = run->refused;
+        chosen->recomputed = run->recomputed;
+        if (run->path_nodes && run->path_leaves)
+            return CMM_ERROR_PATH_TWICE;
         if (wanted->level && !cmm_is_level(wanted->level))
             return CMM_ERROR_LEVEL;
         if (wanted->isa && !cmm_is_isa(wanted->isa))

@@ -8,6 +8,8 @@
 typedef struct cmm_choice {
     cmm_request wanted;
     int32_t threads;
+    const int32_t *path_nodes, *path_leaves;
+    int64_t *refused, *recomputed;
     cmm_blas table; /* what wanted.blas points to */
 } cmm_choice;
 

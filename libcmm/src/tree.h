@@ -46,6 +46,12 @@ CMM_HD static inline int64_t cmm_descendant(int64_t node, int32_t down, int64_t 
     return ((node + 1) << down) - 1 + place;
 }
 
+/* Where the path to a leaf goes on from its node of a level: 1 to the right, 0 to the left or nowhere. */
+CMM_HD static inline int32_t cmm_turn_to(uint32_t leaf, int32_t level, int32_t depth)
+{
+    return level < depth ? (int32_t)((leaf + 1) >> (depth - 1 - level) & 1) : 0;
+}
+
 /* How many of `levels` nodes the paths share that lead to a and b, of which both lie in the level below those. */
 static inline int32_t cmm_shared_prefix(uint32_t a, uint32_t b, int32_t levels)
 {

@@ -23,13 +23,14 @@
 #define CMM_NARROW_TYPES(TYPE)  \
     TYPE(f32_bf16, float, bf16) \
     TYPE(f32_f16, float, f16)   \
+    TYPE(f32_i8, float, i8)     \
     /* end of the list */
 
 #define CMM_TYPES(TYPE) CMM_SAME_TYPES(TYPE) CMM_NARROW_TYPES(TYPE)
 
 /* Per type: its number in cmm.h; of a type of tokens the suffix of what is for it alone, and the letter of its BLAS
- * functions. Per line of the list: how an element of a row is widened, and where it is narrower, narrowed: rounded to
- * the nearest number, ties to even; to infinity beyond the largest, as IEEE 754 has it; NaN stays NaN, a quiet one. */
+ * functions. Per line of the list: how an element of a row is widened, and where it is narrower, narrowed: divided by
+ * the row's scale, which is 1 where a row has none, and rounded to the nearest number, ties to even; to infinity beyond the largest, as IEEE 754 has it; NaN stays NaN, a quiet one. */
 #define CMM_DTYPE_float CMM_F32
 #define CMM_SUFFIX_float f32
 #define CMM_BLAS_float s
@@ -65,8 +66,16 @@ static inline float widen_f32_bf16(bf16 w)
     return cmm_float_of((uint32_t)w.bits << 16);
 }
 
-static inline bf16 narrow_f32_bf16(float x)
+static inline float scale_for_f32_bf16(const float *row, int64_t n)
 {
+    (void)row;
+    (void)n;
+    return 1;
+}
+
+static inline bf16 narrow_f32_bf16(float x, float scale)
+{
+    (void)scale;
     const uint32_t bits = cmm_bits_of(x);
     if ((bits & 0x7fffffff) > 0x7f800000)
         return (bf16){(uint16_t)(bits >> 16 | 0x40)};
@@ -89,8 +98,16 @@ static inline float widen_f32_f16(f16 w)
     return cmm_float_of(sign | (exponent + 127 - 15) << 23 | significand << 13);
 }
 
-static inline f16 narrow_f32_f16(float x)
+static inline float scale_for_f32_f16(const float *row, int64_t n)
 {
+    (void)row;
+    (void)n;
+    return 1;
+}
+
+static inline f16 narrow_f32_f16(float x, float scale)
+{
+    (void)scale;
     const uint32_t bits = cmm_bits_of(x), sign = bits >> 16 & 0x8000, exponent = bits >> 23 & 255;
     if ((bits & 0x7fffffff) > 0x7f800000)
         return (f16){(uint16_t)(sign | 0x7e00 | (bits >> 13 & 0x3ff))};
@@ -104,6 +121,34 @@ static inline f16 narrow_f32_f16(float x)
         return (f16){(uint16_t)sign};
     const uint32_t shift = 126 - exponent, significand = (bits & 0x7fffff) | 0x800000; /* in multiples of 2^-24 */
     return (f16){(uint16_t)(sign | (significand + (1u << (shift - 1)) - 1 + (significand >> shift & 1)) >> shift)};
+}
+
+/* int8: a whole number from -127 to 127, what a row's elements are in multiples of its scale. The scale is the largest
+ * magnitude / 127; 1 for a row of zeros; and never 0, for which the smallest number there is stands. */
+typedef int8_t i8;
+#define CMM_DTYPE_i8 CMM_I8
+
+static inline float widen_f32_i8(i8 w)
+{
+    return (float)w;
+}
+
+static inline float scale_for_f32_i8(const float *row, int64_t n)
+{
+    float largest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float magnitude = cmm_float_of(cmm_bits_of(row[i]) & 0x7fffffff);
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    const float scale = largest / 127;
+    return largest == 0 ? 1 : scale > 0 ? scale : 0x1p-149f;
+}
+
+static inline i8 narrow_f32_i8(float x, float scale)
+{
+    const float steps = x / scale, magic = 0x1.8p23f; /* beyond which a float has no fractions: the sum is rounded to even */
+    const float whole = steps + magic - magic;
+    return (i8)(whole > 127 ? 127 : whole < -127 ? -127 : whole);
 }
 
 /* What a kernel file gives to the table: its kernels, one for each line of its list, by their traits. */

@@ -37,6 +37,7 @@ static const struct {
     [CMM_F64] = {"float64", 8},
     [CMM_BF16] = {"bfloat16", 2},
     [CMM_F16] = {"float16", 2},
+    [CMM_I8] = {"int8", 1},
 };
 
 const char *cmm_dtype_name(int32_t dtype)
@@ -87,18 +88,26 @@ cmm_status cmm_read_fff(const cmm_fff *given, int wants_y, cmm_problem *problem)
         return CMM_ERROR_LAYER_NULL;
     if (!cmm_read_struct(&read, sizeof read, offsetof(cmm_fff, weight_dtype), given))
         return CMM_ERROR_LAYER_SIZE;
-    if (layer->reserved != 0 || layer->reserved_2 != 0)
+    if (layer->reserved != 0)
         return CMM_ERROR_RESERVED;
-    if (layer->scale_in || layer->scale_out)
+    problem->dtype = layer->dtype;
+    problem->weight_dtype = layer->weight_dtype ? layer->weight_dtype : layer->dtype;
+    problem->weight_out_dtype = layer->weight_out_dtype == 0              ? problem->weight_dtype
+                                : layer->weight_out_dtype == CMM_AS_DTYPE ? layer->dtype
+                                                                          : layer->weight_out_dtype;
+    if (!wants_y)
+        problem->weight_out_dtype = problem->weight_dtype;
+    if (!layer->scale_in != (problem->weight_dtype != CMM_I8) ||
+        (wants_y && !layer->scale_out != (problem->weight_out_dtype != CMM_I8)))
         return CMM_ERROR_SCALE;
+    if (!layer->exact_in != !layer->margin || (layer->exact_in && problem->weight_dtype == layer->dtype))
+        return CMM_ERROR_EXACT;
     if (layer->tie != CMM_TIE_LEFT && layer->tie != CMM_TIE_RIGHT)
         return CMM_ERROR_TIE;
     if (layer->depth < 0 || layer->depth > CMM_MAX_DEPTH)
         return CMM_ERROR_DEPTH;
     if (layer->trees < 1)
         return CMM_ERROR_TREES;
-    problem->dtype = layer->dtype;
-    problem->weight_dtype = layer->weight_dtype ? layer->weight_dtype : layer->dtype;
     problem->activation = layer->activation;
     problem->tie = layer->tie;
     problem->depth = layer->depth;
@@ -112,6 +121,11 @@ cmm_status cmm_read_fff(const cmm_fff *given, int wants_y, cmm_problem *problem)
     problem->w_in = layer->w_in;
     problem->bias = layer->bias;
     problem->w_out = layer->w_out;
+    problem->scale_in = layer->scale_in;
+    problem->scale_out = wants_y ? layer->scale_out : NULL;
+    problem->exact_in = layer->exact_in;
+    problem->margin = layer->margin;
+    problem->ld_exact = layer->ld_exact ? layer->ld_exact : layer->d_in;
     return CMM_OK;
 }
 
@@ -127,7 +141,7 @@ cmm_status cmm_read_ff(const cmm_ff *given, cmm_problem *problem)
         return CMM_ERROR_RESERVED;
     if (layer->neurons < 0)
         return CMM_ERROR_NEURONS;
-    problem->dtype = problem->weight_dtype = layer->dtype;
+    problem->dtype = problem->weight_dtype = problem->weight_out_dtype = layer->dtype;
     problem->activation = layer->activation;
     problem->tie = CMM_TIE_LEFT;
     problem->depth = 0;
@@ -169,7 +183,8 @@ cmm_status cmm_check_layer(const cmm_problem *problem, int32_t dtypes)
 {
     if (problem->dtype < 0 || problem->dtype >= dtypes)
         return CMM_ERROR_DTYPE;
-    if (!cmm_rows_may_be(problem->dtype, problem->weight_dtype))
+    if (!cmm_rows_may_be(problem->dtype, problem->weight_dtype) ||
+        !cmm_rows_may_be(problem->dtype, problem->weight_out_dtype))
         return CMM_ERROR_WEIGHT_DTYPE;
     if (problem->activation < 0 || problem->activation >= ACTIVATIONS)
         return CMM_ERROR_ACTIVATION;
@@ -181,10 +196,15 @@ cmm_status cmm_check_layer(const cmm_problem *problem, int32_t dtypes)
         return CMM_ERROR_LD_IN;
     if (problem->ld_out < problem->d_out)
         return CMM_ERROR_LD_OUT;
-    const int64_t size = cmm_element_size(problem->weight_dtype);
-    int64_t rows;
-    if (__builtin_mul_overflow(problem->trees, problem->nodes, &rows) || cmm_bytes_of(rows, problem->ld_in, size) < 0 ||
-        cmm_bytes_of(rows, problem->ld_out, size) < 0 || cmm_bytes_of(rows, cmm_element_size(problem->dtype), 1) < 0)
+    if (problem->exact_in && problem->ld_exact < problem->d_in)
+        return CMM_ERROR_LD_EXACT;
+    const int64_t size = cmm_element_size(problem->dtype), size_in = cmm_element_size(problem->weight_dtype);
+    const int64_t size_out = cmm_element_size(problem->weight_out_dtype);
+    int64_t rows; /* each has a bias, and may have scales and a margin, of 4 bytes */
+    if (__builtin_mul_overflow(problem->trees, problem->nodes, &rows) ||
+        cmm_bytes_of(rows, problem->ld_in, size_in) < 0 || cmm_bytes_of(rows, problem->ld_out, size_out) < 0 ||
+        cmm_bytes_of(rows, size < 4 ? 4 : size, 1) < 0 ||
+        (problem->exact_in && cmm_bytes_of(rows, problem->ld_exact, size) < 0))
         return CMM_ERROR_LAYER_TOO_LARGE;
     return CMM_OK;
 }
@@ -206,30 +226,47 @@ cmm_status cmm_check_batch(const cmm_problem *problem)
 cmm_status cmm_check_weights(const cmm_problem *problem)
 {
     const int64_t size = cmm_element_size(problem->weight_dtype);
+    const int64_t size_out = cmm_element_size(problem->weight_out_dtype), float_size = (int64_t)sizeof(float);
     if (problem->nodes > 0 && !problem->w_in)
         return CMM_ERROR_W_IN_NULL;
     if (problem->nodes > 0 && problem->wants_y && !problem->w_out)
         return CMM_ERROR_W_OUT_NULL;
     if (cmm_misaligned(problem->w_in, size))
         return CMM_ERROR_W_IN_ALIGN;
-    if (problem->wants_y && cmm_misaligned(problem->w_out, size))
+    if (problem->wants_y && cmm_misaligned(problem->w_out, size_out))
         return CMM_ERROR_W_OUT_ALIGN;
     if (cmm_misaligned(problem->bias, cmm_element_size(problem->dtype)))
         return CMM_ERROR_BIAS_ALIGN;
+    if (cmm_misaligned(problem->scale_in, float_size) || cmm_misaligned(problem->scale_out, float_size) ||
+        cmm_misaligned(problem->margin, float_size))
+        return CMM_ERROR_SCALE_ALIGN;
+    if (cmm_misaligned(problem->exact_in, cmm_element_size(problem->dtype)))
+        return CMM_ERROR_EXACT_ALIGN;
     return CMM_OK;
+}
+
+static cmm_extent extent_of_rows(const void *start, int64_t rows, int64_t ld, int64_t d, int64_t size)
+{
+    return cmm_extent_of(rows ? start : NULL, rows ? ((rows - 1) * ld + d) * size : 0);
 }
 
 void cmm_input_extents(const cmm_problem *problem, cmm_extent *inputs)
 {
-    const int64_t size = cmm_element_size(problem->dtype), weight_size = cmm_element_size(problem->weight_dtype);
-    const int64_t rows = problem->trees * problem->nodes, last = rows > 0 ? rows - 1 : 0;
+    const int64_t size = cmm_element_size(problem->dtype), float_size = (int64_t)sizeof(float);
+    const int64_t rows = problem->trees * problem->nodes, inner = problem->trees * (problem->nodes / 2);
     /* without rows no width was checked, and nothing is there to multiply */
-    inputs[0] = cmm_extent_of(rows ? problem->w_in : NULL, rows
-                              ? (last * problem->ld_in + problem->d_in) * weight_size : 0);
-    inputs[1] = cmm_extent_of(rows && problem->wants_y ? problem->w_out : NULL,
-                              rows ? (last * problem->ld_out + problem->d_out) * weight_size : 0);
+    inputs[0] = extent_of_rows(problem->w_in, rows, problem->ld_in, problem->d_in,
+                               cmm_element_size(problem->weight_dtype));
+    inputs[1] = extent_of_rows(problem->wants_y ? problem->w_out : NULL, rows, problem->ld_out, problem->d_out,
+                               cmm_element_size(problem->weight_out_dtype));
     inputs[2] = cmm_extent_of(problem->bias, rows * size);
+    inputs[3] = cmm_extent_of(problem->scale_in, rows * float_size);
+    inputs[4] = cmm_extent_of(problem->scale_out, rows * float_size);
+    inputs[5] = extent_of_rows(problem->exact_in, inner, problem->ld_exact, problem->d_in, size);
+    inputs[6] = cmm_extent_of(problem->margin, inner * float_size);
     inputs[CMM_WEIGHTS] = cmm_extent_of(problem->x, problem->batch * problem->d_in * size);
+    inputs[CMM_WEIGHTS + 1] =
+        cmm_extent_of(problem->path, problem->batch * problem->trees * problem->path_length * (int64_t)sizeof(int32_t));
 }
 
 void cmm_output_extents(const cmm_problem *problem, cmm_extent *outputs)
@@ -265,6 +302,8 @@ cmm_status cmm_check_arrays(const cmm_problem *problem)
         return CMM_ERROR_NODES_ALIGN;
     if (cmm_misaligned(problem->logits_out, cmm_logit_size(problem->dtype)))
         return CMM_ERROR_LOGITS_ALIGN;
+    if (cmm_misaligned(problem->path, (int64_t)sizeof(int32_t)))
+        return CMM_ERROR_PATH_ALIGN;
 
     cmm_extent inputs[CMM_INPUTS], outputs[CMM_OUTPUTS];
     cmm_input_extents(problem, inputs);
@@ -277,5 +316,26 @@ cmm_status cmm_check_arrays(const cmm_problem *problem)
             if (cmm_overlap(outputs[o], outputs[earlier]))
                 return overlaps[o];
     }
+    return CMM_OK;
+}
+
+cmm_status cmm_check_path(const cmm_problem *problem, int64_t *refused)
+{
+    const int64_t first_leaf = problem->nodes / 2;
+    for (int64_t token = 0; problem->path && token < problem->batch; token++)
+        for (int64_t tree = 0; tree < problem->trees; tree++) {
+            const int32_t *const node = problem->path + (token * problem->trees + tree) * problem->path_length;
+            const int64_t leaf = node[problem->path_length - 1];
+            int is_path = leaf >= first_leaf && leaf < problem->nodes;
+            for (int32_t level = 0; is_path && problem->path_length > 1 && level < problem->depth; level++)
+                is_path = node[level] == cmm_ancestor((uint32_t)leaf, problem->depth - level);
+            if (!is_path) {
+                if (refused) {
+                    refused[0] = token;
+                    refused[1] = tree;
+                }
+                return CMM_ERROR_PATH;
+            }
+        }
     return CMM_OK;
 }

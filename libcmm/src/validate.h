@@ -52,10 +52,15 @@ cmm_status cmm_check_batch(const cmm_problem *problem);
 cmm_status cmm_check_weights(const cmm_problem *problem);
 cmm_status cmm_check_arrays(const cmm_problem *problem);
 
-/* Where the arrays of a problem lie: w_in, w_out, bias, x; y, nodes, logits. The rows of a weight lie ld elements apart;
+/* Last, that a path which is given is one: from the root to a leaf, for each token and tree. Else `refused`, if it is not
+ * NULL, gets the two. */
+cmm_status cmm_check_path(const cmm_problem *problem, int64_t *refused);
+
+/* Where the arrays of a problem lie: w_in, w_out, bias, scale_in, scale_out, exact_in, margin; x, the path to take; y,
+ * nodes, logits. The rows of a weight lie ld elements apart;
  * all memory from the start of the first row to the end of the last one counts as the weight, what lies between two
  * rows too. */
-enum { CMM_WEIGHTS = 3, CMM_INPUTS = 4, CMM_OUTPUTS = 3 };
+enum { CMM_WEIGHTS = 7, CMM_INPUTS = 9, CMM_OUTPUTS = 3 };
 void cmm_input_extents(const cmm_problem *problem, cmm_extent *inputs);
 void cmm_output_extents(const cmm_problem *problem, cmm_extent *outputs);
 

@@ -22,8 +22,8 @@ static void NAME(prefetch)(const X *row, int64_t n)
 }
 
 /* One tree and one token: the path down, all activations at once, and the weighted sum into y. */
-static void NAME(tree)(const cmm_problem *problem, const cmm_context *cpu, int64_t tree, const X *x, X *y,
-                       int32_t *nodes_out, X *logits_out)
+static void NAME(tree)(const cmm_problem *problem, const cmm_context *cpu, int64_t token, int64_t tree, const X *x,
+                       X *y, int32_t *nodes_out, X *logits_out)
 {
     const int32_t one = 1, d_in = (int32_t)problem->d_in, d_out = (int32_t)problem->d_out, levels = problem->depth + 1;
     const X *const w_in = problem->w_in, *const bias = problem->bias, *const w_out = problem->w_out;
@@ -42,7 +42,7 @@ static void NAME(tree)(const cmm_problem *problem, const cmm_context *cpu, int64
         if (logits_out)
             logits_out[level] = logit;
         logits[level] = logit;
-        node = XNAME(cmm_child)(node, logit, problem->tie);
+        node = cmm_left_child(node) + CMM_TURNS_RIGHT(problem, token, tree, level, logit);
     }
     if (!y)
         return;
@@ -62,7 +62,7 @@ static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_
             y[o] = 0;
         for (int64_t tree = 0; tree < problem->trees; tree++) {
             const int64_t path = (token * problem->trees + tree) * levels;
-            NAME(tree)(problem, cpu, tree, x, y, problem->nodes_out ? problem->nodes_out + path : NULL,
+            NAME(tree)(problem, cpu, token, tree, x, y, problem->nodes_out ? problem->nodes_out + path : NULL,
                        problem->logits_out ? (X *)problem->logits_out + path : NULL);
         }
     }

@@ -66,20 +66,24 @@ static void NAME(axpys)(const cmm_blas *blas, const NAME(batch) *b, int32_t item
 
 /* Move every token to its child, and bring the order from nodes of one level to nodes of the next: within each run of
  * tokens at one node, those that go left come first. */
-static void NAME(descend)(const cmm_problem *problem, NAME(batch) *b, int32_t items)
+static void NAME(descend)(const cmm_problem *problem, NAME(batch) *b, int32_t items, int64_t first, int64_t tree,
+                          int32_t level)
 {
     int32_t to = 0;
     for (int32_t begin = 0, end; begin < items; begin = end) {
         const int32_t node = b->node[b->permutation[begin]];
         for (end = begin; end < items && b->node[b->permutation[end]] == node; end++)
             ;
+        for (int32_t i = begin; i < end; i++) {
+            const int32_t token = b->permutation[i];
+            /* below the deepest leaves it wraps, unused */
+            b->node[token] = (int32_t)(cmm_left_child(node) +
+                                       CMM_TURNS_RIGHT(problem, first + token, tree, level, b->logit[i]));
+        }
         for (int32_t right = 0; right < 2; right++)
             for (int32_t i = begin; i < end; i++)
-                if (CMM_GOES_RIGHT(b->logit[i], problem->tie) == right)
+                if (b->node[b->permutation[i]] == (int32_t)(cmm_left_child(node) + right))
                     b->next[to++] = b->permutation[i];
-        for (int32_t i = begin; i < end; i++)
-            /* below the deepest leaves it wraps, unused */
-            b->node[b->permutation[i]] = (int32_t)XNAME(cmm_child)(node, b->logit[i], problem->tie);
     }
     int32_t *const permutation = b->permutation;
     b->permutation = b->next;
@@ -121,7 +125,7 @@ static void NAME(chunk)(const cmm_problem *problem, const cmm_context *cpu, int6
                     b->y[i] = y + (int64_t)token * d_out;
                 }
             }
-            NAME(descend)(problem, b, items);
+            NAME(descend)(problem, b, items, first, tree, level);
             if (y) {
                 cpu->XNAME(activate)(problem->activation, items, b->logit);
                 NAME(axpys)(cpu->blas, b, items, d_out, (int32_t)problem->ld_out);

@@ -136,7 +136,7 @@ static void NAME(walk_whole)(const cmm_problem *problem, int64_t token, int64_t 
             ((X *)problem->logits_out)[step] = logit;
         visited[level] = (int32_t)node;
         coefficients[level] = logit;
-        node = XNAME(cmm_child)(node, logit, problem->tie);
+        node = cmm_left_child(node) + CMM_TURNS_RIGHT(problem, token, tree, level, logit);
     }
     if (levels > 1)
         memset(logits, 0, (size_t)problem->nodes * sizeof(X));
@@ -232,7 +232,7 @@ static void NAME(finish_alone)(const NAME(tree_state) *s, int32_t token, int64_t
         if (s->bias)
             logit += s->bias[node];
         NAME(visit)(s, token, level, node, logit);
-        node = XNAME(cmm_child)(node, logit, s->problem->tie);
+        node = cmm_left_child(node) + CMM_TURNS_RIGHT(s->problem, s->first + token, s->tree, level, logit);
     }
     if (!s->y)
         return;
@@ -334,7 +334,8 @@ static void NAME(group)(const NAME(tree_state) *s, int64_t begin, int64_t end, i
                 if (s->bias)
                     logit += s->bias[in_tree];
                 NAME(visit)(s, w->permutation[done + t], level + i, in_tree, logit);
-                at = XNAME(cmm_child)(at, logit, problem->tie);
+                at = cmm_left_child(at) +
+                     CMM_TURNS_RIGHT(problem, s->first + w->permutation[done + t], s->tree, level + i, logit);
             }
             w->child[done + t] = (int32_t)(at - rows);
             starts[at - rows + 1]++;

@@ -75,7 +75,7 @@ INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const 
 }
 
 /* out[v] = dot(shared, varying[v]) for 1 <= n <= MR. */
-static void DOT(dots)(int n, const SHARED *shared, const VARYING *const *varying, int64_t d, X out[MR],
+static void DOT(dots)(int n, const SHARED *shared, const VARYING *const *varying, int64_t d, X *out,
                       const X *prefetch)
 {
     switch (n) {

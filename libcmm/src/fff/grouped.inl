@@ -68,16 +68,21 @@ typedef struct {
     const cmm_context *cpu;
     int64_t first, tree;
     int store_mode; /* what becomes of y */
-    const W *w_in, *w_out; /* of this tree */
-    const X *bias;
+    const W *w_in;  /* of this tree */
+    const char *w_out;
+    int64_t ld_out; /* bytes from one row of it to the next */
+    XNAME(sums_function) *weighted_sums;
     const X *x;
     X *y;
     int32_t *permutation;     /* [tokens] in the order of their groups */
     int32_t *scratch;     /* [tokens] room for a split or a sort */
     int32_t *node;      /* [tokens] where each token is going to */
+    int32_t *undecided; /* [tokens] of a group: those whose logit the exact path computes again */
+    X *norm;            /* [tokens] for the exact path */
+    int64_t recomputed; /* logits that were */
     X *logit;           /* [tokens][levels] */
     X *c;               /* [MR][levels] activations */
-    const W **row;      /* [MR][levels] */
+    const void **row;   /* [MR][levels] */
     int64_t next, next_end; /* places in `permutation` of the tokens whose x is prefetched meanwhile */
 } NAME(tree_state);
 
@@ -90,7 +95,11 @@ static int64_t NAME(lay_out)(const cmm_problem *problem, int64_t count, char *me
     s->node = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
     s->logit = cmm_take(memory, &used, tokens * levels * (int64_t)sizeof(X));
     s->c = cmm_take(memory, &used, MR * levels * (int64_t)sizeof(X));
-    s->row = cmm_take(memory, &used, MR * levels * (int64_t)sizeof(W *));
+    s->row = cmm_take(memory, &used, MR * levels * (int64_t)sizeof(void *));
+    if (NAME(NARROW) && problem->exact_in) {
+        s->undecided = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
+        s->norm = cmm_take(memory, &used, tokens * (int64_t)sizeof(X));
+    }
     return used;
 }
 
@@ -100,37 +109,83 @@ static int64_t NAME(scratch)(const cmm_problem *problem, const cmm_context *cpu,
     return NAME(lay_out)(problem, count, NULL, &(NAME(tree_state)){0});
 }
 
+/* The exact path: the norms of tokens that begin their first tree. */
+static void NAME(measure)(NAME(tree_state) *s, int64_t begin, int64_t end, int32_t level)
+{
+    if (!NAME(NARROW) || !s->problem->exact_in || s->tree > 0 || level > 0)
+        return;
+    for (int64_t i = begin; i < end; i++)
+        s->norm[s->permutation[i]] = NAME(norm)(s->x + s->permutation[i] * s->problem->d_in, s->problem->d_in);
+}
+
+/* The exact path: of the tokens permutation[begin .. end), all at `node`, those whose logit the narrow row leaves undecided
+ * get it from the row as it was, which they share like any other. */
+static void NAME(decide)(NAME(tree_state) *s, int64_t begin, int64_t end, int64_t node, int32_t level)
+{
+    const cmm_problem *const problem = s->problem;
+    const int64_t levels = problem->depth + 1, inner = s->tree * (problem->nodes / 2) + node;
+    const X *const row = (const X *)problem->exact_in + inner * problem->ld_exact;
+    int64_t count = 0;
+    for (int64_t i = begin; i < end; i++) {
+        const int32_t token = s->permutation[i];
+        s->undecided[count] = token;
+        count += NAME(undecided)(problem, inner, s->logit[token * levels + level], s->norm[token]);
+    }
+    for (int64_t i = 0; i < count; i += MR) {
+        const int tokens = (int)cmm_least(MR, count - i);
+        const X *x[MR];
+        X dots[MR];
+        for (int t = 0; t < tokens; t++)
+            x[t] = s->x + s->undecided[i + t] * problem->d_in;
+        XNAME(dots)(tokens, row, x, problem->d_in, dots, NULL);
+        for (int t = 0; t < tokens; t++)
+            s->logit[s->undecided[i + t] * levels + level] =
+                XNAME(logit)(problem, s->tree * problem->nodes + node, dots[t]);
+    }
+    s->recomputed += count;
+}
+
+/* Split the tokens permutation[begin .. end), all at a node of `level`: those that go left come first. Returns their
+ * number. */
+static int64_t NAME(partition)(NAME(tree_state) *s, int64_t begin, int64_t end, int32_t level)
+{
+    const cmm_problem *const problem = s->problem;
+    const int64_t levels = problem->depth + 1;
+    int64_t left = begin, right = 0;
+    for (int64_t i = begin; i < end; i++) {
+        const int32_t token = s->permutation[i];
+        const int goes_right =
+            CMM_TURNS_RIGHT(problem, s->first + token, s->tree, level, s->logit[token * levels + level]);
+        s->permutation[left] = token;
+        s->scratch[right] = token;
+        left += !goes_right;
+        right += goes_right;
+    }
+    memcpy(s->permutation + left, s->scratch, (size_t)right * sizeof *s->permutation);
+    return left - begin;
+}
+
 /* Visit `node` with the tokens permutation[begin .. end), and split them: those that go left come first. Returns their
  * number. */
 static int64_t NAME(visit)(NAME(tree_state) *s, int64_t begin, int64_t end, int64_t node, int32_t level)
 {
     const cmm_problem *const problem = s->problem;
-    const int64_t levels = problem->depth + 1, d_in = problem->d_in;
+    const int64_t levels = problem->depth + 1, d_in = problem->d_in, neuron = s->tree * problem->nodes + node;
     const W *const row = s->w_in + node * problem->ld_in;
-    int64_t left = begin, right = 0;
     for (int64_t i = begin; i < end; i += MR) {
         const int tokens = (int)cmm_least(MR, end - i);
         const X *x[MR];
-        X logits[MR];
-        int32_t token[MR];
-        for (int t = 0; t < tokens; t++) {
-            token[t] = s->permutation[i + t];
-            x[t] = s->x + token[t] * d_in;
-        }
+        X dots[MR];
+        for (int t = 0; t < tokens; t++)
+            x[t] = s->x + s->permutation[i + t] * d_in;
         const X *const prefetch = s->next < s->next_end ? s->x + s->permutation[s->next++] * d_in : NULL;
-        NAME(dots)(tokens, row, x, d_in, logits, prefetch);
-        for (int t = 0; t < tokens; t++) {
-            const X logit = s->bias ? logits[t] + s->bias[node] : logits[t];
-            const int goes_right = CMM_GOES_RIGHT(logit, problem->tie);
-            s->logit[token[t] * levels + level] = logit;
-            s->permutation[left] = token[t];
-            s->scratch[right] = token[t];
-            left += !goes_right;
-            right += goes_right;
-        }
+        NAME(dots)(tokens, row, x, d_in, dots, prefetch);
+        for (int t = 0; t < tokens; t++)
+            s->logit[s->permutation[i + t] * levels + level] = NAME(logit)(problem, neuron, dots[t]);
     }
-    memcpy(s->permutation + left, s->scratch, (size_t)right * sizeof *s->permutation);
-    return left - begin;
+    if (NAME(NARROW) && problem->exact_in && level < problem->depth)
+        NAME(decide)(s, begin, end, node, level);
+    return NAME(partition)(s, begin, end, level);
 }
 
 /* The few tokens permutation[begin .. end), all at `node` of `level`, down to level `stop`, level by level: while the
@@ -147,15 +202,15 @@ static void NAME(breadth_first_tail)(NAME(tree_state) *s, int64_t begin, int64_t
             for (next = i + 1; next < end && s->node[s->permutation[next]] == node; next++)
                 ;
             if (s->y && stop == problem->depth + 1) /* needed when this block leaves the tree */
-                NAME(prefetch_later)(s->w_out + node * problem->ld_out, problem->d_out);
+                prefetch_later(s->w_out + node * s->ld_out, out_bytes(problem, problem->d_out));
             const int64_t left = i + NAME(visit)(s, i, next, node, level);
             for (int64_t t = i; t < next; t++)
                 s->node[s->permutation[t]] = (int32_t)(cmm_left_child(node) + (t >= left));
             if (level + 1 < stop) {
                 if (left > i)
-                    NAME(prefetch_later)(s->w_in + cmm_left_child(node) * problem->ld_in, problem->d_in);
+                    prefetch_later(s->w_in + cmm_left_child(node) * problem->ld_in, problem->d_in * (int64_t)sizeof(W));
                 if (left < next)
-                    NAME(prefetch_later)(s->w_in + (cmm_left_child(node) + 1) * problem->ld_in, problem->d_in);
+                    prefetch_later(s->w_in + (cmm_left_child(node) + 1) * problem->ld_in, problem->d_in * (int64_t)sizeof(W));
             }
         }
 }
@@ -171,11 +226,11 @@ static void NAME(descend)(NAME(tree_state) *s, int64_t begin, int64_t end, int64
             return;
         }
         if (level + 1 < stop) {
-            NAME(prefetch_head)(s->w_in + cmm_left_child(node) * problem->ld_in, problem->d_in);
-            NAME(prefetch_head)(s->w_in + (cmm_left_child(node) + 1) * problem->ld_in, problem->d_in);
+            prefetch_head(s->w_in + cmm_left_child(node) * problem->ld_in, problem->d_in * (int64_t)sizeof(W));
+            prefetch_head(s->w_in + (cmm_left_child(node) + 1) * problem->ld_in, problem->d_in * (int64_t)sizeof(W));
         }
         if (s->y && stop == problem->depth + 1) /* needed when this block leaves the tree */
-            NAME(prefetch_later)(s->w_out + node * problem->ld_out, problem->d_out);
+            prefetch_later(s->w_out + node * s->ld_out, out_bytes(problem, problem->d_out));
         const int64_t left = NAME(visit)(s, begin, end, node, level);
         node = cmm_left_child(node);
         if (left == end - begin)
@@ -197,31 +252,33 @@ static void NAME(epilogue)(const NAME(tree_state) *s, int64_t begin, int64_t end
     const int32_t levels = problem->depth + 1;
     for (int64_t i = begin; i < end; i += MR) {
         const int tokens = (int)cmm_least(MR, end - i);
-        NAME(output_args) args[MR];
+        XNAME(output_args) args[MR];
         for (int t = 0; t < tokens; t++) {
             const int64_t token = s->permutation[i + t];
             const uint32_t end_node = (uint32_t)s->node[token]; /* one level below the last visited node */
             const X *const logit = s->logit + token * levels;
             X *const c = s->c + t * levels;
-            const W **const row = s->row + t * levels;
+            const void **const row = s->row + t * levels;
             for (int32_t level = 0; level < levels; level++) {
                 const int64_t node = cmm_ancestor(end_node, levels - level);
                 c[level] = logit[level];
-                row[level] = s->y ? s->w_out + node * problem->ld_out : NULL;
+                row[level] = s->y ? s->w_out + node * s->ld_out : NULL;
             }
             const int64_t step = ((s->first + token) * problem->trees + s->tree) * levels;
             for (int32_t level = 0; problem->nodes_out && level < levels; level++)
                 problem->nodes_out[step + level] = (int32_t)cmm_ancestor(end_node, levels - level);
             if (problem->logits_out)
                 memcpy((X *)problem->logits_out + step, logit, (size_t)levels * sizeof(X));
-            args[t] = (NAME(output_args)){row, c, s->y ? s->y + token * problem->d_out : NULL};
+            args[t] = (XNAME(output_args)){row, c, s->y ? s->y + token * problem->d_out : NULL};
         }
         if (!s->y)
             continue;
         s->cpu->XNAME(activate)(problem->activation, tokens * levels, s->c);
+        for (int64_t i = 0; problem->scale_out && i < tokens * levels; i++)
+            s->c[i] *= (X)problem->scale_out[s->tree * problem->nodes + ((const char *)s->row[i] - s->w_out) / s->ld_out];
         const int shared = cmm_shared_prefix((uint32_t)s->node[s->permutation[i]],
                                              (uint32_t)s->node[s->permutation[i + tokens - 1]], levels);
-        NAME(weighted_sums)(tokens, args, problem->d_out, s->store_mode, shared, levels);
+        s->weighted_sums(tokens, args, problem->d_out, s->store_mode, shared, levels);
     }
 }
 
@@ -235,6 +292,7 @@ static void NAME(process_blocks)(NAME(tree_state) *s, int64_t begin, int64_t end
         const int64_t stop = cmm_least(at + BLOCK, end);
         s->next = stop < end ? stop : after;
         s->next_end = cmm_least(s->next + BLOCK, stop < end ? end : last);
+        NAME(measure)(s, at, stop, level);
         NAME(descend)(s, at, stop, node, level, s->problem->depth + 1);
         NAME(epilogue)(s, at, stop);
     }
@@ -256,20 +314,21 @@ static void NAME(sort)(const NAME(tree_state) *s, int64_t tokens, int32_t level,
     start[0] = 0;
 }
 
-/* Bind s to a tree: its rows, its biases, and how y is stored. */
+/* Bind s to a tree: its rows, and how y is stored. */
 static void NAME(bind_tree)(NAME(tree_state) *s, int64_t tree)
 {
     const cmm_problem *const problem = s->problem;
     s->tree = tree;
-    s->store_mode = tree > 0 ? NAME(Y_ADD) : NAME(streams)(problem, s->cpu) ? NAME(Y_STORE_NT) : NAME(Y_STORE);
+    s->store_mode = tree > 0 ? Y_ADD : NAME(streams)(problem, s->cpu) ? Y_STORE_NT : Y_STORE;
     s->w_in = (const W *)problem->w_in + tree * problem->nodes * problem->ld_in;
-    s->bias = problem->bias ? (const X *)problem->bias + tree * problem->nodes : NULL;
-    s->w_out = problem->y ? (const W *)problem->w_out + tree * problem->nodes * problem->ld_out : NULL;
+    s->ld_out = out_bytes(problem, problem->ld_out);
+    s->w_out = problem->y ? (const char *)problem->w_out + tree * problem->nodes * s->ld_out : NULL;
 }
 
 static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
     NAME(tree_state) s = {.problem = problem, .cpu = cpu};
+    s.weighted_sums = XNAME(sums_for)(problem->weight_out_dtype);
     (void)NAME(lay_out)(problem, count, memory, &s);
     for (int64_t done = 0; done < count; done += CHUNK) {
         const int64_t tokens = cmm_least(CHUNK, count - done);
@@ -298,7 +357,9 @@ static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_
             for (int64_t at = 0; at < tokens; at += BLOCK) {
                 s.next = at + BLOCK;
                 s.next_end = cmm_least(at + 2 * BLOCK, tokens);
-                NAME(descend)(&s, at, cmm_least(at + BLOCK, tokens), 0, 0, split);
+                const int64_t stop = cmm_least(at + BLOCK, tokens);
+                NAME(measure)(&s, at, stop, 0);
+                NAME(descend)(&s, at, stop, 0, 0, split);
             }
             NAME(sort)(&s, tokens, split, start);
             for (int32_t b = 0; b < 1 << split; b++)
@@ -307,6 +368,7 @@ static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_
         }
     }
     vec_fence();
+    add_recomputed(problem, s.recomputed);
 }
 
 NATIVE_KERNEL(grouped, is_preferred)

@@ -12,7 +12,6 @@
 #error "MR is 1 to 4: dots() and outputs() have no case for more"
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
 #define NR 3 /* of a dot_microkernel, at most */
 
 enum {
@@ -49,32 +48,51 @@ INLINE XNAME(vec) NAME(pairwise_sum)(const int n, const XNAME(vec) *v)
 #define DOT(a) NAME(a)
 #include "dot.inl"
 
-/* What one token takes from w_out: y (+)= sum over i of c[i] * row[i]. */
-typedef struct {
-    const W *const *row;
-    const X *c;
-    X *y;
-} NAME(output_args);
+/* ---- logits ---------------------------------------------------------------------------------------------------- */
 
-/* What becomes of y: it is stored, added to, or stored past the caches (which needs whole cache lines). */
-enum { NAME(Y_STORE), NAME(Y_ADD), NAME(Y_STORE_NT) };
+enum { NAME(SCALED) = W_TYPE == CMM_I8, NAME(NARROW) = W_TYPE != X_TYPE };
+
+/* The logit of a neuron of w_in, by its number in all trees, from its dot product. */
+INLINE X NAME(logit)(const cmm_problem *problem, int64_t neuron, X dot)
+{
+    if (NAME(SCALED))
+        dot *= (X)problem->scale_in[neuron];
+    return problem->bias ? dot + ((const X *)problem->bias)[neuron] : dot;
+}
+
+/* The norm that the exact path goes by: at least, but for the rounding that margins allow for, the token's. Outside of
+ * what they are derived for (docs/internals/exact-path.md) it is infinite, which leaves every logit undecided. */
+INLINE X NAME(norm)(const X *x, int64_t d)
+{
+    X squares;
+    XNAME(dots)(1, x, &x, d, &squares, NULL);
+    return squares >= (X)0x1p-80 && squares <= (X)0x1p80 ? (X)sqrt((double)squares) : (X)INFINITY;
+}
+
+/* Whether the exact path computes a logit of an inner node again, whose number among all inner nodes it is: unless it is
+ * farther from 0 than the narrow row can be wrong. NaN is not. */
+INLINE int NAME(undecided)(const cmm_problem *problem, int64_t inner, X logit, X norm)
+{
+    return !((X)fabs((double)logit) > (X)problem->margin[inner] * norm);
+}
+
+/* ---- weighted sums --------------------------------------------------------------------------------------------- */
 
 /* Columns [at, at + columns vectors) of y for `tokens` tokens that have their first `shared` of `rows` rows in common.
  * The last `part` elements, where part > 0, fill only a part of the one vector of columns. */
 INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, int64_t at, int64_t part,
-                                           const NAME(output_args) *s,
-                         int store_mode, int shared, int rows)
+                                           const XNAME(output_args) *s, int store_mode, int shared, int rows)
 {
     XNAME(vec) y[MR][2 * COLUMNS];
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 16
         for (int v = 0; v < columns; v++)
-            y[t][v] = store_mode != NAME(Y_ADD) ? XNAME(vec_zero)()
+            y[t][v] = store_mode != Y_ADD ? XNAME(vec_zero)()
                       : part > 0         ? XNAME(vec_load_masked)(s[t].y + at, part)
                                          : XNAME(vec_load)(s[t].y + at + v * XNAME(VL));
     for (int i = 0; i < shared; i++) {
-        const W *const row = s[0].row[i] + at;
+        const W *const row = (const W *)s[0].row[i] + at;
         XNAME(vec) c[MR];
 #pragma GCC unroll 16
         for (int t = 0; t < tokens; t++)
@@ -90,7 +108,7 @@ INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, 
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; t++) {
         for (int i = shared; i < rows; i++) {
-            const W *const row = s[t].row[i] + at;
+            const W *const row = (const W *)s[t].row[i] + at;
             const XNAME(vec) c = XNAME(vec_broadcast)(s[t].c[i]);
 #pragma GCC unroll 16
             for (int v = 0; v < columns; v++) {
@@ -105,16 +123,15 @@ INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, 
         for (int v = 0; v < columns; v++) {
             if (part > 0)
                 XNAME(vec_store_masked)(s[t].y + at, y[t][v], part);
-            else if (store_mode == NAME(Y_STORE_NT))
+            else if (store_mode == Y_STORE_NT)
                 XNAME(vec_store_nt)(s[t].y + at + v * XNAME(VL), y[t][v]);
             else
                 XNAME(vec_store)(s[t].y + at + v * XNAME(VL), y[t][v]);
         }
 }
 
-INLINE void NAME(weighted_sum_columns)(const int tokens, const int columns, const NAME(output_args) *s, int64_t d,
-                                       int store_mode,
-                          int shared, int rows)
+INLINE void NAME(weighted_sum_columns)(const int tokens, const int columns, const XNAME(output_args) *s, int64_t d,
+                                       int store_mode, int shared, int rows)
 {
     int64_t at = 0;
     for (; at + columns * XNAME(VL) <= d; at += columns * XNAME(VL))
@@ -126,7 +143,7 @@ INLINE void NAME(weighted_sum_columns)(const int tokens, const int columns, cons
 }
 
 /* y[d] of 1 <= tokens <= MR tokens, which have their first `shared` rows in common. */
-static void NAME(weighted_sums)(int tokens, const NAME(output_args) *s, int64_t d, int store_mode, int shared, int rows)
+static void NAME(weighted_sums)(int tokens, const XNAME(output_args) *s, int64_t d, int store_mode, int shared, int rows)
 {
     switch (tokens) {
 #if MR >= 4
@@ -152,22 +169,7 @@ static void NAME(weighted_sums)(int tokens, const NAME(output_args) *s, int64_t 
 /* Bytes of both rows of one neuron. */
 static inline int64_t NAME(row_bytes)(const cmm_problem *problem)
 {
-    return (problem->d_in + problem->d_out) * (int64_t)sizeof(W);
-}
-
-/* Prefetch a row into L2, for use in a while. */
-static inline void NAME(prefetch_later)(const W *row, int64_t d)
-{
-    for (int64_t i = 0; i < d; i += CMM_ALIGNMENT / (int64_t)sizeof(W))
-        __builtin_prefetch(row + i, 0, 2);
-}
-
-/* Prefetch the beginning of a row; the CPU's own prefetcher goes on from there. */
-static inline void NAME(prefetch_head)(const W *row, int64_t d)
-{
-    const int64_t head = 512 / (int64_t)sizeof(W), end = d < head ? d : head;
-    for (int64_t i = 0; i < end; i += CMM_ALIGNMENT / (int64_t)sizeof(W))
-        __builtin_prefetch(row + i);
+    return problem->d_in * (int64_t)sizeof(W) + out_bytes(problem, problem->d_out);
 }
 
 #endif

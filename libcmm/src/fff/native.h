@@ -6,6 +6,7 @@
 #include "../scratch.h"
 #include "../tree.h"
 
+#include <math.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -15,6 +16,55 @@ static inline vec_f32 load_w_f32(const float *p) { return vec_load_f32(p); }
 static inline vec_f32 load_w_masked_f32(const float *p, int64_t n) { return vec_load_masked_f32(p, n); }
 static inline vec_f64 load_w_f64(const double *p) { return vec_load_f64(p); }
 static inline vec_f64 load_w_masked_f64(const double *p, int64_t n) { return vec_load_masked_f64(p, n); }
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* What one token takes from w_out: y (+)= sum over i of c[i] * row[i], the rows being of one type. And a function that
+ * does it for up to MR tokens, which have their first `shared` rows in common: microkernel.inl has one for each type. */
+enum { Y_STORE, Y_ADD, Y_STORE_NT }; /* y is stored, added to, or stored past the caches (which needs whole cache lines) */
+#define WEIGHTED_SUMS_OF(X, SUFFIX) \
+    typedef struct { \
+        const void *const *row; \
+        const X *c; \
+        X *y; \
+    } output_args_##SUFFIX; \
+    typedef void sums_function_##SUFFIX(int tokens, const output_args_##SUFFIX *args, int64_t d, int store_mode, \
+                                        int shared, int rows); \
+    static sums_function_##SUFFIX *sums_for_##SUFFIX(int32_t w_type);
+WEIGHTED_SUMS_OF(float, f32)
+WEIGHTED_SUMS_OF(double, f64)
+#undef WEIGHTED_SUMS_OF
+
+/* Prefetch a row into L2, for use in a while. */
+static inline void prefetch_later(const void *row, int64_t bytes)
+{
+    for (int64_t i = 0; i < bytes; i += CMM_ALIGNMENT)
+        __builtin_prefetch((const char *)row + i, 0, 2);
+}
+
+/* Prefetch the beginning of a row; the CPU's own prefetcher goes on from there. */
+static inline void prefetch_head(const void *row, int64_t bytes)
+{
+    const int64_t head = bytes < 512 ? bytes : 512;
+    for (int64_t i = 0; i < head; i += CMM_ALIGNMENT)
+        __builtin_prefetch((const char *)row + i);
+}
+
+/* Bytes of a row of w_out. */
+static inline int64_t out_bytes(const cmm_problem *problem, int64_t elements)
+{
+    return elements * (problem->weight_out_dtype == CMM_I8    ? 1
+                       : problem->weight_out_dtype == CMM_F32 ? 4
+                       : problem->weight_out_dtype == CMM_F64 ? 8
+                                                              : 2);
+}
+
+/* What a piece of a call computed again joins what the others did. */
+static inline void add_recomputed(const cmm_problem *problem, int64_t count)
+{
+    if (problem->recomputed)
+        __atomic_fetch_add(problem->recomputed, count, __ATOMIC_RELAXED);
+}
 
 /* The value that ends the body of a native kernel, and what its file exports: cmm_fff_<algorithm>_<ISA>. */
 #define NATIVE_KERNEL(ALGORITHM, IS_PREFERRED) \
@@ -31,6 +81,21 @@ static inline vec_f64 load_w_masked_f64(const double *p, int64_t n) { return vec
         .scratch = NAME(scratch), \
         .run = NAME(run), \
     };
-#define NATIVE_EXPORT(ALGORITHM) CMM_EXPORT(CMM_JOIN(cmm_fff_##ALGORITHM##_, ISA))
+#define NATIVE_EXPORT(ALGORITHM) \
+    static sums_function_f32 *sums_for_f32(int32_t w_type) \
+    { \
+        switch (w_type) { \
+            CMM_NARROW_TYPES(SUMS_CASE) \
+        default: return weighted_sums_f32; \
+        } \
+    } \
+    static sums_function_f64 *sums_for_f64(int32_t w_type) \
+    { \
+        (void)w_type; /* rows of double alone go with tokens of double */ \
+        return weighted_sums_f64; \
+    } \
+    CMM_EXPORT(CMM_JOIN(cmm_fff_##ALGORITHM##_, ISA))
+#define SUMS_CASE(name, x, w) \
+    case CMM_DTYPE_##w: return weighted_sums_##name;
 
 #endif

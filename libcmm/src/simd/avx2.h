@@ -105,3 +105,20 @@ static inline vec_f32 load_w_masked_f32_bf16(const bf16 *p, int64_t n) { return 
 enum { LOAD_CPU_f32_f16 = CMM_CPU_F16C };
 static inline vec_f32 load_w_f32_f16(const f16 *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 static inline vec_f32 load_w_masked_f32_f16(const f16 *p, int64_t n) { return _mm256_cvtph_ps(load_16_masked(p, n)); }
+
+/* The first n of 8 bytes, and zeros. */
+static inline __m128i load_8_masked(const void *p, int64_t n)
+{
+    uint64_t bytes = 0;
+    if (n >= 8)
+        memcpy(&bytes, p, 8);
+    else
+        for (int64_t i = n - 1; i >= 0; i--)
+            bytes = bytes << 8 | ((const unsigned char *)p)[i];
+    return _mm_cvtsi64_si128((int64_t)bytes);
+}
+
+enum { LOAD_CPU_f32_i8 = 0 };
+static inline vec_f32 widen_i8(__m128i w) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(w)); }
+static inline vec_f32 load_w_f32_i8(const i8 *p) { return widen_i8(_mm_loadl_epi64((const __m128i *)p)); }
+static inline vec_f32 load_w_masked_f32_i8(const i8 *p, int64_t n) { return widen_i8(load_8_masked(p, n)); }

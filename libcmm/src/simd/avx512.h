@@ -84,6 +84,14 @@ static inline vec_f32 load_w_masked_f32_bf16(const bf16 *p, int64_t n)
     return widen_bf16(_mm256_maskz_loadu_epi16(mask_f32(n), p));
 }
 
+enum { LOAD_CPU_f32_i8 = 0 };
+static inline vec_f32 widen_i8(__m128i w) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(w)); }
+static inline vec_f32 load_w_f32_i8(const i8 *p) { return widen_i8(_mm_loadu_si128((const __m128i *)p)); }
+static inline vec_f32 load_w_masked_f32_i8(const i8 *p, int64_t n)
+{
+    return widen_i8(_mm_maskz_loadu_epi8(mask_f32(n), p));
+}
+
 enum { LOAD_CPU_f32_f16 = 0 };
 static inline vec_f32 load_w_f32_f16(const f16 *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 static inline vec_f32 load_w_masked_f32_f16(const f16 *p, int64_t n)

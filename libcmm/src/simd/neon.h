@@ -101,3 +101,17 @@ enum { LOAD_CPU_f32_f16 = 0 };
 static inline vec_f32 widen_f16(uint16x4_t w) { return vcvt_f32_f16(vreinterpret_f16_u16(w)); }
 static inline vec_f32 load_w_f32_f16(const f16 *p) { return widen_f16(vld1_u16(&p->bits)); }
 static inline vec_f32 load_w_masked_f32_f16(const f16 *p, int64_t n) { return widen_f16(load_16_masked(&p->bits, n)); }
+
+/* The first n of 4 bytes, and zeros. */
+static inline int8x8_t load_8_masked(const int8_t *p, int64_t n)
+{
+    int8_t part[8] = {0};
+    for (int64_t i = 0; i < n && i < 4; i++)
+        part[i] = p[i];
+    return vld1_s8(part);
+}
+
+enum { LOAD_CPU_f32_i8 = 0 };
+static inline vec_f32 widen_i8(int8x8_t w) { return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(w)))); }
+static inline vec_f32 load_w_f32_i8(const i8 *p) { return widen_i8(load_8_masked(p, 4)); }
+static inline vec_f32 load_w_masked_f32_i8(const i8 *p, int64_t n) { return widen_i8(load_8_masked(p, n)); }

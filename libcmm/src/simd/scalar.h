@@ -121,4 +121,5 @@ OPERATIONS(double, F64)
     static inline vec_##SUFFIX load_w_##TYPE(const W *p) { return load_w_masked_##TYPE(p, VL_##SUFFIX); }
 LOAD_W(f32_bf16, f32, bf16)
 LOAD_W(f32_f16, f32, f16)
+LOAD_W(f32_i8, f32, i8)
 #undef LOAD_W
