@@ -9,10 +9,11 @@ INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const 
                           const VARYING *const *varying, int64_t d, X (*out)[MR], const X *prefetch)
 {
     enum { LINE = CMM_ALIGNMENT / (int)sizeof(X) };
-    const int vectors = n_shared == 1 ? NAME(PASS) : NAME(PASS_OF_ROWS), passes = NAME(VECTORS) / vectors;
+    const int vectors = n_shared > 1 ? NAME(PASS_OF_ROWS) : n_varying > 1 ? NAME(PASS) : NAME(PASS_ALONE);
+    const int passes = NAME(VECTORS) / vectors;
     XNAME(vec) lanes[NR][MR][NAME(VECTORS)];
     for (int pass = 0; pass < passes; pass++) { /* vectors pass, pass + passes, ...: those that halving adds first */
-        XNAME(vec) sum[NR][MR][NAME(PASS)];
+        XNAME(vec) sum[NR][MR][NAME(PASS_ALONE)];
 #pragma GCC unroll 8
         for (int r = 0; r < n_shared; r++)
 #pragma GCC unroll 8

@@ -74,14 +74,14 @@ typedef struct {
     XNAME(sums_function) *weighted_sums;
     const X *x;
     X *y;
-    int32_t *permutation;     /* [tokens] in the order of their groups */
+    int32_t *permutation; /* [tokens] in the order of their groups */
     int32_t *scratch;     /* [tokens] room for a split or a sort */
     int32_t *node;      /* [tokens] where each token is going to */
     int32_t *undecided; /* [tokens] of a group: those whose logit the exact path computes again */
     X *norm;            /* [tokens] for the exact path */
     int64_t recomputed; /* logits that were */
     X *logit;           /* [tokens][levels] */
-    X *c;               /* [MR][levels] activations */
+    X *c;               /* [BLOCK][levels] activations */
     const void **row;   /* [MR][levels] */
     int64_t next, next_end; /* places in `permutation` of the tokens whose x is prefetched meanwhile */
 } NAME(tree_state);
@@ -94,7 +94,7 @@ static int64_t NAME(lay_out)(const cmm_problem *problem, int64_t count, char *me
     s->scratch = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
     s->node = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
     s->logit = cmm_take(memory, &used, tokens * levels * (int64_t)sizeof(X));
-    s->c = cmm_take(memory, &used, MR * levels * (int64_t)sizeof(X));
+    s->c = cmm_take(memory, &used, cmm_least(BLOCK, tokens) * levels * (int64_t)sizeof(X));
     s->row = cmm_take(memory, &used, MR * levels * (int64_t)sizeof(void *));
     if (NAME(NARROW) && problem->exact_in) {
         s->undecided = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
@@ -244,38 +244,40 @@ static void NAME(descend)(NAME(tree_state) *s, int64_t begin, int64_t end, int64
         s->node[s->permutation[i]] = (int32_t)node;
 }
 
-/* The epilogue: path and outputs of the tokens permutation[begin .. end), which have left the tree and are in the order
- * of their leaves. What the first and the last of a tile share, all of it shares. */
+/* The epilogue: path and outputs of the tokens permutation[begin .. end), a block at most, which have left the tree and
+ * are in the order of their leaves. The activations of all are computed at once. */
 static void NAME(epilogue)(const NAME(tree_state) *s, int64_t begin, int64_t end)
 {
     const cmm_problem *const problem = s->problem;
     const int32_t levels = problem->depth + 1;
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t token = s->permutation[i], step = ((s->first + token) * problem->trees + s->tree) * levels;
+        const X *const logit = s->logit + token * levels;
+        memcpy(s->c + (i - begin) * levels, logit, (size_t)levels * sizeof(X));
+        for (int32_t level = 0; problem->nodes_out && level < levels; level++)
+            problem->nodes_out[step + level] = (int32_t)cmm_ancestor((uint32_t)s->node[token], levels - level);
+        if (problem->logits_out)
+            memcpy((X *)problem->logits_out + step, logit, (size_t)levels * sizeof(X));
+    }
+    if (!s->y)
+        return;
+    s->cpu->XNAME(activate)(problem->activation, (end - begin) * levels, s->c);
     for (int64_t i = begin; i < end; i += MR) {
         const int tokens = (int)cmm_least(MR, end - i);
         XNAME(output_args) args[MR];
         for (int t = 0; t < tokens; t++) {
             const int64_t token = s->permutation[i + t];
-            const uint32_t end_node = (uint32_t)s->node[token]; /* one level below the last visited node */
-            const X *const logit = s->logit + token * levels;
-            X *const c = s->c + t * levels;
+            X *const c = s->c + (i + t - begin) * levels;
             const void **const row = s->row + t * levels;
             for (int32_t level = 0; level < levels; level++) {
-                const int64_t node = cmm_ancestor(end_node, levels - level);
-                c[level] = logit[level];
-                row[level] = s->y ? s->w_out + node * s->ld_out : NULL;
+                const int64_t node = cmm_ancestor((uint32_t)s->node[token], levels - level);
+                row[level] = s->w_out + node * s->ld_out;
+                if (problem->scale_out)
+                    c[level] *= (X)problem->scale_out[s->tree * problem->nodes + node];
             }
-            const int64_t step = ((s->first + token) * problem->trees + s->tree) * levels;
-            for (int32_t level = 0; problem->nodes_out && level < levels; level++)
-                problem->nodes_out[step + level] = (int32_t)cmm_ancestor(end_node, levels - level);
-            if (problem->logits_out)
-                memcpy((X *)problem->logits_out + step, logit, (size_t)levels * sizeof(X));
-            args[t] = (XNAME(output_args)){row, c, s->y ? s->y + token * problem->d_out : NULL};
+            args[t] = (XNAME(output_args)){row, c, s->y + token * problem->d_out};
         }
-        if (!s->y)
-            continue;
-        s->cpu->XNAME(activate)(problem->activation, tokens * levels, s->c);
-        for (int64_t i = 0; problem->scale_out && i < tokens * levels; i++)
-            s->c[i] *= (X)problem->scale_out[s->tree * problem->nodes + ((const char *)s->row[i] - s->w_out) / s->ld_out];
+        /* what the first and the last share, all of a tile share */
         const int shared = cmm_shared_prefix((uint32_t)s->node[s->permutation[i]],
                                              (uint32_t)s->node[s->permutation[i + tokens - 1]], levels);
         s->weighted_sums(tokens, args, problem->d_out, s->store_mode, shared, levels);

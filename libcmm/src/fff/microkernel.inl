@@ -20,6 +20,7 @@ enum {
     /* Vectors of lanes that one pass over a row keeps in registers for each token: of one row, 4 hide the latency of
      * the fma; of several rows, 2 or 1 leave registers for all of them. */
     NAME(PASS) = NAME(VECTORS) < 4 ? NAME(VECTORS) : 4,
+    NAME(PASS_ALONE) = NAME(VECTORS) <= REGISTERS / 2 ? NAME(VECTORS) : NAME(PASS), /* of one row and one token: all */
     NAME(PASS_OF_ROWS) = NAME(VECTORS) < 2 || REGISTERS < 32 ? 1 : 2
 };
 
@@ -83,7 +84,7 @@ INLINE int NAME(undecided)(const cmm_problem *problem, int64_t inner, X logit, X
 INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, int64_t at, int64_t part,
                                            const XNAME(output_args) *s, int store_mode, int shared, int rows)
 {
-    XNAME(vec) y[MR][2 * COLUMNS];
+    XNAME(vec) y[MR][COLUMNS_ALONE];
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 16
@@ -162,7 +163,7 @@ static void NAME(weighted_sums)(int tokens, const XNAME(output_args) *s, int64_t
         return;
 #endif
     default:
-        NAME(weighted_sum_columns)(1, 2 * COLUMNS, s, d, store_mode, shared, rows);
+        NAME(weighted_sum_columns)(1, COLUMNS_ALONE, s, d, store_mode, shared, rows);
     }
 }
 

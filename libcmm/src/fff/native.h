@@ -42,6 +42,13 @@ static inline void prefetch_later(const void *row, int64_t bytes)
         __builtin_prefetch((const char *)row + i, 0, 2);
 }
 
+/* Prefetch a row into L1, for use at once. */
+static inline void prefetch_now(const void *row, int64_t bytes)
+{
+    for (int64_t i = 0; i < bytes; i += CMM_ALIGNMENT)
+        __builtin_prefetch((const char *)row + i);
+}
+
 /* Prefetch the beginning of a row; the CPU's own prefetcher goes on from there. */
 static inline void prefetch_head(const void *row, int64_t bytes)
 {
@@ -50,13 +57,11 @@ static inline void prefetch_head(const void *row, int64_t bytes)
         __builtin_prefetch((const char *)row + i);
 }
 
-/* Bytes of a row of w_out. */
+/* Bytes of so many elements of a row of w_out. */
 static inline int64_t out_bytes(const cmm_problem *problem, int64_t elements)
 {
-    return elements * (problem->weight_out_dtype == CMM_I8    ? 1
-                       : problem->weight_out_dtype == CMM_F32 ? 4
-                       : problem->weight_out_dtype == CMM_F64 ? 8
-                                                              : 2);
+    const int32_t type = problem->weight_out_dtype;
+    return elements * (type == CMM_I8 ? 1 : type == CMM_F32 ? 4 : type == CMM_F64 ? 8 : 2);
 }
 
 /* What a piece of a call computed again joins what the others did. */

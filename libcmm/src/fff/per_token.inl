@@ -159,8 +159,12 @@ static void NAME(lockstep)(const NAME(tree_block) *h, int64_t token, int64_t t, 
         for (int i = 0; i < n; i++)
             row[i] = (const W *)problem->w_in + ((h->tree + k + i) * problem->nodes + node[i]) * problem->ld_in;
         NAME(dots_of_token)(n, x, row, problem->d_in, dot, NULL);
-        for (int i = 0; i < n; i++)
+        for (int i = 0; i < n; i++) {
             node[i] = NAME(visit)(h, token, t, k + i, level, node[i], dot[i]);
+            if (NAME(NARROW) && n == 1 && level < problem->depth) /* few lines, and nothing else to do meanwhile */
+                prefetch_now((const W *)problem->w_in + ((h->tree + k + i) * problem->nodes + node[i]) * problem->ld_in,
+                             problem->d_in * (int64_t)sizeof(W));
+        }
     }
 }
 

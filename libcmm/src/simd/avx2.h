@@ -18,6 +18,7 @@ enum { VL_f32 = 8, VL_f64 = 4 };
 #define REGISTERS 16
 #define MR 3
 #define COLUMNS 3
+#define COLUMNS_ALONE 8
 
 static inline vec_f32 vec_zero_f32(void) { return _mm256_setzero_ps(); }
 static inline vec_f32 vec_broadcast_f32(float a) { return _mm256_set1_ps(a); }

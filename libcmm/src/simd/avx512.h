@@ -17,6 +17,7 @@ enum { VL_f32 = 16, VL_f64 = 8 };
 #define REGISTERS 32
 #define MR 4
 #define COLUMNS 6
+#define COLUMNS_ALONE 12
 
 static inline vec_f32 vec_zero_f32(void) { return _mm512_setzero_ps(); }
 static inline vec_f32 vec_broadcast_f32(float a) { return _mm512_set1_ps(a); }

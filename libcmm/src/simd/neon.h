@@ -17,6 +17,7 @@ enum { VL_f32 = 4, VL_f64 = 2 };
 #define REGISTERS 32
 #define MR 4
 #define COLUMNS 6
+#define COLUMNS_ALONE 12
 
 static inline vec_f32 vec_zero_f32(void) { return vdupq_n_f32(0); }
 static inline vec_f32 vec_broadcast_f32(float a) { return vdupq_n_f32(a); }

@@ -19,6 +19,7 @@ enum { VL_f32 = 4, VL_f64 = 2 };
 #define REGISTERS 16
 #define MR 1
 #define COLUMNS 4
+#define COLUMNS_ALONE 8
 
 typedef struct {
     float v[VL_f32];
