@@ -55,7 +55,6 @@ static cmm_status forward(cmm_op op, cmm_problem *problem, const cmm_run *how)
     if (status == CMM_OK) {
         problem->path = chosen.path_nodes ? chosen.path_nodes : chosen.path_leaves;
         problem->path_length = !problem->path ? 0 : chosen.path_nodes ? problem->depth + 1 : 1;
-        problem->recomputed = chosen.recomputed;
         status = cmm_check_batch(problem);
     }
     if (status == CMM_OK)
@@ -72,9 +71,11 @@ static cmm_status forward(cmm_op op, cmm_problem *problem, const cmm_run *how)
         status = cmm_find_kernel(op, &chosen.wanted, problem, &kernel);
     if (status != CMM_OK)
         return status;
-    if (problem->recomputed)
-        *problem->recomputed = 0;
-    return problem->batch > 0 ? cmm_run_kernel((const cmm_kernel *)kernel, problem, &cpu, chosen.threads) : CMM_OK;
+    if (chosen.recomputed)
+        *chosen.recomputed = 0;
+    return problem->batch > 0
+               ? cmm_run_kernel((const cmm_kernel *)kernel, problem, &cpu, chosen.threads, chosen.recomputed)
+               : CMM_OK;
 }
 
 static cmm_status fff_forward(const cmm_fff *layer, const cmm_run *how, cmm_problem *problem, int wants_y)

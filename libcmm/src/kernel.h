@@ -45,7 +45,6 @@ typedef struct cmm_problem {
     void *y;            /* NULL: not wanted */
     int32_t *nodes_out; /* NULL: not wanted */
     void *logits_out;   /* NULL: not wanted */
-    int64_t *recomputed; /* NULL: not wanted. Every piece of a call adds to it */
 } cmm_problem;
 
 /* What a CPU's kernels call and go by besides. */
@@ -87,8 +86,8 @@ typedef struct cmm_kernel {
     cmm_traits traits;
     /* Bytes of scratch memory that run() needs for count tokens, aligned to CMM_ALIGNMENT. NULL means none. */
     int64_t (*scratch)(const cmm_problem *problem, const cmm_context *cpu, int64_t count);
-    /* Do tokens first .. first + count - 1. count is at least 1. */
-    void (*run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *scratch);
+    /* Do tokens first .. first + count - 1. count is at least 1. Returns how many logits the exact path computed again. */
+    int64_t (*run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *scratch);
 
     cmm_activate_f32 *activate_f32; /* of CMM_OP_ACT, whose kernels are for both types of tokens at once */
     cmm_activate_f64 *activate_f64;

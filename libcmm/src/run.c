@@ -8,6 +8,7 @@
 #include "threadpool.h"
 #include "validate.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,15 +58,19 @@ typedef struct split {
     char *scratch;
     int64_t scratch_stride;
     int32_t pieces;
+    atomic_llong recomputed; /* by all pieces so far */
 } split;
 
 static void run_piece(void *context, int32_t index)
 {
-    const split *const s = context;
+    split *const s = context;
     const int64_t batch = s->problem->batch;
     const int64_t first = batch / s->pieces * index + (index < batch % s->pieces ? index : batch % s->pieces);
     const int64_t count = batch / s->pieces + (index < batch % s->pieces);
-    s->kernel->run(s->problem, s->cpu, first, count, s->scratch ? s->scratch + index * s->scratch_stride : NULL);
+    char *const scratch = s->scratch ? s->scratch + index * s->scratch_stride : NULL;
+    const int64_t recomputed = s->kernel->run(s->problem, s->cpu, first, count, scratch);
+    if (recomputed > 0)
+        atomic_fetch_add(&s->recomputed, recomputed);
 }
 
 /* How many threads a call is worth: at most `threads`, of which each gets a token and enough work. */
@@ -86,9 +91,9 @@ static int32_t worth_threads(const cmm_kernel *kernel, const cmm_problem *proble
 
 /* Share the tokens out over the threads that there are. Scratch memory is taken for these alone. */
 static cmm_status run_pieces(const cmm_kernel *kernel, const cmm_problem *problem, const cmm_context *cpu,
-                             int32_t threads)
+                             int32_t threads, int64_t *recomputed)
 {
-    split s = {kernel, problem, cpu, NULL, 0, threads};
+    split s = {kernel, problem, cpu, NULL, 0, threads, 0};
     if (kernel->scratch) {
         const int64_t largest = (problem->batch + threads - 1) / threads;
         s.scratch_stride = cmm_padded(kernel->scratch(problem, cpu, largest), CMM_ALIGNMENT);
@@ -104,15 +109,17 @@ static cmm_status run_pieces(const cmm_kernel *kernel, const cmm_problem *proble
     if (kernel->traits.blas)
         cmm_blas_threads_return(cpu->blas);
     free(s.scratch);
+    if (recomputed)
+        *recomputed = atomic_load(&s.recomputed);
     return CMM_OK;
 }
 
 cmm_status cmm_run_kernel(const cmm_kernel *kernel, const cmm_problem *problem, const cmm_context *cpu,
-                          int32_t threads)
+                          int32_t threads, int64_t *recomputed)
 {
     const cmm_caller caller = cmm_caller_enter();
     threads = cmm_threadpool_acquire(worth_threads(kernel, problem, threads));
-    const cmm_status status = run_pieces(kernel, problem, cpu, threads);
+    const cmm_status status = run_pieces(kernel, problem, cpu, threads, recomputed);
     cmm_threadpool_release(threads);
     cmm_caller_leave(&caller);
     return status;

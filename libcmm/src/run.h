@@ -16,8 +16,9 @@ typedef struct cmm_choice {
 /* Fill in the defaults of a caller's cmm_run, of which NULL has none but those. */
 cmm_status cmm_choose(const cmm_run *given, cmm_choice *chosen);
 
-/* Share a problem's tokens, of which there is one at least, out over at most so many threads; 0: over every core. */
+/* Share a problem's tokens, of which there is one at least, out over at most so many threads; 0: over every core.
+ * *recomputed, where it is wanted, becomes the number of logits that the exact path computed again. */
 cmm_status cmm_run_kernel(const cmm_kernel *kernel, const cmm_problem *problem, const cmm_context *cpu,
-                          int32_t threads);
+                          int32_t threads, int64_t *recomputed);
 
 #endif

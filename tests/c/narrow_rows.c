@@ -338,7 +338,7 @@ static void check_wrong(const format *f)
         CHECK(got == (status), "%s: %s: %s", f->name, #__VA_ARGS__, cmm_status_name(got));            \
         l = good;                                                                                     \
     } while (0)
-    static const int32_t unknown[] = {-1, 4, 100, INT32_MIN, INT32_MAX, CMM_F64};
+    static const int32_t unknown[] = {-1, 5, 100, INT32_MIN, INT32_MAX, CMM_F64};
     for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
         WRONG(CMM_ERROR_WEIGHT_DTYPE, FORWARD(NULL), l.weight_dtype = unknown[i]);
         WRONG(CMM_ERROR_WEIGHT_DTYPE, cmm_cmm_forward(&l, NULL, e.batch, e.x, e.nodes, NULL), l.weight_dtype = unknown[i]);
@@ -358,7 +358,8 @@ static void check_wrong(const format *f)
     WRONG(CMM_ERROR_SCALE, FORWARD(NULL), l.scale_in = e.x);
     WRONG(CMM_ERROR_SCALE, FORWARD(NULL), l.scale_out = e.x);
     WRONG(CMM_ERROR_SCALE, FORWARD(NULL), l.weight_dtype = 0, l.scale_out = e.x);
-    WRONG(CMM_ERROR_RESERVED, FORWARD(NULL), l.reserved_2 = 1);
+    WRONG(CMM_ERROR_WEIGHT_DTYPE, FORWARD(NULL), l.weight_out_dtype = CMM_F64);
+    WRONG(CMM_ERROR_WEIGHT_DTYPE, FORWARD(NULL), l.weight_out_dtype = CMM_AS_DTYPE - 1);
     WRONG(CMM_ERROR_W_IN_ALIGN, FORWARD(NULL), l.w_in = (const char *)l.w_in + 1);
     WRONG(CMM_ERROR_W_OUT_ALIGN, FORWARD(NULL), l.w_out = (const char *)l.w_out + 1);
     WRONG(CMM_ERROR_BIAS_ALIGN, FORWARD(NULL), l.bias = (const char *)l.bias + 2);

@@ -24,6 +24,8 @@
     X(CMM_ERROR_RESERVED, 23)                                                                                        \
     X(CMM_ERROR_WEIGHT_DTYPE, 24)                                                                                    \
     X(CMM_ERROR_SCALE, 25)                                                                                           \
+    X(CMM_ERROR_EXACT, 26)                                                                                           \
+    X(CMM_ERROR_LD_EXACT, 27)                                                                                        \
     X(CMM_ERROR_RUN_SIZE, 30)                                                                                        \
     X(CMM_ERROR_THREADS, 31)                                                                                         \
     X(CMM_ERROR_LEVEL, 32)                                                                                           \
@@ -35,6 +37,8 @@
     X(CMM_ERROR_BLAS_SIZE, 38)                                                                                       \
     X(CMM_ERROR_BLAS_INCOMPLETE, 39)                                                                                 \
     X(CMM_ERROR_LEVEL_WEIGHT_DTYPE, 40)                                                                              \
+    X(CMM_ERROR_PATH_TWICE, 41)                                                                                      \
+    X(CMM_ERROR_PATH_DENSE, 42)                                                                                      \
     X(CMM_ERROR_BATCH, 50)                                                                                           \
     X(CMM_ERROR_BATCH_TOO_LARGE, 51)                                                                                 \
     X(CMM_ERROR_W_IN_NULL, 52)                                                                                       \
@@ -52,6 +56,10 @@
     X(CMM_ERROR_Y_OVERLAP, 64)                                                                                       \
     X(CMM_ERROR_NODES_OVERLAP, 65)                                                                                   \
     X(CMM_ERROR_LOGITS_OVERLAP, 66)                                                                                  \
+    X(CMM_ERROR_SCALE_ALIGN, 67)                                                                                     \
+    X(CMM_ERROR_EXACT_ALIGN, 68)                                                                                     \
+    X(CMM_ERROR_PATH_ALIGN, 69)                                                                                      \
+    X(CMM_ERROR_PATH, 70)                                                                                            \
     X(CMM_ERROR_MEMORY, 80)                                                                                          \
     X(CMM_ERROR_BLAS_NULL, 90)                                                                                       \
     X(CMM_ERROR_BLAS_FILE_NULL, 91)                                                                                  \
@@ -67,6 +75,8 @@
     X(CMM_ERROR_BYTES_NULL, 107)                                                                                     \
     X(CMM_ERROR_MEMORY_OVERLAP, 108)                                                                                 \
     X(CMM_ERROR_OPTIONS_SIZE, 109)                                                                                   \
+    X(CMM_ERROR_ROW_NOT_FINITE, 110)                                                                                 \
+    X(CMM_ERROR_SIGMAS, 111)                                                                                         \
     X(CMM_ERROR_CUDA_LAUNCH, 120)                                                                                    \
     X(CMM_ERROR_CUDA_ABSENT, 121)                                                                                    \
     X(CMM_ERROR_CUDA_DEVICE, 122)                                                                                    \

@@ -33,7 +33,7 @@ static struct memory {
     double w_in[END_IN + BATCH * STEPS], bias[TREES * NODES + 8], w_out[END_OUT + BATCH * STEPS];
     double x[BATCH * D_IN + 8];
     double y[BATCH * D_OUT + 8], logits[BATCH * STEPS + 8];
-    int32_t nodes[BATCH * STEPS + 16];
+    int32_t nodes[BATCH * STEPS + 16], path[BATCH * STEPS + 1], leaves[BATCH * TREES + 1]; /* paths that are none */
 } memory;
 
 static int refuse_memory; /* aligned_alloc() fails */
@@ -84,12 +84,12 @@ static void *off_by(const void *pointer, int bytes)
     WRONG(FFF | CMM | FF, CMM_ERROR_LAYER_NULL, c->fff_pointer = NULL, c->ff_pointer = NULL)                         \
     WRONG(FFF | CMM | FF, CMM_ERROR_LAYER_SIZE, c->fff.size = 0, c->ff.size = 0)                                     \
     WRONG(FFF | CMM | FF, CMM_ERROR_LAYER_SIZE, c->fff.size += 8, c->ff.size += 8)                                   \
-    WRONG(FFF | CMM | FF, CMM_ERROR_LAYER_SIZE, c->fff.size -= 40, c->ff.size -= 8)                                  \
+    WRONG(FFF | CMM | FF, CMM_ERROR_LAYER_SIZE, c->fff.size -= 64, c->ff.size -= 8)                                  \
     WRONG(FFF | CMM | FF, CMM_ERROR_DTYPE, c->fff.dtype = c->ff.dtype = -1)                                          \
     WRONG(FFF | CMM | FF, CMM_ERROR_DTYPE, c->fff.dtype = c->ff.dtype = CMM_BF16)                                    \
     WRONG(FFF | CMM | FF, CMM_ERROR_DTYPE, c->fff.dtype = c->ff.dtype = CMM_F16)                                     \
     WRONG(FFF | CMM, CMM_ERROR_WEIGHT_DTYPE, c->fff.weight_dtype = -1)                                               \
-    WRONG(FFF | CMM, CMM_ERROR_WEIGHT_DTYPE, c->fff.weight_dtype = 4)                                                \
+    WRONG(FFF | CMM, CMM_ERROR_WEIGHT_DTYPE, c->fff.weight_dtype = 5)                                                \
     WRONG(FFF | CMM | FF, CMM_ERROR_ACTIVATION, c->fff.activation = c->ff.activation = -1)                           \
     WRONG(FFF | CMM | FF, CMM_ERROR_ACTIVATION, c->fff.activation = c->ff.activation = 5)                            \
     WRONG(FFF | CMM, CMM_ERROR_TIE, c->fff.tie = 2)                                                                  \
@@ -116,13 +116,20 @@ static void *off_by(const void *pointer, int bytes)
     WRONG(FFF | FF, CMM_ERROR_LAYER_TOO_LARGE, widths(c), c->fff.ld_out = c->ff.ld_out = INT64_MAX / 8)              \
     WRONG(FF, CMM_ERROR_LAYER_TOO_LARGE, c->ff.neurons = INT64_MAX)                                                  \
     WRONG(FFF | CMM | FF, CMM_ERROR_RESERVED, c->fff.reserved = c->ff.reserved = 1)                                  \
-    WRONG(FFF | CMM, CMM_ERROR_RESERVED, c->fff.reserved_2 = 1)                                                      \
-    WRONG(FFF | CMM, CMM_ERROR_SCALE, c->fff.scale_in = off_by(memory.x, 0))                                         \
-    WRONG(FFF | CMM, CMM_ERROR_SCALE, c->fff.scale_out = off_by(memory.x, 0))                                        \
+    WRONG(FFF, CMM_ERROR_WEIGHT_DTYPE, c->fff.weight_out_dtype = 7)                                                  \
+    WRONG(FFF, CMM_ERROR_WEIGHT_DTYPE, c->fff.weight_out_dtype = CMM_AS_DTYPE - 1)                                   \
+    WRONG(FFF | CMM, CMM_ERROR_SCALE, plain(c), c->fff.scale_in = off_by(memory.x, 0))                               \
+    WRONG(FFF, CMM_ERROR_SCALE, plain(c), c->fff.scale_out = off_by(memory.x, 0))                                    \
+    WRONG(FFF | CMM, CMM_ERROR_SCALE, plain(c), c->fff.weight_dtype = CMM_I8)                                        \
+    WRONG(FFF, CMM_ERROR_SCALE, plain(c), c->fff.weight_out_dtype = CMM_I8)                                          \
+    WRONG(FFF | CMM, CMM_ERROR_EXACT, plain(c), c->fff.exact_in = memory.x)                                          \
+    WRONG(FFF | CMM, CMM_ERROR_EXACT, plain(c), c->fff.margin = off_by(memory.x, 0))                                 \
+    WRONG(FFF | CMM, CMM_ERROR_EXACT, plain(c), c->fff.exact_in = memory.x, c->fff.margin = off_by(memory.x, 0))     \
     WRONG(FFF | CMM | FF, CMM_ERROR_RUN_SIZE, c->run.size = 0)                                                       \
     WRONG(FFF | CMM | FF, CMM_ERROR_RUN_SIZE, c->run.size += 16) /* which reaches into blas */                       \
     WRONG(FFF | CMM | FF, CMM_ERROR_THREADS, c->run.threads = -1)                                                    \
     WRONG(FFF | CMM | FF, CMM_ERROR_THREADS, c->run.threads = INT32_MIN)                                             \
+    WRONG(FFF | CMM | FF, CMM_ERROR_PATH_TWICE, c->run.path_nodes = memory.path, c->run.path_leaves = memory.leaves) \
     WRONG(FFF | CMM | FF, CMM_ERROR_LEVEL, c->run.level = "")                                                        \
     WRONG(FFF | CMM | FF, CMM_ERROR_LEVEL, c->run.level = "Naive")                                                   \
     WRONG(FFF | CMM | FF, CMM_ERROR_LEVEL, c->run.level = "blas4")                                                   \
@@ -143,6 +150,8 @@ static void *off_by(const void *pointer, int bytes)
     WRONG(FFF | CMM | FF, CMM_ERROR_BLAS_INCOMPLETE, level(c, "blas1"), c->blas.saxpy = NULL, c->blas.daxpy = NULL)  \
     WRONG(FFF | CMM | FF, CMM_ERROR_BLAS_INCOMPLETE, level(c, "blas2"), c->blas.sgemv = NULL, c->blas.dgemv = NULL)  \
     WRONG(FFF | CMM | FF, CMM_ERROR_BLAS_INCOMPLETE, level(c, "blas3"), c->blas.sgemm = NULL, c->blas.dgemm = NULL)  \
+    WRONG(FF, CMM_ERROR_PATH_DENSE, c->run.path_nodes = memory.path, c->run.path_leaves = NULL)                      \
+    WRONG(FF, CMM_ERROR_PATH_DENSE, c->run.path_leaves = memory.leaves, c->run.path_nodes = NULL)                    \
     WRONG(FFF | CMM | FF, CMM_ERROR_BATCH, c->batch = -1)                                                            \
     WRONG(FFF | CMM | FF, CMM_ERROR_BATCH, c->batch = INT64_MIN)                                                     \
     WRONG(FFF | CMM | FF, CMM_ERROR_BATCH_TOO_LARGE, c->batch = INT64_MAX)                                           \
@@ -163,6 +172,8 @@ static void *off_by(const void *pointer, int bytes)
     WRONG(FFF | FF, CMM_ERROR_Y_ALIGN, c->y = off_by(memory.y, 2))                                                   \
     WRONG(FFF | CMM, CMM_ERROR_NODES_ALIGN, c->nodes = off_by(memory.nodes, 2))                                      \
     WRONG(FFF | CMM, CMM_ERROR_LOGITS_ALIGN, c->logits = off_by(memory.logits, 1))                                   \
+    WRONG(FFF | CMM, CMM_ERROR_PATH_ALIGN, path(c), c->run.path_leaves = NULL, c->run.path_nodes = off_by(memory.path, 2))\
+    WRONG(FFF | CMM, CMM_ERROR_PATH_ALIGN, path(c), c->run.path_nodes = NULL, c->run.path_leaves = off_by(memory.leaves, 1))\
     WRONG(FFF | FF, CMM_ERROR_Y_OVERLAP, c->y = memory.x)                                                            \
     WRONG(FFF | FF, CMM_ERROR_Y_OVERLAP, c->y = off_by(memory.x, BATCH * D_IN * element - element))                  \
     WRONG(FFF | FF, CMM_ERROR_Y_OVERLAP, c->y = off_by(memory.x, element - BATCH * D_OUT * element))                 \
@@ -194,6 +205,12 @@ static void *off_by(const void *pointer, int bytes)
     WRONG(FFF, CMM_ERROR_LOGITS_OVERLAP, strided(c), c->logits = off_by(memory.w_out, (END_OUT - 1) * element))      \
     WRONG(FFF, CMM_ERROR_LOGITS_OVERLAP, strided(c), c->logits = off_by(memory.w_out, D_OUT * element))              \
     WRONG(FFF | CMM, CMM_ERROR_LOGITS_OVERLAP, c->logits = off_by(memory.nodes, 8))                                  \
+    WRONG(FFF, CMM_ERROR_Y_OVERLAP, path(c), c->run.path_leaves = NULL, c->run.path_nodes = (int32_t *)memory.y)     \
+    WRONG(FFF | CMM, CMM_ERROR_NODES_OVERLAP, path(c), c->run.path_leaves = NULL, c->run.path_nodes = memory.nodes)  \
+    WRONG(FFF | CMM, CMM_ERROR_NODES_OVERLAP, path(c), c->run.path_nodes = NULL, c->run.path_leaves = memory.nodes + BATCH)\
+    WRONG(FFF | CMM, CMM_ERROR_LOGITS_OVERLAP, path(c), c->run.path_leaves = NULL, c->run.path_nodes = (int32_t *)memory.logits)\
+    WRONG(FFF | CMM, CMM_ERROR_PATH, path(c), c->run.path_leaves = NULL, c->run.path_nodes = memory.path)            \
+    WRONG(FFF | CMM, CMM_ERROR_PATH, path(c), c->run.path_nodes = NULL, c->run.path_leaves = memory.leaves)          \
     WRONG(FFF | CMM, CMM_ERROR_MEMORY, c->run.level = "native", refuse_memory = 1)                                   \
     WRONG(FFF | FF, CMM_ERROR_MEMORY, level(c, "blas2"), refuse_memory = 1)
 
@@ -219,6 +236,20 @@ static void strided(call *c)
     widths(c);
     c->fff.ld_in = c->ff.ld_in = LD_IN;
     c->fff.ld_out = c->ff.ld_out = LD_OUT;
+}
+
+/* Of rows that are of the layer's dtype, and have neither scales nor an exact path. */
+static void plain(call *c)
+{
+    c->fff.weight_dtype = c->fff.weight_out_dtype = 0;
+    c->fff.scale_in = c->fff.scale_out = c->fff.margin = NULL;
+    c->fff.exact_in = NULL;
+}
+
+/* Of one size with the batch, so that it lies within the arrays here. */
+static void path(call *c)
+{
+    c->batch = BATCH;
 }
 
 static void thin(call *c)
@@ -312,16 +343,19 @@ static void check_call(int32_t dtype, int which, int function)
 
 /* The order of the checks, which is promised: that of docs/reference/status-codes.md (tests/core/test_docs.py compares). */
 static const cmm_status order_of_checks[] = {
-    CMM_ERROR_LAYER_NULL, CMM_ERROR_LAYER_SIZE, CMM_ERROR_RESERVED, CMM_ERROR_SCALE, CMM_ERROR_TIE, CMM_ERROR_DEPTH,
-    CMM_ERROR_TREES, CMM_ERROR_NEURONS,
+    CMM_ERROR_LAYER_NULL, CMM_ERROR_LAYER_SIZE, CMM_ERROR_RESERVED, CMM_ERROR_SCALE, CMM_ERROR_EXACT,
+    CMM_ERROR_TIE, CMM_ERROR_DEPTH, CMM_ERROR_TREES, CMM_ERROR_NEURONS,
     CMM_ERROR_DTYPE, CMM_ERROR_WEIGHT_DTYPE, CMM_ERROR_ACTIVATION, CMM_ERROR_D_IN, CMM_ERROR_D_OUT, CMM_ERROR_LD_IN,
-    CMM_ERROR_LD_OUT, CMM_ERROR_LAYER_TOO_LARGE,
-    CMM_ERROR_RUN_SIZE, CMM_ERROR_THREADS, CMM_ERROR_LEVEL, CMM_ERROR_ISA, CMM_ERROR_BLAS_SIZE,
+    CMM_ERROR_LD_OUT, CMM_ERROR_LD_EXACT, CMM_ERROR_LAYER_TOO_LARGE,
+    CMM_ERROR_RUN_SIZE, CMM_ERROR_THREADS, CMM_ERROR_PATH_TWICE, CMM_ERROR_LEVEL, CMM_ERROR_ISA, CMM_ERROR_BLAS_SIZE,
+    CMM_ERROR_PATH_DENSE,
     CMM_ERROR_BATCH, CMM_ERROR_BATCH_TOO_LARGE,
     CMM_ERROR_W_IN_NULL, CMM_ERROR_W_OUT_NULL, CMM_ERROR_W_IN_ALIGN, CMM_ERROR_W_OUT_ALIGN, CMM_ERROR_BIAS_ALIGN,
+    CMM_ERROR_SCALE_ALIGN, CMM_ERROR_EXACT_ALIGN,
     CMM_ERROR_X_NULL, CMM_ERROR_Y_NULL, CMM_ERROR_PATH_NULL,
-    CMM_ERROR_X_ALIGN, CMM_ERROR_Y_ALIGN, CMM_ERROR_NODES_ALIGN, CMM_ERROR_LOGITS_ALIGN,
+    CMM_ERROR_X_ALIGN, CMM_ERROR_Y_ALIGN, CMM_ERROR_NODES_ALIGN, CMM_ERROR_LOGITS_ALIGN, CMM_ERROR_PATH_ALIGN,
     CMM_ERROR_Y_OVERLAP, CMM_ERROR_NODES_OVERLAP, CMM_ERROR_LOGITS_OVERLAP,
+    CMM_ERROR_PATH,
     CMM_ERROR_ISA_UNUSABLE, CMM_ERROR_LEVEL_WEIGHT_DTYPE, CMM_ERROR_METHOD, CMM_ERROR_BLAS_MISSING, CMM_ERROR_BLAS_INCOMPLETE,
     CMM_ERROR_MEMORY,
 };

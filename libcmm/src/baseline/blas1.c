@@ -51,7 +51,7 @@ static void NAME(tree)(const cmm_problem *problem, const cmm_context *cpu, int64
         cpu->blas->BLAS(axpy)(&d_out, &logits[level], w_out + rows[level] * problem->ld_out, &one, y, &one);
 }
 
-static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
+static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
 {
     (void)scratch;
     const int64_t levels = problem->depth + 1;
@@ -66,6 +66,7 @@ static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_
                        problem->logits_out ? (X *)problem->logits_out + path : NULL);
         }
     }
+    return 0;
 }
 
 BLAS_KERNEL(FFF, 1, NULL)

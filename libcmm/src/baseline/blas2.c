@@ -134,7 +134,7 @@ static void NAME(chunk)(const cmm_problem *problem, const cmm_context *cpu, int6
     }
 }
 
-static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
+static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
     const int64_t limit = NAME(chunk_tokens)(problem, cpu), chunk = limit < count ? limit : count;
     NAME(batch) b;
@@ -147,6 +147,7 @@ static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_
     b.node = b.next + chunk;
     for (int64_t done = 0; done < count; done += chunk)
         NAME(chunk)(problem, cpu, first + done, (int32_t)(chunk < count - done ? chunk : count - done), &b);
+    return 0;
 }
 
 static int64_t NAME(scratch)(const cmm_problem *problem, const cmm_context *cpu, int64_t count)

@@ -360,13 +360,13 @@ static void NAME(group)(const NAME(tree_state) *s, int64_t begin, int64_t end, i
             NAME(group)(s, starts[c], starts[c + 1], cmm_descendant(node, tier, c), level + tier);
 }
 
-static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
+static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
     NAME(work) w = {0};
     (void)NAME(lay_out)(problem, count, memory, &w);
     if (is_shallow(problem)) {
         NAME(run_shallow)(problem, cpu, first, count, &w);
-        return;
+        return 0;
     }
     for (int64_t done = 0; done < count; done += CHUNK) {
         const int64_t tokens = cmm_least(CHUNK, count - done);
@@ -382,6 +382,7 @@ static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_
             NAME(group)(&s, 0, tokens, 0, 0);
         }
     }
+    return 0;
 }
 
 static int64_t NAME(scratch)(const cmm_problem *problem, const cmm_context *cpu, int64_t count)

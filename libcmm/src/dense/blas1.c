@@ -23,7 +23,7 @@ static int64_t NAME(chunk_tokens)(const cmm_problem *problem, const cmm_context 
     return tokens < count ? tokens : count;
 }
 
-static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
+static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
     X *const h = memory;
     const int32_t one = 1, d_in = (int32_t)problem->d_in, d_out = (int32_t)problem->d_out;
@@ -44,6 +44,7 @@ static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_
                 cpu->blas->BLAS(axpy)(&d_out, &h[t], w_out + row * problem->ld_out, &one, y + t * d_out, &one);
         }
     }
+    return 0;
 }
 
 static int64_t NAME(scratch)(const cmm_problem *problem, const cmm_context *cpu, int64_t count)

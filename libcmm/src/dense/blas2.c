@@ -26,7 +26,7 @@ static int64_t NAME(block_neurons)(const cmm_problem *problem, const cmm_context
     return rows < problem->nodes ? rows : problem->nodes;
 }
 
-static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
+static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
     X *const h = memory;
     const int32_t one = 1, d_in = (int32_t)problem->d_in, d_out = (int32_t)problem->d_out;
@@ -56,6 +56,7 @@ static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_
             }
         }
     }
+    return 0;
 }
 
 static int64_t NAME(scratch)(const cmm_problem *problem, const cmm_context *cpu, int64_t count)

@@ -30,7 +30,7 @@ static int64_t NAME(chunk_tokens)(const cmm_problem *problem, const cmm_context 
     return tokens < count ? tokens : count;
 }
 
-static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
+static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
     X *const h = memory;
     const int32_t d_in = (int32_t)problem->d_in, d_out = (int32_t)problem->d_out, neurons = (int32_t)problem->nodes;
@@ -57,6 +57,7 @@ static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_
         cpu->blas->BLAS(gemm)("N", "N", &d_out, &tokens, &neurons, &unit, problem->w_out, &ld_out, h, &ld_h, &zero, y,
                                &d_out);
     }
+    return 0;
 }
 
 static int64_t NAME(scratch)(const cmm_problem *problem, const cmm_context *cpu, int64_t count)

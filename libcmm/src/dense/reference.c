@@ -14,7 +14,7 @@ CMM_EXPORT(cmm_ff_naive)
 
 #else
 
-static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
+static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
 {
     (void)scratch;
     const X *const w_in = problem->w_in, *const bias = problem->bias, *const w_out = problem->w_out;
@@ -34,6 +34,7 @@ static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_
                 y[o] += logit * w_out[row * problem->ld_out + o];
         }
     }
+    return 0;
 }
 
 static const cmm_kernel NAME(kernel) = {.traits.op = CMM_OP_FF,

@@ -327,7 +327,7 @@ static void NAME(bind_tree)(NAME(tree_state) *s, int64_t tree)
     s->w_out = problem->y ? (const char *)problem->w_out + tree * problem->nodes * s->ld_out : NULL;
 }
 
-static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
+static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
     NAME(tree_state) s = {.problem = problem, .cpu = cpu};
     s.weighted_sums = XNAME(sums_for)(problem->weight_out_dtype);
@@ -370,7 +370,7 @@ static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_
         }
     }
     vec_fence();
-    add_recomputed(problem, s.recomputed);
+    return s.recomputed;
 }
 
 NATIVE_KERNEL(grouped, is_preferred)

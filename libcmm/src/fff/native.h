@@ -64,13 +64,6 @@ static inline int64_t out_bytes(const cmm_problem *problem, int64_t elements)
     return elements * (type == CMM_I8 ? 1 : type == CMM_F32 ? 4 : type == CMM_F64 ? 8 : 2);
 }
 
-/* What a piece of a call computed again joins what the others did. */
-static inline void add_recomputed(const cmm_problem *problem, int64_t count)
-{
-    if (problem->recomputed)
-        __atomic_fetch_add(problem->recomputed, count, __ATOMIC_RELAXED);
-}
-
 /* The value that ends the body of a native kernel, and what its file exports: cmm_fff_<algorithm>_<ISA>. */
 #define NATIVE_KERNEL(ALGORITHM, IS_PREFERRED) \
     static const cmm_kernel NAME(kernel) = { \

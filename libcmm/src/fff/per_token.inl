@@ -196,7 +196,7 @@ static void NAME(process_block)(const NAME(tree_block) *h, int64_t token, int to
     h->weighted_sums(tokens, args, problem->d_out, h->tree > 0 ? Y_ADD : Y_STORE, shared, (int)rows);
 }
 
-static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
+static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
     const int64_t most = NAME(max_trees)(problem, cpu), steps = MR * most * (problem->depth + 1);
     X norm[BLOCK];
@@ -216,7 +216,7 @@ static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_
             }
         }
     }
-    add_recomputed(problem, recomputed);
+    return recomputed;
 }
 
 NATIVE_KERNEL(per_token, NULL)

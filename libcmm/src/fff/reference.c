@@ -62,7 +62,7 @@ static int NAME(undecided)(const cmm_problem *problem, int64_t inner, X logit, c
     return !((X)fabs((double)logit) > (X)problem->margin[inner] * norm);
 }
 
-static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
+static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *scratch)
 {
     (void)scratch;
     const int64_t levels = problem->depth + 1;
@@ -105,8 +105,7 @@ static void NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_
             }
         }
     }
-    if (problem->recomputed)
-        __atomic_fetch_add(problem->recomputed, recomputed, __ATOMIC_RELAXED);
+    return recomputed;
 }
 
 static const cmm_kernel NAME(kernel) = {.traits.op = CMM_OP_FFF,
