@@ -26,6 +26,19 @@ static cmm_status cmm_py_fff(const cmm_fff *layer, int32_t threads, const char *
     return cmm_fff_forward(layer, &run, batch, x, y, (int32_t *)nodes, logits);
 }
 
+/* The same, with a path to take, by its nodes or its leaves, and what only some layers count. */
+static cmm_status cmm_py_fff_path(const cmm_fff *layer, int32_t threads, const char *level, const char *isa,
+                                  const char *algorithm, const cmm_blas *blas, int64_t batch, const void *x, void *y,
+                                  void *nodes, void *logits, const void *path_nodes, const void *path_leaves,
+                                  int64_t *refused, int64_t *recomputed)
+{
+    const cmm_run run = {.size = sizeof run, .threads = threads, .level = level, .isa = isa, .algorithm = algorithm,
+                         .blas = blas, .path_nodes = (const int32_t *)path_nodes,
+                         .path_leaves = (const int32_t *)path_leaves, .refused = refused, .recomputed = recomputed};
+    return y ? cmm_fff_forward(layer, &run, batch, x, y, (int32_t *)nodes, logits)
+             : cmm_cmm_forward(layer, &run, batch, x, (int32_t *)nodes, logits);
+}
+
 static cmm_status cmm_py_fff_once(int32_t dtype, int32_t activation, int32_t tie, int32_t depth, int64_t trees,
                                   int64_t d_in, int64_t d_out, const void *w_in, const void *bias, const void *w_out,
                                   int32_t threads, const char *level, const char *isa, const char *algorithm,

@@ -10,13 +10,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from cmm._backend import Backend, DenseSpec, Spec
-from cmm._interop import NUMPY, backend_for, backend_of, keeper_of, library_of
+from cmm._backend import Backend, DenseSpec, Shown, Spec
+from cmm._backend.numpy import no_path
+from cmm._backend.numpy import prepare_again as pack_again
+from cmm._interop import NUMPY, as_numpy, backend_for, backend_of, keeper_of, library_of
 from cmm._native import ACTIVATIONS, DTYPES, TIES, lib
 from cmm.errors import ArgumentError, ArrayMemoryError, DtypeError, ShapeError, listed
 
 _ndarray = np.ndarray
-_F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
+_F32, _F64, _I32 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int32)
 _DEPTHS = {2 ** (depth + 1) - 1: depth for depth in range(lib.CMM_MAX_DEPTH + 1)}
 
 # A layer that was prepared: the backend that has its weights, what it is, the weights as that backend wants them, and
@@ -39,6 +41,7 @@ def fff_forward(
     threads: int | None,
     out: Any,
     return_path: bool,
+    path: Any,
 ) -> Any:
     """Check a fast feedforward layer and its tokens, and apply it."""
     backend, dtype = NUMPY, _plain(x, w_in, w_out, bias, out)
@@ -51,12 +54,14 @@ def fff_forward(
     check_tokens(x, spec.d_in)
     if out is not None:
         _check_out(out, x, spec.d_out, backend)
+    if path is not None:
+        path = _path(path, x, spec, backend)
     weights = backend.bind(spec, w_in, w_out, bias)
-    return backend.forward(spec, weights, x, out, level, algorithm, threads, return_path)
+    return backend.forward(spec, weights, x, out, level, algorithm, threads, return_path, path)
 
 
 def cmm_forward(
-    x: Any, w_in: Any, bias: Any, tie: str, level: str, algorithm: str | None, threads: int | None
+    x: Any, w_in: Any, bias: Any, tie: str, level: str, algorithm: str | None, threads: int | None, path: Any
 ) -> Any:
     """Check input weights and tokens, and follow the path."""
     backend, dtype = NUMPY, _plain(x, w_in, w_in, bias, None)
@@ -67,25 +72,35 @@ def cmm_forward(
     except TypeError as error:
         raise _no_choice(error, "identity", tie) from None
     check_tokens(x, spec.d_in)
-    return backend.forward(spec, backend.bind(spec, w_in, None, bias), x, None, level, algorithm, threads, True)
+    if path is not None:
+        path = _path(path, x, spec, backend)
+    weights = backend.bind(spec, w_in, None, bias)
+    return backend.forward(spec, weights, x, None, level, algorithm, threads, True, path)
 
 
 def prepare(
-    w_in: Any, w_out: Any, bias: Any, activation: str, tie: str, weights: str | None
-) -> tuple[Prepared, str, tuple[Any, Any, Any]]:
+    w_in: Any, w_out: Any, bias: Any, activation: str, tie: str, weights: Any, exact_path: Any
+) -> tuple[Prepared, tuple[str, str], float | None, Shown]:
     """Check the weights of a layer, and prepare them for many calls.
 
-    Returned are also the type of its rows, and the weights for people to look at.
+    Returned are also the types of its rows, its exact path, and the weights for people to look at.
     """
     backend, dtype, (w_in, w_out, bias) = _taken(None, w_in=w_in, w_out=w_out, bias=bias)
     try:
         spec = _fff_spec(w_in.shape, w_out.shape, None if bias is None else bias.shape, dtype, activation, tie)
     except TypeError as error:
         raise _no_choice(error, activation, tie) from None
-    rows = dtype if weights is None else _rows_of(weights, dtype, backend)
-    prepared, shown = backend.prepare(spec, w_in, w_out, bias, rows)
+    rows = _rows_of(weights, dtype, backend)
+    exact = _exact_of(exact_path, rows[0], dtype)
+    prepared, shown = backend.prepare(spec, w_in, w_out, bias, rows, exact)
     keeper = keeper_of(backend)
-    return (keeper, spec, prepared, np.dtype(dtype) if keeper is NUMPY else None), rows, shown
+    return (keeper, spec, prepared, np.dtype(dtype) if keeper is NUMPY else None), rows, exact, shown
+
+
+def prepare_again(spec: Spec, rows: tuple[str, str], shown: Shown) -> tuple[Prepared, Shown]:
+    """Prepare the weights of a layer from what it showed: of a copy, or of one that was pickled."""
+    weights, views = pack_again(spec, shown, rows)
+    return (NUMPY, spec, weights, np.dtype(spec.dtype)), views
 
 
 def apply(
@@ -96,6 +111,7 @@ def apply(
     threads: int | None,
     out: Any,
     return_path: bool,
+    path: Any,
 ) -> Any:
     """Check tokens for a layer that was prepared, and apply it."""
     backend, spec, weights, dtype = prepared
@@ -112,7 +128,9 @@ def apply(
         type(out) is not _ndarray or out.dtype is not dtype or out.shape != (*shape[:-1], spec.d_out)
     ):
         _check_out(out, x, spec.d_out, backend)
-    return backend.forward(spec, weights, x, out, level, algorithm, threads, return_path)
+    if path is not None:
+        path = _path(path, x, spec, backend)
+    return backend.forward(spec, weights, x, out, level, algorithm, threads, return_path, path)
 
 
 def ff_forward(
@@ -140,19 +158,72 @@ def ff_forward(
     return backend.dense(spec, x, w_in, w_out, bias, out, level, algorithm, threads)
 
 
-def _rows_of(weights: Any, dtype: str, backend: Backend) -> str:
-    """Return the type of rows that was asked for, where a layer of that dtype may have it."""
-    if isinstance(weights, str) and weights == dtype:
-        return dtype
-    if not isinstance(weights, str) or weights not in ("float32", *NUMPY.NARROW):
+def _rows_of(weights: Any, dtype: str, backend: Backend) -> tuple[str, str]:
+    """Return the types of the rows of w_in and of w_out that were asked for, where that dtype may have them."""
+    if weights is None:
+        return dtype, dtype
+    pair = tuple(weights) if isinstance(weights, tuple | list) else (weights, weights)
+    names = ["float32", *NUMPY.NARROW]
+    if len(pair) != 2 or not all(isinstance(one, str) and one in (dtype, *names) for one in pair):
         raise ArgumentError(
-            f"weights is {weights!r}; it should be None or one of {listed(['float32', *NUMPY.NARROW])}"
+            f"weights is {weights!r}; it should be None or one of {listed(names)}, or a pair of them for the rows of "
+            "w_in and of w_out"
         )
+    if pair != (dtype, dtype):
+        if not backend.NARROW:
+            raise ArgumentError(f"weights is {weights!r}, which is for arrays on a CPU, and these are on a GPU")
+        if dtype != "float32":
+            raise ArgumentError(f"weights is {weights!r}, which is for float32 layers, and this one is {dtype}")
+    return pair
+
+
+def _exact_of(exact_path: Any, rows: str, dtype: str) -> float | None:
+    """Return None for no exact path, 0 for a certain one, or the standard deviations of a likely one."""
+    if exact_path is None or exact_path is False or (isinstance(exact_path, np.bool_) and not exact_path):
+        return None
+    if exact_path is True or isinstance(exact_path, np.bool_):
+        sigmas = 0.0
+    else:
+        try:
+            sigmas = float(exact_path) if isinstance(exact_path, int | float | np.number) else -1.0
+        except (TypeError, OverflowError):
+            sigmas = -1.0
+        if not 0 < sigmas < float("inf"):
+            raise ArgumentError(
+                f"exact_path is {exact_path!r}; it should be True, False, or a positive number of standard deviations"
+            )
+    if rows == dtype:
+        raise ArgumentError(
+            f"exact_path is {exact_path!r}, which is for rows of w_in that are narrower than its dtype, and they are "
+            f"{rows}: weights should be one of {listed(NUMPY.NARROW)}"
+        )
+    return sigmas
+
+
+# ---- a path that is given ------------------------------------------------------------------------------------------
+
+
+def _path(path: Any, x: Any, spec: Spec, backend: Backend) -> tuple[Any, bool]:
+    """Return a path as libcmm wants it, a contiguous array of int32, and whether it has leaves alone."""
     if not backend.NARROW:
-        raise ArgumentError(f"weights is {weights!r}, which is for arrays on a CPU, and these are on a GPU")
-    if dtype != "float32":
-        raise ArgumentError(f"weights is {weights!r}, which is for float32 layers, and this one is {dtype}")
-    return weights
+        raise ArgumentError("path is for arrays on a CPU, and these are on a GPU; there the logits decide")
+    array = as_numpy("path", path)
+    lead = tuple(x.shape[:-1])
+    nodes, leaves = (*lead, spec.trees, spec.depth + 1), (*lead, spec.trees)
+    if array.shape not in (nodes, leaves):
+        raise ShapeError(f"path has shape {array.shape}; it should be {nodes}, of nodes, or {leaves}, of leaves")
+    by_leaf = array.shape == leaves
+    if array.dtype == _I32 and array.flags.c_contiguous and array.flags.aligned:
+        return array, by_leaf
+    if array.dtype.kind not in "iu":
+        raise DtypeError(f"path has dtype {array.dtype}; it should be of integers, such as int32")
+    outside = (array < 0) | (array > np.iinfo(np.int32).max)
+    if outside.any():
+        flat = outside.reshape(-1, spec.trees, 1 if by_leaf else spec.depth + 1).any(-1)
+        token, tree = (int(one) for one in np.argwhere(flat)[0])
+        found = array.reshape(*flat.shape, -1)[token, tree].tolist()
+        raise no_path(token, tree, found, spec.depth)
+    return np.ascontiguousarray(array, _I32), by_leaf
 
 
 # ---- arrays and their dtypes ---------------------------------------------------------------------------------------

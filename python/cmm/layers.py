@@ -11,8 +11,9 @@ from typing import Any, Literal, Unpack, overload
 from numpy.typing import NDArray
 
 from cmm import _check
+from cmm._backend import Shown
 from cmm._backend.numpy import widened
-from cmm.typing import Activation, Algorithm, Choices, Float, LevelName, Loose, Nodes, Run, Tie, Weights
+from cmm.typing import Activation, Algorithm, Choices, Float, LevelName, Loose, Nodes, Path, Run, Tie, Weights
 
 __all__ = ["FFF", "cmm_forward", "ff_forward", "fff_forward"]
 
@@ -26,6 +27,7 @@ def fff_forward(  # type: ignore[overload-overlap]
     *,
     out: NDArray[Float] | None = None,
     return_path: Literal[False] = False,
+    path: Path | None = None,
     **how: Unpack[Choices],
 ) -> NDArray[Float]: ...
 @overload
@@ -37,6 +39,7 @@ def fff_forward(  # type: ignore[overload-overlap]
     *,
     out: NDArray[Float] | None = None,
     return_path: Literal[True],
+    path: Path | None = None,
     **how: Unpack[Choices],
 ) -> tuple[NDArray[Float], Nodes, NDArray[Float]]: ...
 @overload
@@ -48,6 +51,7 @@ def fff_forward(
     *,
     out: NDArray[Float] | None = None,
     return_path: bool,
+    path: Path | None = None,
     **how: Unpack[Choices],
 ) -> NDArray[Float] | tuple[NDArray[Float], Nodes, NDArray[Float]]: ...
 @overload
@@ -59,6 +63,7 @@ def fff_forward(
     *,
     out: Any = None,
     return_path: bool = False,
+    path: Path | None = None,
     **how: Unpack[Choices],
 ) -> Any: ...
 def fff_forward(
@@ -74,6 +79,7 @@ def fff_forward(
     threads: int | None = None,
     out: Any = None,
     return_path: bool = False,
+    path: Path | None = None,
 ) -> Any:
     """Apply a fast feedforward layer to tokens.
 
@@ -113,6 +119,10 @@ def fff_forward(
         Where to put the output. It may share memory with an input.
     return_path : bool
         Whether to return nodes and logits too.
+    path : array_like of int, shape (..., K, D+1) or (..., K), optional
+        The path to take, instead of what the logits say: the nodes, as return_path gives them, or their leaves alone,
+        numbered within the tree. The logits weigh as ever, and `tie` means nothing. A call's own path gives its bits.
+        For arrays on a CPU.
 
     Returns
     -------
@@ -130,7 +140,7 @@ def fff_forward(
     DtypeError
         An array is not float32 or float64, or they are mixed.
     ArgumentError
-        Another argument is not one of its values, or out is read-only.
+        Another argument is not one of its values, out is read-only, or path is none of the trees.
     LevelError
         There is no such level.
     UnusableError
@@ -138,7 +148,9 @@ def fff_forward(
     ArrayMemoryError
         There is no memory for the result or a copy. After any error out is as it was.
     """
-    return _check.fff_forward(x, w_in, w_out, bias, activation, tie, level, algorithm, threads, out, return_path)
+    return _check.fff_forward(
+        x, w_in, w_out, bias, activation, tie, level, algorithm, threads, out, return_path, path
+    )
 
 
 @overload
@@ -148,11 +160,18 @@ def cmm_forward(
     bias: NDArray[Float] | None = None,
     *,
     tie: Tie = "left",
+    path: Path | None = None,
     **how: Unpack[Run],
 ) -> tuple[Nodes, NDArray[Float]]: ...
 @overload
 def cmm_forward(
-    x: Loose, w_in: Loose, bias: Loose | None = None, *, tie: Tie = "left", **how: Unpack[Run]
+    x: Loose,
+    w_in: Loose,
+    bias: Loose | None = None,
+    *,
+    tie: Tie = "left",
+    path: Path | None = None,
+    **how: Unpack[Run],
 ) -> Any: ...
 def cmm_forward(
     x: Any,
@@ -163,6 +182,7 @@ def cmm_forward(
     level: LevelName = "auto",
     algorithm: Algorithm | None = None,
     threads: int | None = None,
+    path: Path | None = None,
 ) -> Any:
     """Multiply conditionally: the path of each token through each tree, without an output.
 
@@ -177,6 +197,7 @@ def cmm_forward(
     level : str
     algorithm : str, optional
     threads : int, optional
+    path : array_like of int, shape (..., K, D+1) or (..., K), optional
 
     Returns
     -------
@@ -190,7 +211,7 @@ def cmm_forward(
     ShapeError, DtypeError, ArgumentError, LevelError, UnusableError, ArrayMemoryError
         As :func:`fff_forward`.
     """
-    return _check.cmm_forward(x, w_in, bias, tie, level, algorithm, threads)
+    return _check.cmm_forward(x, w_in, bias, tie, level, algorithm, threads, path)
 
 
 class FFF:
@@ -207,11 +228,17 @@ class FFF:
     bias : array_like, shape (K, N) or (N,), optional
     activation : {"gelu", "gelu_tanh", "relu", "silu", "identity"}
     tie : {"left", "right"}
-    weights : {"float32", "bfloat16", "float16"}, optional
-        What the layer keeps its rows of `w_in` and `w_out` in, where they are float32 and on a CPU. bfloat16 and
-        float16 take half the memory; each number is rounded to the nearest, ties to even. Tokens, bias, sums and
-        results stay float32, and the results are to the bit those of the layer with the rounded numbers. For levels
-        "naive" and "native".
+    weights : {"float32", "bfloat16", "float16", "int8"} or a pair of these, optional
+        What the layer keeps its rows of `w_in` and `w_out` in, where they are float32 and on a CPU; a pair is one for
+        each. bfloat16 and float16 take half the memory; each number is rounded to the nearest, ties to even. int8
+        takes a quarter: whole numbers from -127 to 127, and for each row what they are multiples of, its largest
+        magnitude / 127. Tokens, bias, sums and results stay float32. The layer is then the one with the rounded
+        numbers. For levels "naive" and "native".
+    exact_path : bool or float, optional
+        Whether each token takes the path that the same layer with float32 rows gives it, bit for bit, when rows of
+        `w_in` are narrow: the layer then also keeps the float32 rows of the inner nodes, and computes a logit again
+        from those where the narrow row leaves its sign open. A number: as likely as that a normal error stays within
+        so many standard deviations, which costs less.
 
     Attributes
     ----------
@@ -223,11 +250,16 @@ class FFF:
         float32 or float64.
     activation, tie : str
         As given.
-    weights : str
-        The type of the rows.
+    weights : str or tuple of two str
+        The type of the rows; a pair where those of w_in and of w_out are of different ones.
+    exact_path : bool or float
+        As given.
+    recomputed : int or None
+        How many logits the last call that has returned computed again, of any thread. None before, and without an
+        exact path.
     w_in, w_out, bias : ndarray
-        The layer's own packed copies, read-only, in the shapes given; bias is None if there is none. Of bfloat16 and
-        float16 rows `w_in` and `w_out` are float32 arrays of the rounded numbers, made anew each time.
+        The layer's own packed copies, read-only, in the shapes given; bias is None if there is none. Of narrow rows
+        `w_in` and `w_out` are float32 arrays of the rounded numbers, made anew each time.
 
     All of them can only be read. A layer can be copied and pickled; so can one of a derived class, with what it adds.
 
@@ -237,7 +269,7 @@ class FFF:
         As :func:`fff_forward`; ArgumentError also where `weights` cannot be had.
     """
 
-    __slots__ = ("__weakref__", "_prepared", "_rows", "_shown")
+    __slots__ = ("__weakref__", "_exact", "_prepared", "_rows", "_shown")
 
     @overload
     def __init__(
@@ -249,6 +281,7 @@ class FFF:
         activation: Activation = "gelu",
         tie: Tie = "left",
         weights: Weights | None = None,
+        exact_path: bool | float = False,
     ) -> None: ...
     @overload
     def __init__(
@@ -260,6 +293,7 @@ class FFF:
         activation: Activation = "gelu",
         tie: Tie = "left",
         weights: Weights | None = None,
+        exact_path: bool | float = False,
     ) -> None: ...
     def __init__(
         self,
@@ -270,8 +304,11 @@ class FFF:
         activation: Activation = "gelu",
         tie: Tie = "left",
         weights: Weights | None = None,
+        exact_path: bool | float = False,
     ) -> None:
-        self._prepared, self._rows, self._shown = _check.prepare(w_in, w_out, bias, activation, tie, weights)
+        self._prepared, self._rows, self._exact, self._shown = _check.prepare(
+            w_in, w_out, bias, activation, tie, weights, exact_path
+        )
 
     @property
     def trees(self) -> int:
@@ -314,24 +351,35 @@ class FFF:
         return self._prepared[1].tie
 
     @property
-    def weights(self) -> str:
-        """The type of the rows."""
-        return self._rows
+    def weights(self) -> str | tuple[str, str]:
+        """The type of the rows, or those of w_in and of w_out."""
+        return self._rows[0] if self._rows[0] == self._rows[1] else self._rows
+
+    @property
+    def exact_path(self) -> bool | float:
+        """Whether tokens take the path of float32 rows, or how likely."""
+        return self._exact or self._exact is not None
+
+    @property
+    def recomputed(self) -> int | None:
+        """How many logits the last call computed again for the exact path."""
+        counted = getattr(self._prepared[2], "recomputed", None)
+        return None if counted is None or counted[0] < 0 else int(counted[0])
 
     @property
     def w_in(self) -> Any:
         """The rows of the first half, in the layer's dtype."""
-        return widened(self._shown[0])
+        return widened(self._shown.w_in, self._shown.scale_in)
 
     @property
     def w_out(self) -> Any:
         """The rows of the second half, in the layer's dtype."""
-        return widened(self._shown[1])
+        return widened(self._shown.w_out, self._shown.scale_out)
 
     @property
     def bias(self) -> Any:
         """The biases of the nodes, or None."""
-        return self._shown[2]
+        return self._shown.bias
 
     @overload
     def __call__(  # type: ignore[overload-overlap]
@@ -340,6 +388,7 @@ class FFF:
         *,
         out: NDArray[Float] | None = None,
         return_path: Literal[False] = False,
+        path: Path | None = None,
         **how: Unpack[Run],
     ) -> NDArray[Float]: ...
     @overload
@@ -349,6 +398,7 @@ class FFF:
         *,
         out: NDArray[Float] | None = None,
         return_path: Literal[True],
+        path: Path | None = None,
         **how: Unpack[Run],
     ) -> tuple[NDArray[Float], Nodes, NDArray[Float]]: ...
     @overload
@@ -358,6 +408,7 @@ class FFF:
         *,
         out: NDArray[Float] | None = None,
         return_path: bool,
+        path: Path | None = None,
         **how: Unpack[Run],
     ) -> NDArray[Float] | tuple[NDArray[Float], Nodes, NDArray[Float]]: ...
     @overload
@@ -367,6 +418,7 @@ class FFF:
         *,
         out: Any = None,
         return_path: bool = False,
+        path: Path | None = None,
         **how: Unpack[Run],
     ) -> Any: ...
     def __call__(
@@ -378,18 +430,24 @@ class FFF:
         threads: int | None = None,
         out: Any = None,
         return_path: bool = False,
+        path: Path | None = None,
     ) -> Any:
         """Apply the layer to tokens: parameters, results and errors of :func:`fff_forward`."""
-        return _check.apply(self._prepared, x, level, algorithm, threads, out, return_path)
+        return _check.apply(self._prepared, x, level, algorithm, threads, out, return_path, path)
 
     def __repr__(self) -> str:
+        rows = "" if self._rows == (str(self.dtype),) * 2 else f", weights={self.weights!r}"
+        exact = f", exact_path={self.exact_path!r}" if self.exact_path else ""
         return (
             f"FFF({self.trees}x{self.depth}, d_in={self.d_in}, d_out={self.d_out}, {self.dtype}, "
             f"bias={'no' if self.bias is None else 'yes'}, activation={self.activation!r}, tie={self.tie!r}"
-            f"{'' if self.weights == str(self.dtype) else f', weights={self.weights!r}'})"
+            f"{rows}{exact})"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if "int8" in self._rows or self.exact_path:  # whose rows, made again of what they hold, could be others
+            shown = tuple(None if array is None else array.copy() for array in self._shown)
+            return _made_again, (type(self), self._prepared[1], self._rows, self._exact, shown), self.__getstate__()
         made_of = type(self), self.w_in, self.w_out, self.bias, self.activation, self.tie, self.weights
         return _made, made_of, self.__getstate__()
 
@@ -399,6 +457,14 @@ class FFF:
         own, slots = state if isinstance(state, tuple) else (state, {})
         slots = {name: value for name, value in slots.items() if name not in FFF.__slots__}
         return (own, slots) if slots else own
+
+
+def _made_again(kind: type[FFF], spec: Any, rows: Any, exact: float | None, shown: Any) -> FFF:
+    """Make a layer of the arrays that another one shows."""
+    layer = object.__new__(kind)
+    layer._rows, layer._exact = rows, exact
+    layer._prepared, layer._shown = _check.prepare_again(spec, rows, Shown(*shown))
+    return layer
 
 
 def _made(kind: type[FFF], w_in: Any, w_out: Any, bias: Any, activation: Activation, tie: Tie, weights: Any) -> FFF:

@@ -10,11 +10,12 @@ from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Activation", "Algorithm", "LevelName", "OtherArray", "Tie", "Weights"]
+__all__ = ["Activation", "Algorithm", "LevelName", "OtherArray", "Rows", "Tie", "Weights"]
 
 Activation: TypeAlias = Literal["gelu", "gelu_tanh", "relu", "silu", "identity"]
 Tie: TypeAlias = Literal["left", "right"]
-Weights: TypeAlias = Literal["float32", "float64", "bfloat16", "float16"]
+Rows: TypeAlias = Literal["float32", "float64", "bfloat16", "float16", "int8"]
+Weights: TypeAlias = Rows | tuple[Rows, Rows]
 Algorithm: TypeAlias = Literal["per_token", "grouped", "generic", "small_batch"]
 LevelName: TypeAlias = Literal["auto", "naive", "blas1", "blas2", "blas3", "native", "cuda-naive", "cuda-bmm", "cuda"]
 
@@ -40,6 +41,7 @@ Nested: TypeAlias = "float | Sequence[Nested]"
 # What a call takes besides NumPy's arrays of one dtype; NumPy makes float64 of nested lists.
 Loose: TypeAlias = "OtherArray | NDArray[np.float64] | Nested"
 Nodes: TypeAlias = NDArray[np.int32]
+Path: TypeAlias = "NDArray[np.integer[Any]] | OtherArray | Sequence[Any]"
 
 
 class Run(TypedDict, total=False):

@@ -61,7 +61,9 @@ def test_a_layer_says_what_its_weights_are(weights: str) -> None:
     assert repr(layer).endswith(f", weights='{weights}')")
     assert "weights" not in repr(wide)
     assert not layer.w_in.flags.writeable
-    assert layer._prepared[2][4].nbytes <= wide._prepared[2][4].nbytes * 0.7  # rows are padded to lines of the cache
+    assert (
+        layer._prepared[2].memory.nbytes <= wide._prepared[2].memory.nbytes * 0.7
+    )  # rows are padded to lines of the cache
     again = pickle.loads(pickle.dumps(layer))
     assert again.weights == weights
     assert again(x).tobytes() == layer(x).tobytes()
@@ -89,7 +91,10 @@ def test_where_it_does_not_exist_yet(weights: str, monkeypatch: pytest.MonkeyPat
         layer(x)
 
 
-@pytest.mark.parametrize("weights", ["int8", "", "Float16", "bf16", "float64", 16, np.float16, ["float16"], True])
+@pytest.mark.parametrize(
+    "weights",
+    ["int4", "", "Float16", "bf16", "float64", 16, np.float16, ["float16"], True, ("int8",) * 3, ("int8", 8)],
+)
 def test_other_weights_are_refused(weights: Any) -> None:
     one = np.ones((1, 1), np.float32)
     with pytest.raises(cmm.ArgumentError, match=r"^weights is .*; it should be None or one of 'float32', 'bfloat16'"):

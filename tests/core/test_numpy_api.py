@@ -75,15 +75,19 @@ def test_signatures() -> None:
 
     assert shown(cmm.fff_forward) == (
         "(x, w_in, w_out, bias=None, *, activation='gelu', tie='left', level='auto', algorithm=None, threads=None, "
-        "out=None, return_path=False)"
+        "out=None, return_path=False, path=None)"
     )
-    assert shown(cmm.cmm) == "(x, w_in, bias=None, *, tie='left', level='auto', algorithm=None, threads=None)"
+    assert (
+        shown(cmm.cmm) == "(x, w_in, bias=None, *, tie='left', level='auto', algorithm=None, threads=None, path=None)"
+    )
     assert shown(cmm.ff_forward) == (
         "(x, w_in, w_out, bias=None, *, activation='gelu', level='auto', algorithm=None, threads=None, out=None)"
     )
-    assert shown(cmm.FFF) == "(w_in, w_out, bias=None, *, activation='gelu', tie='left', weights=None)"
+    assert shown(cmm.FFF) == (
+        "(w_in, w_out, bias=None, *, activation='gelu', tie='left', weights=None, exact_path=False)"
+    )
     assert shown(cmm.FFF.__call__) == (
-        "(self, x, *, level='auto', algorithm=None, threads=None, out=None, return_path=False)"
+        "(self, x, *, level='auto', algorithm=None, threads=None, out=None, return_path=False, path=None)"
     )
     assert shown(cmm.node_usage) == "(nodes, N)"
     assert shown(cmm.dead_subtrees) == "(usage)"

@@ -40,6 +40,18 @@ class Spec:
     codes: tuple[int, ...]  # as libcmm's functions take it: dtype, activation, tie, depth, trees, d_in, d_out
 
 
+class Shown(NamedTuple):
+    """The weights of a prepared layer, in the shapes given; rows as they are kept, those of int8 with scales."""
+
+    w_in: Any
+    w_out: Any
+    bias: Any
+    scale_in: Any = None
+    scale_out: Any = None
+    exact_in: Any = None
+    margin: Any = None
+
+
 @dataclass(frozen=True, slots=True)
 class DenseSpec:
     """A dense layer but for its weights."""
@@ -67,8 +79,14 @@ class Backend(Protocol):
     def bind(self, spec: Spec, w_in: Any, w_out: Any, bias: Any) -> Any:
         """Return the weights of a layer as forward() takes them, for one call; w_out may be None, and bias."""
 
-    def prepare(self, spec: Spec, w_in: Any, w_out: Any, bias: Any, rows: str) -> tuple[Any, tuple[Any, Any, Any]]:
-        """Return them for many calls, the rows being of that type; and w_in, w_out and bias for people to look at."""
+    def prepare(
+        self, spec: Spec, w_in: Any, w_out: Any, bias: Any, rows: tuple[str, str], exact: float | None
+    ) -> tuple[Any, Shown]:
+        """Return them for many calls, and for people to look at.
+
+        The rows of w_in and w_out become of those types. exact: None, or an exact path: 0 for a certain one, else the
+        standard deviations of a likely one.
+        """
 
     def forward(
         self,
@@ -80,8 +98,13 @@ class Backend(Protocol):
         algorithm: str | None,
         threads: int | None,
         return_path: bool,
+        path: Any = None,
     ) -> Any:
-        """Apply a layer to tokens; return what the public function does. Without a d_out that is the path."""
+        """Apply a layer to tokens; return what the public function does. Without a d_out that is the path.
+
+        path: what to take instead of what the logits say: a contiguous array of int32 of NumPy's, and whether it has
+        leaves alone.
+        """
 
     def dense(
         self,

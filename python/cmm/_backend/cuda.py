@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from cmm._backend import DenseSpec, Place, Spec, cupy_bmm
+from cmm._backend import DenseSpec, Place, Shown, Spec, cupy_bmm
 from cmm._backend.device_arrays import Library, library_at
 from cmm._dispatch import CUDA_ALGORITHMS, CUDA_LEVELS, choose_cuda, why_not
 from cmm._native import DTYPES, NULL, failure, ffi, lib
@@ -32,11 +32,13 @@ class Backend:
         """Return the weights of a layer where they are."""
         return w_in, w_out, bias
 
-    def prepare(self, spec: Spec, w_in: Any, w_out: Any, bias: Any, rows: str) -> Any:
+    def prepare(
+        self, spec: Spec, w_in: Any, w_out: Any, bias: Any, rows: tuple[str, str], exact: float | None
+    ) -> Any:
         """Return the weights, contiguous. They stay where they are, so later changes reach the layer."""
         library = library_at(self.place)
         with library.active():
-            return _contiguous(library, w_in=w_in, w_out=w_out, bias=bias), (w_in, w_out, bias)
+            return _contiguous(library, w_in=w_in, w_out=w_out, bias=bias), Shown(w_in, w_out, bias)
 
     def forward(
         self,
@@ -48,6 +50,7 @@ class Backend:
         algorithm: str | None,
         threads: int | None,
         return_path: bool,
+        path: Any = None,  # _check takes none for arrays on a GPU
     ) -> Any:
         """Queue a layer on the current stream; threads mean nothing here."""
         level = choose_cuda(level, algorithm)

@@ -37,9 +37,11 @@ class Backend:
         """Return the weights of a layer where they are."""
         return numpy.bind(spec, *self._weights(w_in, w_out, bias))
 
-    def prepare(self, spec: Spec, w_in: Any, w_out: Any, bias: Any, rows: str) -> Any:
+    def prepare(
+        self, spec: Spec, w_in: Any, w_out: Any, bias: Any, rows: tuple[str, str], exact: float | None
+    ) -> Any:
         """Return packed copies of the weights, which are NumPy's, and views of them."""
-        return numpy.prepare(spec, *self._weights(w_in, w_out, bias), rows)
+        return numpy.prepare(spec, *self._weights(w_in, w_out, bias), rows, exact)
 
     def forward(
         self,
@@ -51,10 +53,11 @@ class Backend:
         algorithm: str | None,
         threads: int | None,
         return_path: bool,
+        path: Any = None,
     ) -> Any:
         """Apply a layer to tokens."""
         y = self._out(out)
-        result = numpy.forward(spec, weights, self.view("x", x), y, level, algorithm, threads, return_path)
+        result = numpy.forward(spec, weights, self.view("x", x), y, level, algorithm, threads, return_path, path)
         return self._given(result, x, y, out)
 
     def dense(

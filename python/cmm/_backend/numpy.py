@@ -5,35 +5,47 @@ its place and is copied at the end.
 """
 
 import math
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from cmm._backend import DenseSpec, Spec
+from cmm._backend import DenseSpec, Shown, Spec
 from cmm._dispatch import Run, choose, refused
-from cmm._native import DTYPES as NUMBERS
 from cmm._native import NULL, address, failure, ffi, lib
+from cmm._native import ROWS as NUMBERS
 from cmm.errors import ArgumentError, ArrayMemoryError
 
 Floats: TypeAlias = NDArray[Any]  # float32 or float64
 
 DTYPES: tuple[str, ...] = ("float32", "float64")
-NARROW: tuple[str, ...] = ("bfloat16", "float16")
+NARROW: tuple[str, ...] = ("bfloat16", "float16", "int8")
 
 _DTYPES = {name: np.dtype(name) for name in DTYPES}
-_HELD = {**_DTYPES, "bfloat16": np.dtype(np.uint16), "float16": np.dtype(np.float16)}  # NumPy has no bfloat16
-_I32 = np.dtype(np.int32)
+_HELD = {  # NumPy has no bfloat16
+    **_DTYPES,
+    "bfloat16": np.dtype(np.uint16),
+    "float16": np.dtype(np.float16),
+    "int8": np.dtype(np.int8),
+}
+_I32, _F32 = np.dtype(np.int32), np.dtype(np.float32)
+_POINTERS = {"scale_in": "float *", "scale_out": "float *", "margin": "float *"}
 
 # ndarray.flags.num
 _USABLE = 0x1 | 0x100  # C-contiguous, aligned
 _OWN = 0x4
 _WRITABLE = 0x400
 
-# The weights of a layer: a function of libcmm and its first arguments; the addresses of arrays among these that a
-# caller could also pass as `out`; NumPy's dtype; and memory to be kept. Addresses keep their arrays alive. A plain
-# tuple, for every call makes one.
-_Weights: TypeAlias = tuple[Any, tuple[Any, ...], tuple[Any, ...], np.dtype[Any], Any]
+
+class _Weights(NamedTuple):
+    """The weights of a layer. Addresses keep their arrays alive."""
+
+    function: Any  # of libcmm
+    arguments: tuple[Any, ...]  # its first
+    addresses: tuple[Any, ...]  # of arrays among these that a caller could also pass as `out`
+    dtype: np.dtype[Any]
+    memory: Any = None  # to be kept
+    recomputed: Any = None  # where a layer with an exact path counts
 
 
 def view(name: str, array: Any) -> Any:
@@ -47,15 +59,32 @@ def bind(spec: Spec, w_in: Floats, w_out: Floats | None, bias: Floats | None) ->
     c_bias = NULL if bias is None else address(_usable("bias", bias))
     c_out = NULL if w_out is None else address(_usable("w_out", w_out))
     c_weights = c_in, c_bias, c_out
-    return lib.cmm_py_fff_once, spec.codes + c_weights, c_weights, _DTYPES[spec.dtype], None
+    return _Weights(lib.cmm_py_fff_once, spec.codes + c_weights, c_weights, _DTYPES[spec.dtype])
 
 
 def prepare(
-    spec: Spec, w_in: Floats, w_out: Floats, bias: Floats | None, rows: str
-) -> tuple[_Weights, tuple[Floats, Floats, Floats | None]]:
+    spec: Spec, w_in: Floats, w_out: Floats, bias: Floats | None, rows: tuple[str, str], exact: float | None
+) -> tuple[_Weights, Shown]:
     """Return packed copies of the weights, and read-only views of them, for widened()."""
-    w_in, w_out = _usable("w_in", w_in), _usable("w_out", w_out)
-    bias = None if bias is None else _usable("bias", bias)
+    options = {
+        "weight_dtype": 0 if rows[0] == spec.dtype else NUMBERS[rows[0]],
+        "weight_out_dtype": lib.CMM_AS_DTYPE if rows[1] == spec.dtype else NUMBERS[rows[1]],
+        "exact_path": exact is not None,
+        "sigmas": exact or 0.0,
+    }
+    return _packed(spec, Shown(w_in, w_out, bias), (spec.dtype, spec.dtype), rows, options)
+
+
+def prepare_again(spec: Spec, shown: Shown, rows: tuple[str, str]) -> tuple[_Weights, Shown]:
+    """Return what prepare() did for a layer that shows these arrays."""
+    return _packed(spec, shown, rows, rows, {})
+
+
+def _packed(
+    spec: Spec, given: Shown, types: tuple[str, str], rows: tuple[str, str], options: dict[str, Any]
+) -> tuple[_Weights, Shown]:
+    """Pack weights whose rows are of some types into rows of others."""
+    arrays = Shown(*(None if array is None else _usable(name, array) for name, array in given._asdict().items()))
     dtype, activation, tie, *_ = spec.codes
     raw = {
         "size": ffi.sizeof("cmm_fff"),
@@ -66,18 +95,37 @@ def prepare(
         "depth": spec.depth,
         "d_in": spec.d_in,
         "d_out": spec.d_out,
-        "w_in": address(w_in),
-        "w_out": address(w_out),
-        "bias": NULL if bias is None else address(bias),
+        "weight_dtype": 0 if types[0] == spec.dtype else NUMBERS[types[0]],
+        "weight_out_dtype": lib.CMM_AS_DTYPE if types[1] == spec.dtype else NUMBERS[types[1]],
     }
-    memory, packed = _pack(ffi.new("cmm_fff *", raw), 0 if rows == spec.dtype else NUMBERS[rows])
-    element, held = _DTYPES[spec.dtype], _HELD[rows]
-    views = (
-        _rows(memory, packed.w_in, packed.ld_in, w_in.shape, held),
-        _rows(memory, packed.w_out, packed.ld_out, w_out.shape, held),
-        None if bias is None else _rows(memory, packed.bias, bias.shape[-1], bias.shape, element),
+    # The views' memory must stay as long as the struct points to it.
+    held = {name: address(array) for name, array in arrays._asdict().items() if array is not None}
+    raw |= {name: ffi.cast(_POINTERS.get(name, "void *"), start) for name, start in held.items()}
+    refused = ffi.new("int64_t[2]")
+    memory, packed, status = _pack(ffi.new("cmm_fff *", raw), {**options, "refused": refused})
+    if status == lib.CMM_ERROR_ROW_NOT_FINITE:
+        tree, node = divmod(refused[0], 2 ** (spec.depth + 1) - 1)
+        name = ("w_in", "w_out")[refused[1]]
+        raise ArgumentError(
+            f"{name} has an infinity or NaN in tree {tree}, node {node}; a row that becomes int8 should be finite"
+        )
+    if status:
+        raise failure(status)
+    element, inner = _DTYPES[spec.dtype], (spec.trees, 2**spec.depth - 1)
+    lead = arrays.w_in.shape[:-1]
+    views = Shown(
+        _rows(memory, packed.w_in, packed.ld_in, arrays.w_in.shape, _HELD[rows[0]]),
+        _rows(memory, packed.w_out, packed.ld_out, arrays.w_out.shape, _HELD[rows[1]]),
+        None if arrays.bias is None else _rows(memory, packed.bias, lead[-1], arrays.bias.shape, element),
+        _rows(memory, packed.scale_in, lead[-1], lead, _F32) if packed.scale_in else None,
+        _rows(memory, packed.scale_out, lead[-1], lead, _F32) if packed.scale_out else None,
+        _rows(memory, packed.exact_in, packed.ld_exact, (*inner, spec.d_in), element) if packed.exact_in else None,
+        _rows(memory, packed.margin, inner[1], inner, _F32) if packed.exact_in else None,
     )
-    return (lib.cmm_py_fff, (packed,), (), element, memory), views
+    exact = bool(packed.exact_in)
+    function = lib.cmm_py_fff_path if exact else lib.cmm_py_fff
+    recomputed = ffi.new("int64_t *", -1) if exact else None
+    return _Weights(function, (packed,), (), element, memory, recomputed), views
 
 
 def forward(
@@ -89,9 +137,10 @@ def forward(
     algorithm: str | None,
     threads: int | None,
     return_path: bool,
+    path: Any = None,
 ) -> Any:
     """Apply a layer to tokens."""
-    function, arguments, c_weights, dtype, _ = weights
+    function, arguments, c_weights, dtype, _, recomputed = weights
     d_out = spec.d_out
     if x.flags.num & _USABLE != _USABLE:
         x = _copy("x", x)
@@ -103,7 +152,7 @@ def forward(
     if out is None or return_path:
         lead = x.shape[:-1]
     if out is not None:
-        y, c_y = _target(out, dtype, x, c_weights)
+        y, c_y = _target(out, dtype, x, c_weights if path is None else (*c_weights, address(path[0])))
     try:  # not by empty(), of which each call takes 0.06 us more
         if d_out and out is None:
             shape = (*lead, d_out)
@@ -116,7 +165,10 @@ def forward(
     except (MemoryError, ValueError) as error:
         raise _no_memory("y" if d_out and y is None else "nodes and logits", shape, dtype) from error
     # Adding tuples takes 0.13 us less than unpacking each.
-    status = function(*(arguments + run + (batch, c_x, c_y, c_nodes, c_logits)))
+    if path is None and recomputed is None:
+        status = function(*(arguments + run + (batch, c_x, c_y, c_nodes, c_logits)))
+    else:
+        status = _with_path(spec, weights, run, (batch, c_x, c_y, c_nodes, c_logits), path)
     if status:
         raise refused(status, run)
     if out is not None and y is not out:
@@ -125,6 +177,40 @@ def forward(
     if not return_path:
         return y
     return (y, nodes, logits) if d_out else (nodes, logits)
+
+
+def _with_path(spec: Spec, weights: _Weights, run: Run, arrays: tuple[Any, ...], path: Any) -> int:
+    """Call libcmm with a path to take, or for a layer that has an exact path; return its status."""
+    arguments = weights.arguments
+    if weights.function is lib.cmm_py_fff_once:
+        dtype, activation, tie, depth, trees, d_in, d_out, w_in, bias, w_out = arguments
+        raw = {"size": ffi.sizeof("cmm_fff"), "dtype": dtype, "activation": activation, "tie": tie, "depth": depth}
+        raw |= {"trees": trees, "d_in": d_in, "d_out": d_out}
+        raw |= {name: ffi.cast("void *", at) for name, at in (("w_in", w_in), ("bias", bias), ("w_out", w_out))}
+        arguments = (ffi.new("cmm_fff *", raw),)
+    where = ffi.new("int64_t[2]")
+    c_path = NULL if path is None else address(path[0])
+    by_leaf = path is not None and path[1]
+    counted = NULL if weights.recomputed is None else weights.recomputed
+    status: int = lib.cmm_py_fff_path(
+        *arguments, *run, *arrays, NULL if by_leaf else c_path, c_path if by_leaf else NULL, where, counted
+    )
+    if status == lib.CMM_ERROR_PATH:
+        token, tree = where
+        found = path[0].reshape(arrays[0], spec.trees, -1)[token, tree].tolist()
+        raise no_path(token, tree, found, spec.depth)
+    return status
+
+
+def no_path(token: int, tree: int, found: list[int], depth: int) -> ArgumentError:
+    """Return the error for what was given as a path and is none."""
+    leaves = f"a leaf, {2**depth - 1} to {2 ** (depth + 1) - 2}"
+    if len(found) == 1 and depth:
+        return ArgumentError(f"path has {found[0]} for token {token}, tree {tree}; it should be {leaves}")
+    return ArgumentError(
+        f"path has {found} for token {token}, tree {tree}; it should go from node 0 to {leaves}, "
+        "from each node n to 2n+1 or 2n+2"
+    )
 
 
 def dense(
@@ -176,27 +262,30 @@ def _copy(name: str, array: Floats) -> Floats:
 # ---- packed weights ------------------------------------------------------------------------------------------------
 
 
-def widened(held: Any) -> Any:
+def widened(held: Any, scale: Any = None) -> Any:
     """Return rows of a prepared layer in its dtype: themselves, or a new array of what narrow ones hold."""
-    if not isinstance(held, np.ndarray) or held.dtype.itemsize != 2:
+    if not isinstance(held, np.ndarray) or held.dtype.itemsize > 2:
         return held
-    wide = (held.astype(np.uint32) << 16).view(np.float32) if held.dtype == np.uint16 else held.astype(np.float32)
+    if scale is not None:
+        wide = held * scale[..., None]
+    elif held.dtype == np.uint16:
+        wide = (held.astype(np.uint32) << 16).view(np.float32)
+    else:
+        wide = held.astype(np.float32)
     wide.flags.writeable = False
     return wide
 
 
-def _pack(raw: Any, weight_dtype: int) -> tuple[NDArray[np.uint8], Any]:
-    """Return the memory that a layer was packed into, and the cmm_fff there; weight_dtype 0: the layer's own."""
-    size = ffi.new("int64_t *")
-    options = ffi.new("cmm_pack_options *", {"size": ffi.sizeof("cmm_pack_options"), "weight_dtype": weight_dtype})
-    status = lib.cmm_fff_pack_size_as(raw, options, size)
+def _pack(raw: Any, options: dict[str, Any]) -> tuple[NDArray[np.uint8], Any, int]:
+    """Return the memory that a layer was packed into, the cmm_fff there, and libcmm's status."""
+    size, packed = ffi.new("int64_t *"), ffi.new("cmm_fff *")
+    how = ffi.new("cmm_pack_options *", {"size": ffi.sizeof("cmm_pack_options"), **options})
+    status = lib.cmm_fff_pack_size_as(raw, how, size)
+    memory = _aligned("the packed weights", 0 if status else size[0])
     if not status:
-        memory = _aligned("the packed weights", size[0])
-        packed = ffi.new("cmm_fff *")
-        status = lib.cmm_fff_pack_as(raw, options, address(memory), size[0], packed)
-    if status:
-        raise failure(status)
-    return memory, packed
+        packed.size = raw.size
+        status = lib.cmm_fff_pack_as(raw, how, address(memory), size[0], packed)
+    return memory, packed, status
 
 
 def _aligned(name: str, size: int) -> NDArray[np.uint8]:

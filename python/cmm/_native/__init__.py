@@ -12,7 +12,20 @@ from cmm._libcmm import ffi, lib
 from cmm.errors import BY_STATUS, CmmError
 from cmm.typing import Activation, Tie
 
-__all__ = ["ACTIVATIONS", "DTYPES", "FOLDER", "NULL", "TIES", "VERSION", "address", "failure", "ffi", "lib", "text"]
+__all__ = [
+    "ACTIVATIONS",
+    "DTYPES",
+    "FOLDER",
+    "NULL",
+    "ROWS",
+    "TIES",
+    "VERSION",
+    "address",
+    "failure",
+    "ffi",
+    "lib",
+    "text",
+]
 
 NULL = ffi.NULL
 
@@ -53,5 +66,6 @@ def failure(status: int, about: str = "") -> CmmError:
 
 # libcmm's numbers of what has a name.
 DTYPES = {"float32": lib.CMM_F32, "float64": lib.CMM_F64, "bfloat16": lib.CMM_BF16, "float16": lib.CMM_F16}
+ROWS = {**DTYPES, "int8": lib.CMM_I8}  # of rows alone
 ACTIVATIONS: dict[str, int] = {name: getattr(lib, f"CMM_{name.upper()}") for name in get_args(Activation)}
 TIES: dict[str, int] = {name: getattr(lib, f"CMM_TIE_{name.upper()}") for name in get_args(Tie)}
