@@ -88,7 +88,7 @@ def test_arrays_of_another_library() -> None:
     y, nodes, _ = cmm.fff_forward(x, w_in, w_out, return_path=True)
     for path in (nodes, Other(nodes)):
         got = cmm.fff_forward(Other(x), Other(w_in), Other(w_out), path=path)
-        assert np.asarray(got).tobytes() == y.tobytes()
+        assert np.from_dlpack(got).tobytes() == y.tobytes()
     on_gpu = [Other(array, (2, 0)) for array in (x, w_in, w_out)]
     with pytest.raises(cmm.ArgumentError, match=r"^path is for arrays on a CPU, and these are on a GPU"):
         cmm.fff_forward(*on_gpu, path=nodes)

@@ -42,7 +42,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class _Contestant:
+class _Case:
     what: str
     layers: str
     sequences: int
@@ -93,7 +93,7 @@ def _twin(model: Model, name: str) -> tuple[Model, str]:
     return cmm.bert.random(arch), "a dense model with random weights"
 
 
-def _contestants(model: Model, twin: Model, threads: int, with_torch: bool) -> Iterator[_Contestant]:
+def _contestants(model: Model, twin: Model, threads: int, with_torch: bool) -> Iterator[_Case]:
     """Yield pairs, the FFF model's first, each checked."""
     vocabulary = min(len(model.weights.word), len(twin.weights.word))
     batches = [(rows, min(length, model.config.max_seq_length)) for rows, length in _BATCHES]
@@ -102,10 +102,10 @@ def _contestants(model: Model, twin: Model, threads: int, with_torch: bool) -> I
         ids = np.exp(np.random.default_rng(0).uniform(0, np.log(vocabulary), batch)).astype(np.int64) - 1
         for what, of in (("numpy", _on_numpy), ("numpy, feedforward layers alone", _layers_alone)):
             for one, layers in ((model, "fff"), (twin, "dense")):
-                yield _Contestant(what, layers, *batch, of(one, ids, threads))
+                yield _Case(what, layers, *batch, of(one, ids, threads))
         if with_torch:
             for one, layers in ((model, "fff"), (twin, "dense")):
-                yield _Contestant("PyTorch", layers, *batch, _in_torch(one, ids))
+                yield _Case("PyTorch", layers, *batch, _in_torch(one, ids))
 
 
 def _on_numpy(model: Model, ids: Any, threads: int) -> Callable[[], object]:
@@ -150,7 +150,7 @@ def _in_torch(model: Model, ids: Any) -> Callable[[], object]:
     return run
 
 
-def _measure(cases: list[_Contestant], passes: int) -> list[Line]:
+def _measure(cases: list[_Case], passes: int) -> list[Line]:
     calls = []
     for case in cases:
         case.run()

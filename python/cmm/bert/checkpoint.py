@@ -20,6 +20,7 @@ from cmm.bert.errors import CheckpointError, shown, shown_key
 from cmm.bert.model import Model
 from cmm.bert.weight_files import Stored, open_weights, state_tensors
 from cmm.errors import DtypeError
+from cmm.typing import Weights
 
 #: The mark of exported files in the metadata of ``model.safetensors``, and its only value so far.
 FORMAT_KEY, FORMAT = "format", "cmm.bert 1"
@@ -54,7 +55,14 @@ class Checkpoint(NamedTuple):
         raise CheckpointError(self.source, problem, shown_key(key))
 
 
-def load(path: str | os.PathLike[str], *, config: ConfigSource = None, mmap: bool = True) -> Model:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    config: ConfigSource = None,
+    mmap: bool = True,
+    weights: Weights | None = None,
+    exact_path: bool | float = False,
+) -> Model:
     """Load a model from a folder or a file.
 
     Parameters
@@ -69,6 +77,10 @@ def load(path: str | os.PathLike[str], *, config: ConfigSource = None, mmap: boo
         Whether float32 arrays may stay in the file and be read as they are needed. Then the file must not change
         while the model lives: the process dies when it reads what somebody has cut off. False reads everything now,
         which takes memory of the file's size.
+    weights : {"float32", "bfloat16", "float16", "int8"} or a pair of these, optional
+        What to keep the rows of the FFF layers in, see :class:`cmm.FFF`. The model then stays on the CPU.
+    exact_path : bool or float, optional
+        Whether tokens take the paths of float32 rows nevertheless.
 
     Returns
     -------
@@ -80,8 +92,10 @@ def load(path: str | os.PathLike[str], *, config: ConfigSource = None, mmap: boo
         The file or the configuration is missing, broken, or not of a model that is computed here.
     DtypeError
         path or config is neither a path nor, for config, a mapping.
+    ArgumentError
+        weights or exact_path is none of its values, or the model has dense layers.
     """
-    return build(open_checkpoint(path, config, mapped=bool(mmap)))
+    return build(open_checkpoint(path, config, mapped=bool(mmap))).narrow_rows(weights, exact_path)
 
 
 def from_state_dict(state: Mapping[str, Any], config: Mapping[str, Any] | str | os.PathLike[str]) -> Model:

@@ -295,8 +295,28 @@ def _add_files(parser: Any) -> None:
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="the tokenizer, where none lies beside MODEL")
 
 
+def _weights(text: str) -> Any:
+    names = text.split(",")
+    return names[0] if len(names) == 1 else tuple(names)
+
+
 def _add_run(parser: Any) -> None:
     _add_files(parser)
+    parser.add_argument(
+        "--weights",
+        type=_weights,
+        metavar="TYPE[,TYPE]",
+        help="keep the rows of FFF layers in bfloat16, float16 or int8; two types: of w_in and of w_out",
+    )
+    parser.add_argument(
+        "--exact-path",
+        type=float,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="SIGMAS",
+        help="take the paths of float32 rows nevertheless; with a number, only as likely as so many deviations",
+    )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, or cuda:1")
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: every core)")
     parser.add_argument(
@@ -327,8 +347,10 @@ def _model(options: argparse.Namespace) -> Model:
     if _is_random(options):
         config = cmm.bert.ULTRAFASTBERT_1X11_LONG
         model = cmm.bert.random(config if options.config is None else cmm.bert.config.read_json(options.config))
+        model = model.narrow_rows(options.weights, options.exact_path)
     else:
-        model = cmm.bert.load(packaged(options.model), config=options.config)
+        how = {"weights": options.weights, "exact_path": options.exact_path}
+        model = cmm.bert.load(packaged(options.model), config=options.config, **how)
     if options.tokenizer is not None:
         model.tokenizer = cmm.bert.Tokenizer(options.tokenizer)
     return model.to(options.device)

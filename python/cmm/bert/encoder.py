@@ -6,13 +6,15 @@ too. Buffers are made once per call and reused by every layer.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmm.bert.device import Device
+from cmm.layers import FFF as Prepared  # noqa: N811
 from cmm.layers import ff_forward, fff_forward
 from cmm.typing import LevelName
 
@@ -54,7 +56,7 @@ class Layer(NamedTuple):
     qkv: Array  # (3H, H); head a owns rows [q_a | k_a | v_a]
     dense: Array  # (H, H)
     norm2: Norm
-    ffn: FFF | Dense
+    ffn: FFF | Dense | Prepared  # the last where its rows are narrow
 
 
 class HeadTransform(NamedTuple):
@@ -209,14 +211,17 @@ def attention(call: Call, x: Array, layer: Layer, mask: Array | None, buffers: B
     return project(call, buffers.context, layer.dense, out=buffers.delta)  # (T, H)
 
 
-def feedforward(call: Call, x: Array, ffn: FFF | Dense, index: int, out: Array) -> Array:
+def feedforward(call: Call, x: Array, ffn: FFF | Dense | Prepared, index: int, out: Array) -> Array:
     """Apply the feedforward layer of one transformer layer. x (T, H)."""
     xp = call.device.xp
     how: dict[str, Any] = {"level": call.level, "threads": call.threads, "out": out}
-    if isinstance(ffn, FFF):
+    if isinstance(ffn, FFF | Prepared):
+        apply = (
+            ffn if isinstance(ffn, Prepared) else partial(fff_forward, w_in=ffn.w_in, w_out=ffn.w_out, bias=ffn.bias)
+        )
         if call.tap is None:
-            return fff_forward(x, ffn.w_in, ffn.w_out, ffn.bias, **how)
-        _, nodes, logits = fff_forward(x, ffn.w_in, ffn.w_out, ffn.bias, return_path=True, **how)
+            return apply(x, **how)
+        _, nodes, logits = apply(x, return_path=True, **how)
         call.tap("path_nodes", index, nodes)  # (T, K, D + 1)
         call.tap("path_logits", index, logits)  # (T, K, D + 1)
         return out
@@ -293,17 +298,22 @@ def classify(call: Call, classifier: Classifier, hidden: Array, pooler: str) -> 
     return pooled @ classifier.head_weight.T + classifier.head_bias  # (B, C)
 
 
-def assemble(tensors: dict[str, Array], layers: int) -> Weights:
-    """Put tensors, by the names of ``state_dict_map.tensors``, into their places."""
+def assemble(tensors: dict[str, Array], layers: int, prepared: Sequence[Prepared] = ()) -> Weights:
+    """Put tensors, by the names of ``state_dict_map.tensors``, into their places; and layers that were prepared."""
 
     def norm(name: str) -> Norm:
         return Norm(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
 
     def parts() -> Iterator[Layer]:
-        for name in (f"layers.{index}" for index in range(layers)):
-            w_in, w_out = tensors[f"{name}.ffn.w_in"], tensors[f"{name}.ffn.w_out"]
-            bias = tensors.get(f"{name}.ffn.bias")
-            ffn = Dense(w_in, w_out) if bias is None else FFF(w_in, bias, w_out)
+        for index in range(layers):
+            name = f"layers.{index}"
+            ffn: FFF | Dense | Prepared
+            if prepared:
+                ffn = prepared[index]
+            else:
+                w_in, w_out = tensors[f"{name}.ffn.w_in"], tensors[f"{name}.ffn.w_out"]
+                bias = tensors.get(f"{name}.ffn.bias")
+                ffn = Dense(w_in, w_out) if bias is None else FFF(w_in, bias, w_out)
             qkv, dense = tensors[f"{name}.qkv"], tensors[f"{name}.dense"]
             yield Layer(norm(f"{name}.norm1"), qkv, dense, norm(f"{name}.norm2"), ffn)
 

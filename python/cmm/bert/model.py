@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, overload
+from typing import Any, Self, cast, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,7 @@ from cmm.bert.errors import CheckpointError
 from cmm.bert.text import Prediction, fill_mask, in_batches
 from cmm.bert.tokenizer import FILE, Text, Tokenizer
 from cmm.errors import ArgumentError, DtypeError, ShapeError, UnusableError
+from cmm.layers import FFF
 from cmm.typing import LevelName
 
 Floats = NDArray[np.float32]
@@ -112,13 +113,14 @@ class Model:
         self._folder = folder
         self._had_tokenizer = folder is not None and os.path.lexists(folder / FILE)
         self._tokenizer: Tokenizer | None = None
+        self._prepared: tuple[FFF, ...] = ()  # the feedforward layers, where their rows are narrow
         self._put(device, tensors)
 
     def _put(self, device: Device, tensors: dict[str, Floats]) -> None:
         """Take weights, which are on that device."""
         self._device = device
         self._tensors = tensors
-        self._weights: Weights = encoder.assemble(tensors, self._config.layers)
+        self._weights: Weights = encoder.assemble(tensors, self._config.layers, self._prepared)
         self._positions: Any = ()  # on the device
 
     @property
@@ -128,8 +130,27 @@ class Model:
 
     @property
     def tensors(self) -> Mapping[str, Floats]:
-        """The weights by their names."""
-        return MappingProxyType(self._tensors)
+        """The weights by their names; of narrow rows what they hold, made anew each time."""
+        held = {
+            f"layers.{index}.ffn.{name}": getattr(ffn, name)
+            for index, ffn in enumerate(self._prepared)
+            for name in ("w_in", "bias", "w_out")
+        }
+        return MappingProxyType(self._tensors | held)
+
+    def narrow_rows(self, weights: Any, exact_path: Any) -> Self:
+        """Keep the rows of the feedforward layers in another type from now on; see load()."""
+        if weights is None and exact_path is False:
+            return self
+        ffns = [layer.ffn for layer in self._weights.layers]
+        if not all(isinstance(ffn, encoder.FFF) for ffn in ffns):
+            asked = f"weights is {weights!r}" if weights is not None else f"exact_path is {exact_path!r}"
+            raise ArgumentError(f"{asked}, which is for FFF layers, and {self._source} has dense ones")
+        how: Any = {"weights": weights, "exact_path": exact_path}
+        self._prepared = tuple(FFF(ffn.w_in, ffn.w_out, ffn.bias, **how) for ffn in cast("list[encoder.FFF]", ffns))
+        kept = {name: tensor for name, tensor in self._tensors.items() if ".ffn." not in name}
+        self._put(self._device, kept)
+        return self
 
     @property
     def weights(self) -> Weights:
@@ -195,13 +216,18 @@ class Model:
         Raises
         ------
         ArgumentError
-            That is no name of a device.
+            That is no name of a device, or the model was loaded with narrow rows.
         UnusableError
             There is no CuPy or no such GPU.
         """
         there = find(device)
         if there.name == self.device.name:
             return self
+        if self._prepared:
+            raise ArgumentError(
+                f"device is {device!r}, and the model's rows are {self._prepared[0].weights!r}, which are for a CPU: "
+                "load it without weights"
+            )
         with there.active():
             tensors = {name: there.put(self.device.host(tensor)) for name, tensor in self.tensors.items()}
             other = copy.copy(self)

@@ -7,6 +7,7 @@ from typing import Any
 from cmm.bert.checkpoint import load
 from cmm.bert.model import Model
 from cmm.errors import ArgumentError, UnusableError
+from cmm.typing import Weights
 
 #: Their names.
 TRAINED = ("fff", "dense")
@@ -37,7 +38,7 @@ def packaged(source: Any) -> Any:
     return source
 
 
-def trained(name: str = "fff") -> Model:
+def trained(name: str = "fff", *, weights: Weights | None = None, exact_path: bool | float = False) -> Model:
     """Load one of the two models of the package ``libcmm-models``.
 
     Both have about 3.9 million weights, of which 1020 neurons in each of 5 layers, and were trained alike on English
@@ -47,6 +48,8 @@ def trained(name: str = "fff") -> Model:
     ----------
     name : {"fff", "dense"}, optional
         "fff" has 4 trees of depth 7 in each layer, of whose 1020 neurons a token uses 32; "dense" uses all.
+    weights, exact_path
+        As for :func:`load`.
 
     Returns
     -------
@@ -62,4 +65,4 @@ def trained(name: str = "fff") -> Model:
     """
     if not isinstance(name, str) or name not in TRAINED:
         raise ArgumentError(f"name is {name!r}; it should be one of {', '.join(TRAINED)}")
-    return load(folder_of(name))
+    return load(folder_of(name), weights=weights, exact_path=exact_path)
