@@ -38,7 +38,7 @@ _WRITABLE = 0x400
 
 
 class _Weights(NamedTuple):
-    """The weights of a layer. Addresses keep their arrays alive."""
+    """The weights of a layer. Addresses keep their arrays alive. Where a call binds them, a plain tuple will do."""
 
     function: Any  # of libcmm
     arguments: tuple[Any, ...]  # its first
@@ -53,13 +53,13 @@ def view(name: str, array: Any) -> Any:
     return array
 
 
-def bind(spec: Spec, w_in: Floats, w_out: Floats | None, bias: Floats | None) -> _Weights:
+def bind(spec: Spec, w_in: Floats, w_out: Floats | None, bias: Floats | None) -> tuple[Any, ...]:
     """Return the weights of a layer where they are."""
     c_in = address(_usable("w_in", w_in))
     c_bias = NULL if bias is None else address(_usable("bias", bias))
     c_out = NULL if w_out is None else address(_usable("w_out", w_out))
     c_weights = c_in, c_bias, c_out
-    return _Weights(lib.cmm_py_fff_once, spec.codes + c_weights, c_weights, _DTYPES[spec.dtype])
+    return lib.cmm_py_fff_once, spec.codes + c_weights, c_weights, _DTYPES[spec.dtype], None, None
 
 
 def prepare(
@@ -130,7 +130,7 @@ def _packed(
 
 def forward(
     spec: Spec,
-    weights: _Weights,
+    weights: tuple[Any, ...],  # of _Weights, or such a plain tuple
     x: Floats,
     out: Any,
     level: str,
@@ -179,10 +179,10 @@ def forward(
     return (y, nodes, logits) if d_out else (nodes, logits)
 
 
-def _with_path(spec: Spec, weights: _Weights, run: Run, arrays: tuple[Any, ...], path: Any) -> int:
+def _with_path(spec: Spec, weights: tuple[Any, ...], run: Run, arrays: tuple[Any, ...], path: Any) -> int:
     """Call libcmm with a path to take, or for a layer that has an exact path; return its status."""
-    arguments = weights.arguments
-    if weights.function is lib.cmm_py_fff_once:
+    function, arguments, _, _, _, recomputed = weights
+    if function is lib.cmm_py_fff_once:
         dtype, activation, tie, depth, trees, d_in, d_out, w_in, bias, w_out = arguments
         raw = {"size": ffi.sizeof("cmm_fff"), "dtype": dtype, "activation": activation, "tie": tie, "depth": depth}
         raw |= {"trees": trees, "d_in": d_in, "d_out": d_out}
@@ -191,7 +191,7 @@ def _with_path(spec: Spec, weights: _Weights, run: Run, arrays: tuple[Any, ...],
     where = ffi.new("int64_t[2]")
     c_path = NULL if path is None else address(path[0])
     by_leaf = path is not None and path[1]
-    counted = NULL if weights.recomputed is None else weights.recomputed
+    counted = NULL if recomputed is None else recomputed
     status: int = lib.cmm_py_fff_path(
         *arguments, *run, *arrays, NULL if by_leaf else c_path, c_path if by_leaf else NULL, where, counted
     )
