@@ -2,7 +2,8 @@
 
 The wheel of libcmm is under 1 MB, all are what an index accepts (twine check), and in a new environment with nothing
 but Python, from a local folder, their installation, the import and one layer take under 10 seconds together, the
-better of two times: that is told, not judged, for other work on a machine would decide it. The wheel of libcmm-cuda13 is built where there is an nvcc, for one architecture, and is found.
+better of two times: that is told, not judged, for other work on a machine would decide it. The wheel of
+libcmm-cuda13 is built where there is an nvcc, for one architecture, and is found.
 Needs pip and twine, and the package index for what the wheels depend on, which is downloaded before time is taken.
 """
 

@@ -425,6 +425,54 @@ static void check_exact(shape s, int special)
     example_free(&e);
 }
 
+/* Tokens so small that their squares underflow, and no bias that would decide. */
+static void check_tiny(void)
+{
+    for (int power = -40; power >= -130; power -= 15) {
+        example e = example_new((shape){.depth = 6, .trees = 1, .d_in = 200, .d_out = 1, .batch = 100}, 77);
+        for (int64_t i = 0; i < e.batch * e.layer.d_in; i++)
+            ((float *)e.x)[i] = ldexpf(((float *)e.x)[i], power);
+        results wide = results_new(&e), exact = results_new(&e);
+        const cmm_fff l = pack(&e.layer, (cmm_pack_options){.weight_dtype = CMM_I8, .exact_path = 1}, 0, 1);
+        for (int w = 0; w < way_count; w++) {
+            if (!way_is_exact(&ways[w]) || !can(&ways[w], CMM_I8))
+                continue;
+            (void)snprintf(now, sizeof now, "tokens of 2^%d, %s", power, ways[w].name);
+            run(&e.layer, ways[w].run, &e, &wide);
+            run(&l, ways[w].run, &e, &exact);
+            CHECK(same(wide.nodes, exact.nodes, e.batch * e.steps, 4), "%s: another path", now);
+        }
+        results_free(&wide);
+        results_free(&exact);
+        example_free(&e);
+    }
+}
+
+/* A row and a token of whose products two in each lane overflow, in float32 alone, to infinities that are NaN together:
+ * it goes left, where the sum of whole numbers is positive. */
+static void check_overflow(void)
+{
+    enum { WIDTH = 128 };
+    float w_in[3 * WIDTH] = {0}, w_out[3] = {1, 2, 3}, x[WIDTH] = {0}, y;
+    const float a = 0x1p100f, b = 0x1p27f;
+    w_in[0] = w_in[64] = a;
+    w_in[1] = w_in[65] = -a;
+    w_in[2] = a / 127;
+    x[0] = x[64] = x[1] = x[65] = x[2] = b;
+    const cmm_fff layer = {.size = sizeof layer, .depth = 1, .trees = 1, .d_in = WIDTH, .d_out = 1, .w_in = w_in,
+                           .w_out = w_out};
+    const cmm_fff l = pack(&layer, (cmm_pack_options){.weight_dtype = CMM_I8, .exact_path = 1}, 0, 1);
+    for (int w = 0; w < way_count; w++) {
+        if (!way_is_exact(&ways[w]) || !can(&ways[w], CMM_I8))
+            continue;
+        int32_t wide[2], exact[2];
+        CHECK(cmm_fff_forward(&layer, &ways[w].run, 1, x, &y, wide, NULL) == CMM_OK, "%s", ways[w].name);
+        CHECK(cmm_fff_forward(&l, &ways[w].run, 1, x, &y, exact, NULL) == CMM_OK, "%s", ways[w].name);
+        CHECK(wide[1] == exact[1], "%s: %d, not %d", ways[w].name, exact[1], wide[1]);
+        CHECK(strcmp(ways[w].run.level, "native") != 0 || wide[1] == 1, "%s: no overflow", ways[w].name);
+    }
+}
+
 /* ---- a path that is given --------------------------------------------------------------------------------------- */
 
 static void check_path(shape s)
@@ -541,6 +589,14 @@ static void check_wrong(void)
     WRONG(CMM_ERROR_Y_OVERLAP, INTO(l.scale_in), (void)0);
     WRONG(CMM_ERROR_Y_OVERLAP, INTO(l.scale_out + e.rows - 1), (void)0);
     WRONG(CMM_ERROR_Y_OVERLAP, INTO(l.margin + 5), (void)0);
+    float *const apart = allocate(e.rows + 16, sizeof *apart); /* with nothing of the layer behind it */
+    memcpy(apart, good.scale_out, (size_t)e.rows * sizeof *apart);
+    WRONG(CMM_ERROR_Y_OVERLAP, INTO(l.scale_out + e.rows - 1), l.scale_out = apart);
+    memcpy(apart, good.scale_in, (size_t)e.rows * sizeof *apart);
+    WRONG(CMM_ERROR_Y_OVERLAP, INTO(l.scale_in + e.rows - 1), l.scale_in = apart);
+    memcpy(apart, good.margin, 6 * sizeof *apart);
+    WRONG(CMM_ERROR_Y_OVERLAP, INTO(l.margin + 5), l.margin = apart);
+    free(apart);
     WRONG(CMM_ERROR_Y_OVERLAP, INTO((const char *)l.exact_in + (5 * l.ld_exact + 4) * 4), (void)0);
     static const char *const levels[] = {"blas1", "blas2", "blas3"};
     for (int i = 0; i < 3; i++) {
@@ -614,12 +670,14 @@ int main(int argc, char **argv)
     check_quantisation();
     check_not_finite();
     check_wrong();
+    check_tiny();
+    check_overflow();
     static const shape shapes[] = {
         {.depth = 0, .trees = 1, .d_in = 1, .d_out = 1, .batch = 1},
         {.depth = 3, .trees = 1, .d_in = 1, .d_out = 33, .batch = 9, .bias = 1},
         {.depth = 4, .trees = 2, .d_in = 33, .d_out = 1, .batch = 17, .tie = CMM_TIE_RIGHT, .padding = 1},
         {.depth = 2, .trees = 5, .d_in = 13, .d_out = 130, .batch = 40, .bias = 1, .activation = CMM_GELU_TANH},
-        {.depth = 5, .trees = 1, .d_in = 768, .d_out = 100, .batch = 50, .bias = 1},
+        {.depth = 5, .trees = 1, .d_in = 768, .d_out = 100, .batch = 600, .bias = 1} /* enough for three threads */,
         {.depth = 9, .trees = 1, .d_in = 35, .d_out = 37, .batch = 300, .activation = CMM_SILU},
         {.depth = 0, .trees = 100, .d_in = 33, .d_out = 31, .batch = 70, .bias = 1},
         {.depth = 3, .trees = 3, .d_in = 1000, .d_out = 1000, .batch = 21, .padding = 3},

@@ -95,7 +95,7 @@ def load(
     ArgumentError
         weights or exact_path is none of its values, or the model has dense layers.
     """
-    return build(open_checkpoint(path, config, mapped=bool(mmap))).narrow_rows(weights, exact_path)
+    return build(open_checkpoint(path, config, mapped=bool(mmap)), weights, exact_path)
 
 
 def from_state_dict(state: Mapping[str, Any], config: Mapping[str, Any] | str | os.PathLike[str]) -> Model:
@@ -211,7 +211,7 @@ def _config_in(folder: Path, file: Path) -> tuple[Config, str]:
     return first, found[0].name
 
 
-def build(checkpoint: Checkpoint) -> Model:
+def build(checkpoint: Checkpoint, weights: Weights | None = None, exact_path: bool | float = False) -> Model:
     """Check every key, dtype and shape, then every value, and make the model."""
     table = _table(checkpoint)
     buffers = {} if checkpoint.layout == "exported" else _buffers(checkpoint)
@@ -236,7 +236,15 @@ def build(checkpoint: Checkpoint) -> Model:
     if tied and not np.array_equal(_read(checkpoint, state_dict_map.DECODER), values["embedding.word"]):
         checkpoint.fail(state_dict_map.DECODER, f"differs from {state_dict_map.WORD}; they should be tied")
     source, folder = checkpoint.source, checkpoint.folder
-    return Model(checkpoint.config, values, has_decoder=checkpoint.has_decoder, source=source, folder=folder)
+    return Model(
+        checkpoint.config,
+        values,
+        has_decoder=checkpoint.has_decoder,
+        source=source,
+        folder=folder,
+        weights=weights,
+        exact_path=exact_path,
+    )
 
 
 def _table(checkpoint: Checkpoint) -> dict[str, state_dict_map.Tensor]:

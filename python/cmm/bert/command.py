@@ -347,7 +347,8 @@ def _model(options: argparse.Namespace) -> Model:
     if _is_random(options):
         config = cmm.bert.ULTRAFASTBERT_1X11_LONG
         model = cmm.bert.random(config if options.config is None else cmm.bert.config.read_json(options.config))
-        model = model.narrow_rows(options.weights, options.exact_path)
+        if options.weights is not None or options.exact_path is not False:
+            raise cmm.ArgumentError("--weights and --exact-path are for a model that is read, and this one is random")
     else:
         how = {"weights": options.weights, "exact_path": options.exact_path}
         model = cmm.bert.load(packaged(options.model), config=options.config, **how)

@@ -23,6 +23,7 @@ from cmm.bert.tokenizer import FILE, Text, Tokenizer
 from cmm.errors import ArgumentError, DtypeError, ShapeError, UnusableError
 from cmm.layers import FFF
 from cmm.typing import LevelName
+from cmm.typing import Weights as Rows
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -106,6 +107,8 @@ class Model:
         source: str,
         folder: Path | None = None,
         device: Device = CPU,
+        weights: Rows | None = None,
+        exact_path: bool | float = False,
     ) -> None:
         self._config = config
         self._has_decoder = has_decoder
@@ -115,6 +118,8 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._prepared: tuple[FFF, ...] = ()  # the feedforward layers, where their rows are narrow
         self._put(device, tensors)
+        if weights is not None or exact_path is not False:
+            self._narrow(weights, exact_path)
 
     def _put(self, device: Device, tensors: dict[str, Floats]) -> None:
         """Take weights, which are on that device."""
@@ -122,6 +127,16 @@ class Model:
         self._tensors = tensors
         self._weights: Weights = encoder.assemble(tensors, self._config.layers, self._prepared)
         self._positions: Any = ()  # on the device
+
+    def _narrow(self, weights: Any, exact_path: Any) -> None:
+        """Keep the rows of the feedforward layers in another type from now on; see load()."""
+        ffns = [layer.ffn for layer in self._weights.layers]
+        if not all(isinstance(ffn, encoder.FFF) for ffn in ffns):
+            asked = f"weights is {weights!r}" if weights is not None else f"exact_path is {exact_path!r}"
+            raise ArgumentError(f"{asked}, which is for FFF layers, and {self._source} has dense ones")
+        how: Any = {"weights": weights, "exact_path": exact_path}
+        self._prepared = tuple(FFF(ffn.w_in, ffn.w_out, ffn.bias, **how) for ffn in cast("list[encoder.FFF]", ffns))
+        self._put(self._device, {name: tensor for name, tensor in self._tensors.items() if ".ffn." not in name})
 
     @property
     def config(self) -> Config:
@@ -137,20 +152,6 @@ class Model:
             for name in ("w_in", "bias", "w_out")
         }
         return MappingProxyType(self._tensors | held)
-
-    def narrow_rows(self, weights: Any, exact_path: Any) -> Self:
-        """Keep the rows of the feedforward layers in another type from now on; see load()."""
-        if weights is None and exact_path is False:
-            return self
-        ffns = [layer.ffn for layer in self._weights.layers]
-        if not all(isinstance(ffn, encoder.FFF) for ffn in ffns):
-            asked = f"weights is {weights!r}" if weights is not None else f"exact_path is {exact_path!r}"
-            raise ArgumentError(f"{asked}, which is for FFF layers, and {self._source} has dense ones")
-        how: Any = {"weights": weights, "exact_path": exact_path}
-        self._prepared = tuple(FFF(ffn.w_in, ffn.w_out, ffn.bias, **how) for ffn in cast("list[encoder.FFF]", ffns))
-        kept = {name: tensor for name, tensor in self._tensors.items() if ".ffn." not in name}
-        self._put(self._device, kept)
-        return self
 
     @property
     def weights(self) -> Weights:
