@@ -1,7 +1,8 @@
 /* Rows of int8 with a scale each, the exact path of narrow rows, and a path that is given.
  *
  *     exact_path         all of it
- *     exact_path few     fewer shapes, for an emulator */
+ *     exact_path few         fewer shapes, for an emulator
+ *     exact_path few far     and away from the guard pages, for one whose masked loads touch what they skip */
 #define _GNU_SOURCE
 #include "guard.h"
 #include "oracle.h"
@@ -26,6 +27,8 @@ static int can(const way *w, int32_t type)
             return 1;
     return 0;
 }
+
+static int64_t far; /* elements between the tokens and their guard page, and 16 times as many bytes behind a layer */
 
 static int same(const void *a, const void *b, int64_t elements, size_t size)
 {
@@ -80,7 +83,7 @@ static cmm_fff pack(const cmm_fff *layer, cmm_pack_options options, int buffer, 
     cmm_fff packed;
     options.size = sizeof options;
     CHECK(cmm_fff_pack_size_as(layer, &options, &bytes) == CMM_OK, "size");
-    char *const memory = guarded(buffer, (bytes + 63) / 64 * 64, 1, at_end);
+    char *const memory = guarded(buffer, (bytes + 63) / 64 * 64 + 16 * far, 1, at_end);
     memset(memory, 0xA5, (size_t)bytes);
     const cmm_status status = cmm_fff_pack_as(layer, &options, memory, bytes, &packed);
     CHECK(status == CMM_OK, "%s", cmm_status_name(status));
@@ -252,7 +255,7 @@ static void check_pairs(shape s)
 {
     example e = example_new(s, (uint64_t)(s.d_in * 1000 + s.d_out));
     void *const tokens = e.x;
-    e.x = memcpy(guarded(2, e.batch * s.d_in, 4, 1), tokens, (size_t)(e.batch * s.d_in) * 4);
+    e.x = memcpy(guarded(2, e.batch * s.d_in + far, 4, 1), tokens, (size_t)(e.batch * s.d_in) * 4);
     results first = results_new(&e), r = results_new(&e);
     for (int in = 0; in < TYPES; in++)
         for (int out = 0; out < TYPES; out++) {
@@ -665,6 +668,7 @@ static void check_wrong(void)
 int main(int argc, char **argv)
 {
     const int few = argc > 1 && strcmp(argv[1], "few") == 0;
+    far = argc > 2 && strcmp(argv[2], "far") == 0 ? 64 : 0;
     make_buffers((size_t)1 << 25);
     ways_find();
     check_quantisation();
@@ -684,7 +688,7 @@ int main(int argc, char **argv)
         {.depth = 0, .trees = 3072, .d_in = 9, .d_out = 10, .batch = 5},
         {.depth = 15, .trees = 1, .d_in = 3, .d_out = 2, .batch = 60, .activation = CMM_RELU},
     };
-    const int count = few ? 5 : (int)(sizeof shapes / sizeof *shapes);
+    const int count = far ? 4 : few ? 5 : (int)(sizeof shapes / sizeof *shapes);
     for (int i = 0; i < count; i++) {
         check_pairs(shapes[i]);
         check_exact(shapes[i], 0);
