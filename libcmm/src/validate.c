@@ -97,8 +97,9 @@ cmm_status cmm_read_fff(const cmm_fff *given, int wants_y, cmm_problem *problem)
                                                                           : layer->weight_out_dtype;
     if (!wants_y)
         problem->weight_out_dtype = problem->weight_dtype;
-    if (!layer->scale_in != (problem->weight_dtype != CMM_I8) ||
-        (wants_y && !layer->scale_out != (problem->weight_out_dtype != CMM_I8)))
+    const int whole_in = layer->weight_dtype == CMM_I8; /* CMM_I8 as dtype is another mistake */
+    const int whole_out = layer->weight_out_dtype == 0 ? whole_in : layer->weight_out_dtype == CMM_I8;
+    if (!layer->scale_in == whole_in || (wants_y && !layer->scale_out == whole_out))
         return CMM_ERROR_SCALE;
     if (!layer->exact_in != !layer->margin || (layer->exact_in && problem->weight_dtype == layer->dtype))
         return CMM_ERROR_EXACT;

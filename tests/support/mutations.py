@@ -320,7 +320,7 @@ MUTANTS = [
     M(CHECKS, "((rows - 1) * ld + d) * size", "((rows - 1) * d + d) * size"),
     M(CHECKS, "rows ? start : NULL, rows ?", "start, 1 ?",
       "without rows the extent ends where it starts, or before: it has no byte in common with any"),
-    M(CHECKS, "(wants_y && !layer->scale_out != (problem->weight_out_dtype != CMM_I8))", "0"),
+    M(CHECKS, "(wants_y && !layer->scale_out == whole_out)", "0"),
     M(CHECKS, "(layer->exact_in && problem->weight_dtype == layer->dtype)", "0"),
     M(CHECKS, "problem->exact_in && problem->ld_exact < problem->d_in", "0"),
     M(CHECKS, "cmm_misaligned(problem->margin, float_size)", "0"),

@@ -7,7 +7,6 @@ too. Buffers are made once per call and reused by every layer.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,12 +215,11 @@ def feedforward(call: Call, x: Array, ffn: FFF | Dense | Prepared, index: int, o
     xp = call.device.xp
     how: dict[str, Any] = {"level": call.level, "threads": call.threads, "out": out}
     if isinstance(ffn, FFF | Prepared):
-        apply = (
-            ffn if isinstance(ffn, Prepared) else partial(fff_forward, w_in=ffn.w_in, w_out=ffn.w_out, bias=ffn.bias)
-        )
+        apply: Callable[..., Any] = ffn if isinstance(ffn, Prepared) else fff_forward
+        rows = () if isinstance(ffn, Prepared) else (ffn.w_in, ffn.w_out, ffn.bias)
         if call.tap is None:
-            return apply(x, **how)
-        _, nodes, logits = apply(x, return_path=True, **how)
+            return apply(x, *rows, **how)
+        _, nodes, logits = apply(x, *rows, return_path=True, **how)
         call.tap("path_nodes", index, nodes)  # (T, K, D + 1)
         call.tap("path_logits", index, logits)  # (T, K, D + 1)
         return out
