@@ -99,7 +99,7 @@ cmm_status cmm_read_fff(const cmm_fff *given, int wants_y, cmm_problem *problem)
         problem->weight_out_dtype = problem->weight_dtype;
     const int whole_in = layer->weight_dtype == CMM_I8; /* CMM_I8 as dtype is another mistake */
     const int whole_out = layer->weight_out_dtype == 0 ? whole_in : layer->weight_out_dtype == CMM_I8;
-    if (!layer->scale_in == whole_in || (wants_y && !layer->scale_out == whole_out))
+    if (whole_in != (layer->scale_in != NULL) || (wants_y && whole_out != (layer->scale_out != NULL)))
         return CMM_ERROR_SCALE;
     if (!layer->exact_in != !layer->margin || (layer->exact_in && problem->weight_dtype == layer->dtype))
         return CMM_ERROR_EXACT;
