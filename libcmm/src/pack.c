@@ -130,7 +130,8 @@ static cmm_status make_plan(const cmm_fff *layer, const cmm_pack_options *given,
     p->scales_in = p->in.type == CMM_I8 ? p->neurons * float_size : 0;
     p->scales_out = p->out.type == CMM_I8 ? p->neurons * float_size : 0;
     p->margins = p->exact ? p->inner * float_size : 0;
-    p->exact_row = p->exact ? cmm_padded(problem->d_in * size, CMM_ALIGNMENT) : 0;
+    /* a layer without inner nodes may be as wide as memory, and has none of these rows */
+    p->exact_row = p->exact && p->inner > 0 ? cmm_padded(problem->d_in * size, CMM_ALIGNMENT) : 0;
     p->exact_rows = cmm_bytes_of(p->inner, p->exact_row, 1);
     if (rows < 0 || p->exact_rows < 0 || __builtin_add_overflow(rows, p->exact_rows, &p->bytes) ||
         __builtin_add_overflow(p->bytes, p->biases, &p->bytes) ||

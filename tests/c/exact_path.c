@@ -451,13 +451,12 @@ static void check_tiny(void)
     }
 }
 
-/* A row and a token of whose products two in each lane overflow, in float32 alone, to infinities that are NaN together:
- * it goes left, where the sum of whole numbers is positive. */
-static void check_overflow(void)
+/* A row of elements a and a token of elements b of whose products two in each lane overflow, in float32 alone, to
+ * infinities that are NaN together: it goes left, where the sum of whole numbers is positive. */
+static void check_overflow(float a, float b)
 {
     enum { WIDTH = 128 };
     float w_in[3 * WIDTH] = {0}, w_out[3] = {1, 2, 3}, x[WIDTH] = {0}, y;
-    const float a = 0x1p100f, b = 0x1p27f;
     w_in[0] = w_in[64] = a;
     w_in[1] = w_in[65] = -a;
     w_in[2] = a / 127;
@@ -474,6 +473,56 @@ static void check_overflow(void)
         CHECK(wide[1] == exact[1], "%s: %d, not %d", ways[w].name, exact[1], wide[1]);
         CHECK(strcmp(ways[w].run.level, "native") != 0 || wide[1] == 1, "%s: no overflow", ways[w].name);
     }
+}
+
+/* Tokens that lie along a row's error, where Cauchy and Schwarz are equal, and a bias that leaves the float32 logit at
+ * most one rounding from 0: the narrow logit is wrong by all that a margin allows but for its roundings. */
+static void check_aligned(int64_t width)
+{
+    enum { TREES = 40, KINDS = 3 };
+    example e = example_new((shape){.depth = 1, .trees = TREES, .d_in = width, .d_out = 1, .batch = TREES, .bias = 1},
+                            (uint64_t)width);
+    float *const x = e.x, *const bias = e.bias;
+    results wide = results_new(&e), exact = results_new(&e), narrow = results_new(&e);
+    for (int t = 1; t < TYPES; t++)
+        for (int w = 0; w < way_count; w++) {
+            if (!way_is_exact(&ways[w]) || !can(&ways[w], types[t]))
+                continue;
+            (void)snprintf(now, sizeof now, "tokens along errors, %s, %s, width %lld", ways[w].name, names[types[t]],
+                           (long long)width);
+            const cmm_fff rounded = pack(&e.layer, (cmm_pack_options){.weight_dtype = types[t]}, 0, 1);
+            for (int64_t tree = 0; tree < TREES; tree++) /* token `tree` is for that tree's root */
+                for (int64_t i = 0; i < width; i++)
+                    x[tree * width + i] = (float)(((double)((const float *)e.w_in)[3 * tree * width + i] -
+                                                   in_row(&rounded, 3 * tree, i)) * (tree % 2 ? 1 : -1));
+            memset(bias, 0, (size_t)e.rows * sizeof *bias);
+            run(&e.layer, ways[w].run, &e, &wide);
+            int64_t fooled = 0;
+            for (int kind = 0; kind < KINDS; kind++) { /* the logit is 0, just above, just below */
+                for (int64_t tree = 0; tree < TREES; tree++) {
+                    const float zero = -wide.logits[(tree * TREES + tree) * 2];
+                    bias[3 * tree] = kind == 0 ? zero : nextafterf(zero, kind == 1 ? INFINITY : -INFINITY);
+                }
+                results again = results_new(&e);
+                run(&e.layer, ways[w].run, &e, &again);
+                const cmm_fff l = pack(&e.layer, (cmm_pack_options){.weight_dtype = types[t], .exact_path = 1}, 0, 1);
+                const cmm_fff plain = pack(&e.layer, (cmm_pack_options){.weight_dtype = types[t]}, 1, 1);
+                run(&l, ways[w].run, &e, &exact);
+                run(&plain, ways[w].run, &e, &narrow);
+                CHECK(same(again.nodes, exact.nodes, e.batch * e.steps, 4), "%s: another path", now);
+                for (int64_t tree = 0; tree < TREES; tree++) {
+                    const int64_t leaf = (tree * TREES + tree) * 2 + 1;
+                    fooled += again.nodes[leaf] != narrow.nodes[leaf];
+                }
+                results_free(&again);
+            }
+            CHECK(width < 2 || fooled >= TREES, "%s: the narrow rows alone are wrong %lld times", now,
+                  (long long)fooled);
+        }
+    results_free(&wide);
+    results_free(&exact);
+    results_free(&narrow);
+    example_free(&e);
 }
 
 /* ---- a path that is given --------------------------------------------------------------------------------------- */
@@ -628,6 +677,13 @@ static void check_wrong(void)
     WRONG_OPTIONS(CMM_ERROR_SIGMAS, o.exact_path = 0, o.sigmas = 6);
     WRONG_OPTIONS(CMM_ERROR_WEIGHT_DTYPE, o.weight_out_dtype = 9);
     WRONG_OPTIONS(CMM_ERROR_WEIGHT_DTYPE, o.weight_out_dtype = -2);
+    cmm_fff wide = e.layer; /* whose size alone is asked for: no inner node, and a row as long as there are bytes */
+    wide.depth = 0;
+    wide.trees = 1;
+    wide.bias = NULL;
+    wide.d_in = wide.ld_in = INT64_MAX / 4;
+    CHECK(cmm_fff_pack_size_as(&wide, &o, &bytes) == CMM_OK && bytes == INT64_MAX / 4 / 64 * 64 + 64 + 64 + 8,
+          "as wide as memory: %lld", (long long)bytes);
     CHECK(cmm_fff_pack_size_as(&good, &o, &bytes) == CMM_OK, "narrow already, and exact already");
     o.sigmas = 6;
     CHECK(cmm_fff_pack_size_as(&good, &o, &bytes) == CMM_ERROR_SIGMAS, "margins that are there already");
@@ -675,13 +731,16 @@ int main(int argc, char **argv)
     check_not_finite();
     check_wrong();
     check_tiny();
-    check_overflow();
+    check_overflow(0x1p100f, 0x1p27f); /* too large a row */
+    check_overflow(0x1p77f, 0x1p62f);  /* too large a token */
+    for (int64_t width = 1; width <= 512; width *= 8)
+        check_aligned(width);
     static const shape shapes[] = {
         {.depth = 0, .trees = 1, .d_in = 1, .d_out = 1, .batch = 1},
         {.depth = 3, .trees = 1, .d_in = 1, .d_out = 33, .batch = 9, .bias = 1},
         {.depth = 4, .trees = 2, .d_in = 33, .d_out = 1, .batch = 17, .tie = CMM_TIE_RIGHT, .padding = 1},
         {.depth = 2, .trees = 5, .d_in = 13, .d_out = 130, .batch = 40, .bias = 1, .activation = CMM_GELU_TANH},
-        {.depth = 5, .trees = 1, .d_in = 768, .d_out = 100, .batch = 600, .bias = 1} /* enough for three threads */,
+        {.depth = 5, .trees = 1, .d_in = 768, .d_out = 100, .batch = 600, .bias = 1}, /* enough for three threads */
         {.depth = 9, .trees = 1, .d_in = 35, .d_out = 37, .batch = 300, .activation = CMM_SILU},
         {.depth = 0, .trees = 100, .d_in = 33, .d_out = 31, .batch = 70, .bias = 1},
         {.depth = 3, .trees = 3, .d_in = 1000, .d_out = 1000, .batch = 21, .padding = 3},
@@ -694,6 +753,13 @@ int main(int argc, char **argv)
         check_exact(shapes[i], 0);
         check_exact(shapes[i], 1);
         check_path(shapes[i]);
+    }
+    if (!far) { /* two phases: the norms of the first serve the second, and the next tree, in which tokens are sorted */
+        static const shape two_phases = {.depth = 7, .trees = 2, .d_in = 256, .d_out = 3, .batch = 300, .bias = 1};
+        make_caches_small();
+        check_exact(two_phases, 0);
+        check_exact(two_phases, 1);
+        check_path(two_phases);
     }
     return check_report();
 }
