@@ -10,9 +10,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from cmm import _call
 from cmm._backend import Backend, DenseSpec, Shown, Spec
-from cmm._backend.numpy import no_path
+from cmm._backend.numpy import LARGE, located, no_path
 from cmm._backend.numpy import prepare_again as pack_again
+from cmm._dispatch import VARIABLES, plan
+from cmm._environment import data as environment
 from cmm._interop import NUMPY, as_numpy, backend_for, backend_of, keeper_of, library_of
 from cmm._native import ACTIVATIONS, DTYPES, TIES, lib
 from cmm.errors import ArgumentError, ArrayMemoryError, DtypeError, ShapeError, listed
@@ -103,6 +106,12 @@ def prepare_again(spec: Spec, rows: tuple[str, str], shown: Shown) -> tuple[Prep
     return (NUMPY, spec, weights, np.dtype(spec.dtype)), views
 
 
+def bound(prepared: Prepared) -> Any:
+    """Return a prepared layer for ``_call.apply()``, which comes to apply() where its own way will not do."""
+    backend, _, weights, dtype = prepared
+    return _call.bind(prepared, dtype, *(located(weights) if backend is NUMPY else (0, 0)))
+
+
 def apply(
     prepared: Prepared,
     x: Any,
@@ -131,6 +140,9 @@ def apply(
     if path is not None:
         path = _path(path, x, spec, backend)
     return backend.forward(spec, weights, x, out, level, algorithm, threads, return_path, path)
+
+
+_call.set_up(_ndarray, np.empty, "auto", environment, VARIABLES, plan, apply, LARGE)
 
 
 def ff_forward(

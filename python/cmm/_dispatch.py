@@ -16,6 +16,10 @@ from cmm.typing import Algorithm, LevelName
 CUDA_LEVELS: tuple[LevelName, ...] = ("cuda-naive", "cuda-bmm", "cuda")
 CUDA_ALGORITHMS: tuple[Algorithm, ...] = ("generic", "per_token", "small_batch", "grouped")  # of level cuda
 
+# The environment variables that the way to run a call hangs on.
+VARIABLES = b"CMM_LEVEL", b"CMM_ISA", b"CMM_NUM_THREADS", b"OMP_NUM_THREADS"
+_LEVEL, _ISA, _NUM_THREADS, _OMP_NUM_THREADS = VARIABLES
+
 # threads, level, isa, algorithm and blas, as the functions of cmm._libcmm take them.
 Run = tuple[int, Any, Any, Any, Any]
 
@@ -154,10 +158,10 @@ def choose(level: str, algorithm: str | None, threads: int | None, dense: bool) 
         level,
         algorithm,
         threads,
-        raw(b"CMM_LEVEL"),
-        raw(b"CMM_ISA"),
-        raw(b"CMM_NUM_THREADS"),
-        raw(b"OMP_NUM_THREADS"),
+        raw(_LEVEL),
+        raw(_ISA),
+        raw(_NUM_THREADS),
+        raw(_OMP_NUM_THREADS),
     )
     plans = _dense_plans if dense else _fff_plans
     try:
@@ -171,6 +175,20 @@ def choose(level: str, algorithm: str | None, threads: int | None, dense: bool) 
         plans[key] = plan
     run, find_blas = plan
     return run if find_blas is None else (*run[:4], find_blas())
+
+
+def plan(threads: int | None) -> bytes | None:
+    """Return the cmm_run of a call of a fast feedforward layer at level "auto", None where it may want a BLAS.
+
+    Raises
+    ------
+    LevelError, ArgumentError, UnusableError
+    """
+    (count, c_level, c_isa, c_algorithm, _), find_blas = _plan("auto", None, threads, False)
+    if find_blas is not None:
+        return None
+    raw_run = {"size": ffi.sizeof("cmm_run"), "threads": count, "level": c_level, "isa": c_isa}
+    return bytes(ffi.buffer(ffi.new("cmm_run *", raw_run | {"algorithm": c_algorithm})))
 
 
 # What _plan() answered. A program that changes its environment all the time does not fill memory with it.
@@ -189,7 +207,7 @@ def _plan(
         if isinstance(level, str) and level in CUDA_LEVELS:
             raise UnusableError(f"level is {level!r}, which is for arrays on a GPU, and these are not") from None
         raise LevelError(f"level is {level!r}; it should be one of {listed(_LEVELS)}") from None
-    named = variable(b"CMM_LEVEL") if level == "auto" else None
+    named = variable(_LEVEL) if level == "auto" else None
     if named is not None and named not in CUDA_LEVELS:
         if named not in _LEVELS:
             raise LevelError(f"CMM_LEVEL is {named!r}; it should be unset or one of {listed(_LEVELS)}")
@@ -263,7 +281,7 @@ _ISAS = {name: ffi.new("char[]", name.encode()) for name in isas()[0]}
 
 
 def _isa() -> Any:
-    isa = variable(b"CMM_ISA")
+    isa = variable(_ISA)
     if isa is None:
         return NULL
     if isa not in _ISAS:
@@ -307,14 +325,14 @@ def thread_count(threads: int | None) -> int:
 
 def _threads_of_environment() -> tuple[int, str]:
     """Return the threads that variables ask for, and which one did; 0 where none does."""
-    chosen = variable(b"CMM_NUM_THREADS")
+    chosen = variable(_NUM_THREADS)
     if chosen is not None:
         count = _number(chosen)
         if count is None:
             raise ArgumentError(f"CMM_NUM_THREADS is {chosen!r}; it should be unset or an integer of at least 1")
         return count, "CMM_NUM_THREADS"
     # Of OpenMP's list, one number for each level of nesting, the first. OpenMP's own runtimes ignore what is wrong.
-    count = _number((variable(b"OMP_NUM_THREADS") or "").partition(",")[0])
+    count = _number((variable(_OMP_NUM_THREADS) or "").partition(",")[0])
     return (0, "") if count is None else (count, "OMP_NUM_THREADS")
 
 
@@ -360,7 +378,7 @@ def choose_cuda(level: str, algorithm: str | None) -> str:
     LevelError, ArgumentError, UnusableError
     """
     if level == "auto":
-        level = variable(b"CMM_LEVEL") or "auto"
+        level = variable(_LEVEL) or "auto"
         if level not in CUDA_LEVELS:  # it names a level for arrays on a CPU
             level = "cuda"
     if level not in CUDA_LEVELS:

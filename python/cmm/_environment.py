@@ -8,9 +8,10 @@ from typing import Any
 # dictionary that os.environ wraps takes 0.02, which counts in every call.
 _data: Any = getattr(os.environ, "_data", None)
 
-raw: Callable[[bytes], Any] = (
-    _data.get if type(_data) is dict and os.name == "posix" else lambda name: os.environ.get(name.decode())
-)
+data: dict[bytes, bytes] | None = _data if type(_data) is dict and os.name == "posix" else None
+"""That dictionary, None where there is none of bytes."""
+
+raw: Callable[[bytes], Any] = data.get if data is not None else lambda name: os.environ.get(name.decode())
 """The value of a variable, which may be empty, in a form that can be compared; None when it is unset."""
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Unpack, overload
 
 from numpy.typing import NDArray
 
-from cmm import _check
+from cmm import _call, _check
 from cmm._backend import Shown
 from cmm._backend.numpy import widened
 from cmm.typing import Activation, Algorithm, Choices, Float, LevelName, Loose, Nodes, Path, Run, Tie, Weights
@@ -269,7 +269,7 @@ class FFF:
         As :func:`fff_forward`; ArgumentError also where `weights` cannot be had.
     """
 
-    __slots__ = ("__weakref__", "_exact", "_prepared", "_rows", "_shown")
+    __slots__ = ("__weakref__", "_bound", "_exact", "_prepared", "_rows", "_shown")
 
     @overload
     def __init__(
@@ -309,6 +309,7 @@ class FFF:
         self._prepared, self._rows, self._exact, self._shown = _check.prepare(
             w_in, w_out, bias, activation, tie, weights, exact_path
         )
+        self._bound = _check.bound(self._prepared)
 
     @property
     def trees(self) -> int:
@@ -433,7 +434,7 @@ class FFF:
         path: Path | None = None,
     ) -> Any:
         """Apply the layer to tokens: parameters, results and errors of :func:`fff_forward`."""
-        return _check.apply(self._prepared, x, level, algorithm, threads, out, return_path, path)
+        return _call.apply(self._bound, x, level, algorithm, threads, out, return_path, path)
 
     def __repr__(self) -> str:
         rows = "" if self._rows == (str(self.dtype),) * 2 else f", weights={self.weights!r}"
@@ -464,6 +465,7 @@ def _made_again(kind: type[FFF], spec: Any, rows: Any, exact: float | None, show
     layer = object.__new__(kind)
     layer._rows, layer._exact = rows, exact
     layer._prepared, layer._shown = _check.prepare_again(spec, rows, Shown(*shown))
+    layer._bound = _check.bound(layer._prepared)
     return layer
 
 

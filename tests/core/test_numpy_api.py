@@ -462,7 +462,10 @@ def test_an_empty_out_that_lies_in_an_input(dtype: Any) -> None:
 
 @pytest.mark.parametrize("of", ["nothing", "x", "w_in", "w_out", "bias", "a view", "another view"])
 def test_whether_out_overlaps_is_decided_once(monkeypatch: pytest.MonkeyPatch, dtype: Any, of: str) -> None:
-    """Before the call: libcmm is called once, with out itself where that shares no byte with an input."""
+    """Before the call: libcmm is called once, with out itself where that shares no byte with an input.
+
+    The short way of a prepared layer leaves it to libcmm, and comes here where that refuses.
+    """
     arrays = layer(dtype, batch=2, d_out=D_IN)
     size = arrays["x"].size
     out = np.empty_like(arrays["x"])
@@ -491,7 +494,7 @@ def test_whether_out_overlaps_is_decided_once(monkeypatch: pytest.MonkeyPatch, d
     cmm.fff_forward(**arrays, out=out)
     assert called == [apart, apart]
     prepared(arrays["x"], out=out)
-    assert called[2:] == [of not in ("x", "another view")]
+    assert called[2:] == ([False] if of in ("x", "another view") else [])
 
 
 # ---- the prepared layer --------------------------------------------------------------------------------------------

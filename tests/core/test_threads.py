@@ -10,7 +10,6 @@ import cmm.bert
 import numpy as np
 import pytest
 from cmm import _dispatch
-from cmm._backend import numpy
 from cmm._native import lib, text
 from cmm.bench import info
 from cmm.bert import data_parallel
@@ -99,11 +98,15 @@ def test_a_wrong_number_of_ours_is_one_line(monkeypatch: pytest.MonkeyPatch, cal
 @every_call
 def test_the_number_reaches_every_call(monkeypatch: pytest.MonkeyPatch, call: Any) -> None:
     seen = []
-    real = _dispatch.choose
-    monkeypatch.setattr(numpy, "choose", lambda *a: seen.append(real(*a)) or seen[-1])
+    real = _dispatch._plan
+    monkeypatch.setenv("CMM_NUM_THREADS", "2")
+    call()
+    monkeypatch.setattr(_dispatch, "_plan", lambda *a: seen.append(real(*a)) or seen[-1])
+    monkeypatch.setattr(_dispatch, "_fff_plans", {})
+    monkeypatch.setattr(_dispatch, "_dense_plans", {})
     monkeypatch.setenv("CMM_NUM_THREADS", "3")
     call()
-    assert [run[0] for run in seen] == [3]
+    assert [run[0] for run, _ in seen] == [3]
 
 
 def test_the_encoder_shares_out_among_as_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,13 @@ def _packed(
     return _Weights(function, (packed,), (), element, memory, recomputed), views
 
 
+def located(weights: _Weights) -> tuple[int, int]:
+    """Return the addresses of a packed layer's cmm_fff and of its count of recomputed logits, 0 where it has none."""
+    places = weights.arguments[0], NULL if weights.recomputed is None else weights.recomputed
+    layer, recomputed = (int(ffi.cast("uintptr_t", place)) for place in places)
+    return layer, recomputed
+
+
 def forward(
     spec: Spec,
     weights: tuple[Any, ...],  # of _Weights, or such a plain tuple
@@ -156,7 +163,7 @@ def forward(
     try:  # not by empty(), of which each call takes 0.06 us more
         if d_out and out is None:
             shape = (*lead, d_out)
-            y = np.empty(shape, dtype) if batch * d_out * dtype.itemsize < _LARGE else large("y", shape, dtype)
+            y = np.empty(shape, dtype) if batch * d_out * dtype.itemsize < LARGE else large("y", shape, dtype)
             c_y = address(y)
         if return_path:
             shape = (*lead, spec.trees, spec.depth + 1)
@@ -308,7 +315,7 @@ def _rows(memory: NDArray[np.uint8], start: Any, pitch: int, shape: tuple[int, .
 
 # ---- outputs -------------------------------------------------------------------------------------------------------
 
-_LARGE = 1 << 16  # bytes from which on the lines of the cache matter more than a view's microsecond
+LARGE = 1 << 16  # bytes from which on the lines of the cache matter more than a view's microsecond
 
 
 def large(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
