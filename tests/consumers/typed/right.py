@@ -1,11 +1,12 @@
 """A user's program, which type checkers accept: test_typing.py gives it to mypy and to pyright."""
 
+from pathlib import Path
 from typing import Any, assert_type
 
 import cmm
 import cmm.bert
 import numpy as np
-from cmm.typing import Activation, LevelName, OtherArray, Tie
+from cmm.typing import Activation, LevelName, OtherArray, Rows, Tie, Weights
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
@@ -33,6 +34,34 @@ def a_layer(x: F32, w_in: F32, w_out: F32, out: F32, path: bool) -> None:
     assert_type(cmm.cmm_forward(x, w_in, algorithm=None), tuple[I32, F32])
     assert_type(layer(x, return_path=path, level="naive"), F32 | tuple[F32, I32, F32])
     assert_type(layer.depth, int)
+
+
+def a_given_path(x: F32, w_in: F32, w_out: F32, nodes: I32, leaves: NDArray[np.int64]) -> None:
+    assert_type(cmm.fff_forward(x, w_in, w_out, path=nodes), F32)
+    assert_type(cmm.fff_forward(x, w_in, w_out, path=leaves, return_path=True), tuple[F32, I32, F32])
+    assert_type(cmm.fff_forward(x, w_in, w_out, path=[[[0, 1, 3]], [[0, 2, 6]]]), F32)
+    assert_type(cmm.cmm_forward(x, w_in, path=leaves), tuple[I32, F32])
+    layer = cmm.FFF(w_in, w_out)
+    assert_type(layer(x, path=nodes, level="native", threads=1), F32)
+    assert_type(layer(x, path=None, return_path=True), tuple[F32, I32, F32])
+
+
+def narrow_rows(x: F32, w_in: F32, w_out: F32, bias: F32, weights: Weights, each: Rows) -> None:
+    layer = cmm.FFF(w_in, w_out, bias, weights="int8", exact_path=True)
+    assert_type(layer(x), F32)
+    assert_type(layer.recomputed, int | None)
+    assert_type(layer.exact_path, bool | float)
+    assert_type(layer.weights, str | tuple[str, str])
+    likely = cmm.FFF(w_in, w_out, weights=("int8", "bfloat16"), exact_path=6.0)
+    assert_type(likely(x, return_path=True), tuple[F32, I32, F32])
+    for one in (weights, each, (each, each), ("float32", each), None):
+        assert_type(cmm.FFF(w_in, w_out, weights=one)(x), F32)
+
+
+def a_narrow_model(folder: Path, weights: Weights) -> None:
+    assert_type(cmm.bert.load(folder, weights="int8", exact_path=True), cmm.bert.Model)
+    assert_type(cmm.bert.load(folder, weights=weights, exact_path=6.0), cmm.bert.Model)
+    assert_type(cmm.bert.trained("fff", weights=("int8", "bfloat16"), exact_path=True), cmm.bert.Model)
 
 
 def float64(x: F64, w_in: F64, w_out: F64) -> None:

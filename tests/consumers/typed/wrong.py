@@ -3,6 +3,7 @@
 from typing import Any
 
 import cmm
+import cmm.bert
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +24,33 @@ def choices(x: F32, w: F32, text: str) -> None:
     cmm.FFF(w, w)(x, level="fast")  # wrong
     cmm.FFF(w, w)(x, algorithm="walk")  # wrong
     cmm.fff_forward(x, w, w, algorithm="fast")  # wrong
+
+
+def rows(x: F32, w: F32, text: str) -> None:
+    cmm.FFF(w, w, weights="int4")  # wrong
+    cmm.FFF(w, w, weights=text)  # wrong
+    cmm.FFF(w, w, weights=("int8", "int4"))  # wrong
+    cmm.FFF(w, w, weights=("int8", "int8", "int8"))  # wrong
+    cmm.FFF(w, w, weights=["int8", "bfloat16"])  # wrong
+    cmm.FFF(w, w, weights="int8", exact_path="yes")  # wrong
+    cmm.FFF(w, w).recomputed = 3  # wrong
+    share: float = cmm.FFF(w, w, weights="int8", exact_path=True).recomputed  # wrong
+    cmm.fff_forward(x, w, w, weights="int8")  # wrong
+    cmm.FFF(w, w)(x, weights="int8")  # wrong
+    cmm.bert.load("folder", weights="int4")  # wrong
+    cmm.bert.trained("fff", exact_path="yes")  # wrong
+    print(share)
+
+
+def paths(x: F32, w: F32, nodes: NDArray[np.int32]) -> None:
+    cmm.fff_forward(x, w, w, path=x)  # wrong
+    cmm.fff_forward(x, w, w, path=3)  # wrong
+    cmm.cmm_forward(x, w, path=x)  # wrong
+    cmm.FFF(w, w)(x, path=x)  # wrong
+    cmm.FFF(w, w)(x, nodes)  # wrong
+    cmm.ff_forward(x, w, w, path=nodes)  # wrong
+    y: F32 = cmm.fff_forward(x, w, w, path=nodes, return_path=True)  # wrong
+    print(y)
 
 
 def dtypes(x: F32, w: F32, d: F64, i: NDArray[np.int64], h: NDArray[np.float16]) -> None:
