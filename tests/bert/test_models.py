@@ -220,7 +220,7 @@ def test_bench_model(capsys, tmp_path):
     assert main(["bench", "--model", "--passes", "2", "--json", str(file)]) == 0
     out = capsys.readouterr().out
     assert "its dense twin, trained alike" in out
-    lines = json.loads(file.read_text())
+    lines = json.loads(file.read_text())["lines"]
     with_torch = importlib.util.find_spec("torch") is not None
     assert ("PyTorch is not installed" in out) != with_torch
     assert len(lines) == 3 * 2 * (3 if with_torch else 2)

@@ -1,6 +1,7 @@
 """The benchmark: what it times is right, random, taken in turn, and reported as it was measured."""
 
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -12,10 +13,21 @@ import numpy as np
 import pytest
 from cmm.bench import check, harness
 from cmm.bench.gpu import GpuLine, GpuReport, measure_gpu
-from cmm.bench.harness import Case, Data, Layer, dense, every_blas, measure, parse_layer, products
+from cmm.bench.harness import (
+    Case,
+    Data,
+    Layer,
+    Packing,
+    dense,
+    every_blas,
+    measure,
+    parse_layer,
+    parse_packing,
+    products,
+)
 from cmm.bench.machine import this_machine
 from cmm.bench.roofline import Roofline, _no_slower, measure_roofline
-from cmm.bench.table import Line, Report, curve_text, grid, line, table_text
+from cmm.bench.table import Line, Report, curve_text, grid, line, rows_text, table_text
 
 TREE = Layer(2, 3)
 LAYERS = [TREE, Layer(1, 0), dense(30)]
@@ -148,6 +160,120 @@ def test_the_bound_is_tight_enough_to_mean_something(dtype):
     for token in range(8):
         bound = data.reference("", layer, token, nodes[token]).bound
         assert 10 * gamma < bound.min() <= bound.max() < 500 * gamma
+
+
+# ---- narrow rows ---------------------------------------------------------------------------------------------------
+
+PACKINGS = [
+    "float32",
+    "bfloat16",
+    "float16",
+    "int8",
+    "int8/bfloat16",
+    "bfloat16+exact",
+    "float16+exact",
+    "int8+exact",
+    "int8+1",
+    "int8/float32+6",
+]
+
+
+def narrow(name, layer=TREE, tokens=256, calls=1, pool=256):
+    data = Data([layer], pool, 33)
+    return Case(data, layer, "native", None, tokens, threads=1, packing=parse_packing(name), calls=calls)
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_every_packing_passes_the_check(name):
+    case = narrow(name, Layer(3, 5), tokens=64, calls=4)
+    case.check()
+    packing, inner = case.packing, 15
+    assert (case.name, packing.name) == (f"3x5 native {name}", name)
+    assert (case.recomputed is None) == (not packing.exact_path)
+    if packing.exact_path:
+        counted = case.data.prepared(case.layer, packing)
+        counted(case.data.x[:256])
+        assert 0 < case.recomputed == counted.recomputed / 256 < inner
+        assert 0 < case.rows_again <= case.pass_rows_again <= 3 * 31
+        assert case.rows_again <= 64 * case.recomputed * 1.05 + 1
+    wide = cmm.fff_forward(case.data.x[:256], *case.data.weights(case.layer), return_path=True)[1]
+    taken = case.data.prepared(case.layer, packing)(case.data.x[:256], return_path=True)[1]
+    assert case.off_path == (wide != taken).any((1, 2)).sum()
+    if packing.exact_path is True or name == "float32":
+        assert case.off_path == 0
+    if name == "int8":
+        assert case.off_path > 0
+
+
+def spoil_layer(monkeypatch, how):
+    """Let a prepared layer compute, and then spoil the results of a call with a path."""
+    call = cmm.FFF.__call__
+
+    def spoilt(self, x, **options):
+        results = call(self, x, **options)
+        if options.get("return_path"):
+            how(*results)
+        return results
+
+    monkeypatch.setattr(cmm.FFF, "__call__", spoilt)
+
+
+@pytest.mark.parametrize("name", ["int8", "int8+exact", "bfloat16+6"])
+@pytest.mark.parametrize("node", [0, -1])
+def test_a_wrong_logit_of_narrow_rows_is_refused(monkeypatch, name, node):
+    def off(y, nodes, logits):
+        logits[0, 0, node] += 1e-3
+
+    spoil_layer(monkeypatch, off)
+    with pytest.raises(check.WrongResultError, match="a logit is not what float64 gives; not timed"):
+        narrow(name).check()
+
+
+def test_a_path_that_is_not_float32s_is_refused(monkeypatch):
+    # Without the exact path, some tokens go elsewhere, rightly for int8 and wrongly for what is said to be exact.
+    def prepared(self, layer, packing=None):
+        return cmm.FFF(*self.weights(layer), weights="int8")
+
+    monkeypatch.setattr(Data, "prepared", prepared)
+    narrow("int8", Layer(3, 5)).check()
+    with pytest.raises(
+        check.WrongResultError, match=r"3x5 native int8\+exact: \d+ tokens of 256 are off float32's path"
+    ):
+        narrow("int8+exact", Layer(3, 5)).check()
+
+
+def test_a_logit_that_was_not_computed_again_is_refused(monkeypatch):
+    class Boasting(cmm.FFF):
+        __slots__ = ()
+
+        @property
+        def recomputed(self):
+            return 10**6
+
+    monkeypatch.setattr(cmm, "FFF", Boasting)
+    with pytest.raises(check.WrongResultError, match="a logit computed again is not float32's"):
+        narrow("int8+exact").check()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "int4", "float64", "int8/", "/int8", "int8/int8/int8"),
+        *("int8+", "int8+yes", "int8+0", "int8+-1", "int8+nan", "int8+inf", "float32+exact", "float32/int8+6"),
+    ],
+)
+def test_what_is_no_packing(text):
+    with pytest.raises(ValueError, match=re.escape(repr(text))):
+        parse_packing(text)
+
+
+def test_packings():
+    assert parse_packing(" int8 ") == Packing(("int8", "int8"))
+    assert parse_packing("int8/bfloat16+exact") == Packing(("int8", "bfloat16"), True)
+    assert parse_packing("bfloat16+2.5").exact_path == 2.5
+    assert parse_packing("int8+1").exact_path is not True
+    assert parse_packing("int8/bfloat16").pair_bytes(768) == 768 + 4 + 1536
+    assert parse_packing("float32").pair_bytes(768) == 2 * 3072
 
 
 # ---- the data ------------------------------------------------------------------------------------------------------
@@ -359,6 +485,37 @@ def test_a_line_says_what_was_measured():
     assert (found.floor, found.floor_us) == ("arithmetic", pytest.approx(4 * 12 * 768 / 1e5))
     one = line(timed(BIG, "blas1", "MKL", [3.0], batch=1), FLOORS, 1)
     assert (one.floor, one.floor_us) == ("rows", pytest.approx(4095 * 6144 / 50e3))
+
+
+def test_a_line_of_narrow_rows_says_what_they_need():
+    case = timed(BIG, "native", "", [2.0, 2.0, 2.0])
+    case.packing, case.recomputed, case.off_path = parse_packing("int8+exact"), 2.2, 0
+    case.rows_again, case.pass_rows_again = 1000.0, 1000
+    found = line(case, FLOORS, 16384)
+    assert (found.weights, found.exact_path, found.off_path) == ("int8", True, 0)
+    assert found.recomputed == pytest.approx(2.2 / 11)
+    assert found.flops == pytest.approx(4 * 12 * 768 + 2.2 * 2 * 768)
+    assert found.used_bytes == pytest.approx(12 * 2 * 772 + 2.2 * 3072)
+    assert found.arithmetic_us == pytest.approx(found.flops / 1e5)
+    assert found.copy_us == pytest.approx(2 * 3072 / 20e3)
+    # once a call, from L3: 9.4 MB in all
+    assert found.rows_us == pytest.approx((4095 * 2 * 772 + 1000 * 3072) / 16384 / 50e3)
+    assert (found.floor, found.floor_us) == ("arithmetic", found.arithmetic_us)
+    assert found.gflops == pytest.approx(found.flops / 2e3)
+    assert found.weights_gbs == pytest.approx(found.used_bytes / 2e3)
+
+
+def test_rows_stand_beside_their_floors(report):
+    case = timed(BIG, "native", "", [2.0, 2.0, 2.0])
+    case.packing, case.recomputed, case.off_path = parse_packing("int8+6"), 1.1, 3
+    lines = [*report.lines[3:6], replace(line(case, FLOORS, 16384), pass_tokens=16384)]
+    other = replace(lines[0], d_in=192, us=7.0)  # of another width: no yardstick for this one
+    text = rows_text(replace(report, lines=[*lines, other], table="narrow"))
+    row = next(row.split() for row in text.splitlines() if "sigmas" in row.split())
+    expected = ["1x11", "int8", "6", "sigmas", "768", "16384", "2.00", "2.00..2.00", "0.39", "0.31", "0.01", "19%"]
+    assert row == [*expected, "50.00", "0.15", "10.0%", "3/16384"]
+    assert max(map(len, text.splitlines())) <= 132
+    assert "width 768, 192, float32" in text
 
 
 def test_speedups_divide_by_the_right_dense_layer(report):

@@ -175,6 +175,45 @@ def test_json_on_the_standard_output_with_a_closed_standard_error():
     assert done.stdout == "[1]\nmore\n"
 
 
+def test_bench_narrow_rows(floors, tmp_path, capsys):
+    file = tmp_path / "narrow.json"
+    small = ["bench", "--table", "narrow", "--tokens", "64", "--width", "32", "--trees", "1x3,2x2", "--passes", "1"]
+    assert main([*small, "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    lines = json.loads(file.read_text())["lines"]
+    packings = {(line["weights"], line["exact_path"]) for line in lines if line["layer"] == "2x2"}
+    without = {(rows, False) for rows in ("float32", "bfloat16", "float16", "int8")}
+    assert packings == without | {("int8", 6)} | {(rows, True) for rows in ("bfloat16", "float16", "int8")}
+    assert {line["layer"] for line in lines} == {"dense 15", "dense 14", "1x3", "2x2"}
+    assert {line["level"] for line in lines} == {"blas3", "native"}
+    for line in lines:
+        assert (line["recomputed"] is None) == (not line["exact_path"])
+        assert line["off_path"] == 0 or line["exact_path"] is not True
+        assert line["tokens"] == 64
+        dense = [one for one in lines if one["dense"] and one["neurons"] == line["neurons"]]
+        assert line["over_fastest"] == pytest.approx(min(one["us"] for one in dense) / line["us"])
+    assert sum("sigmas" in row.split() for row in out.splitlines()) == 2
+
+
+@pytest.mark.full
+def test_bench_forests(floors, tmp_path, capsys):
+    file = tmp_path / "forests.json"
+    small = ["bench", "--table", "forests", "--tokens", "16", "--passes", "1", "--json", str(file)]
+    assert main([*small, "--weights", "float32,int8"]) == 0
+    assert "off path" in capsys.readouterr().out
+    lines = json.loads(file.read_text())["lines"]
+    trees = {(line["layer"], line["d_in"], line["weights"]) for line in lines if not line["dense"]}
+    names = ("16x5", "32x4", "64x3", "128x4", "4x9")
+    assert trees == {(name, width, rows) for name in names for width in (192, 768) for rows in ("float32", "int8")}
+    for line in lines:
+        same = [one["us"] for one in lines if one["dense"] and (one["neurons"], one["d_in"]) == key(line)]
+        assert line["over_fastest"] == pytest.approx(min(same) / line["us"])
+
+
+def key(line):
+    return line["neurons"], line["d_in"]
+
+
 def test_bench_same_routing_says_so(floors, tmp_path, capsys):
     file = tmp_path / "same.json"
     assert main([*SMALL, "--routing", "same", "--levels", "naive", "--json", str(file)]) == 0
@@ -261,6 +300,14 @@ def test_a_wrong_result_is_an_error_and_not_a_figure(floors, monkeypatch, capsys
         (["bench", "--trees", "1x11,"], "'' is not KxD"),
         (["bench", "--trees", "1x31"], "from 0 to 30"),
         (["bench", "--trees", "1x30"], "GB of memory are free"),
+        (["bench", "--table", "wide"], "'wide'"),
+        (["bench", "--table", "narrow", "--weights", "int4"], "'int4' is not TYPE or TYPE/TYPE"),
+        (["bench", "--table", "narrow", "--curve"], "--curve is for the paper's table"),
+        (["bench", "--table", "narrow", "--full"], "--full is for the paper's table"),
+        (["bench", "--table", "forests", "--levels", "naive"], "--levels is for the paper's table"),
+        (["bench", "--table", "forests", "--plot", "a.svg"], "--plot is for the paper's table"),
+        (["bench", "--table", "narrow", "--dtype", "float64"], "float32, not of --dtype float64"),
+        (["bench", "--weights", "int8"], "--weights goes with --table narrow or forests"),
         (["bench", "--levels", "fastest"], "naive, blas1"),
         (["bench", "--full", "--tokens", "1"], "--full"),
         (["bench", "--full", "--passes", "1"], "--passes"),

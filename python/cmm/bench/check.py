@@ -10,6 +10,9 @@ gamma(m) times the sum of the absolute values. So:
   since |GELU'| < 1.13, libcmm's GELU is good to 4 ulp, an ulp is at most 2 u, and |GELU(z)| <= |z|;
 - an output (m visited rows) is off by at most         sum a |w_out| + gamma(m + 1) sum (|gelu| + a) |w_out|.
 
+Rows of int8 are checked as the float32 numbers that the layer shows. That is one rounding more for each number, and
+the scale of a row, applied once to a logit and once to an activation, another.
+
 The float64 reference has errors of the same form; its u is added. A token with a decision within e of 0 may take
 another path in another call, so it is checked in the call that gave the path, and set aside in the others.
 """
@@ -41,7 +44,16 @@ class Reference:
     close: bool  # a decision is within rounding of 0
 
 
-def along_path(what: str, x: Array, w_in: Array, w_out: Array, nodes: Nodes) -> Reference:
+def along_path(
+    what: str,
+    x: Array,
+    w_in: Array,
+    w_out: Array,
+    nodes: Nodes,
+    logits: Array | None = None,
+    wide: Array | None = None,
+    roundings: int = 0,
+) -> Reference:
     """Check a token's path and evaluate the layer along it in float64.
 
     Parameters
@@ -52,11 +64,18 @@ def along_path(what: str, x: Array, w_in: Array, w_out: Array, nodes: Nodes) -> 
     w_in, w_out : ndarray (trees, nodes, d_in), (trees, nodes, d_out)
     nodes : integer ndarray (trees, depth + 1)
         The path that the case took.
+    logits : ndarray (trees, depth + 1), optional
+        The logits that it gave: checked too.
+    wide : ndarray (trees, nodes, d_in), optional
+        Of a layer with an exact path the rows as they were: a logit of an inner node that fits these was computed
+        from these.
+    roundings : int
+        How many more roundings than the sums' each term of a logit and of an output meets: of int8, for its scales.
 
     Raises
     ------
     WrongResultError
-        Where it is no path, or has a step that no rounding explains.
+        Where it is no path, has a step that no rounding explains, or a logit is wrong.
     """
     trees, count, d_in = w_in.shape
     if (nodes[:, 0] != 0).any() or (nodes < 0).any() or (nodes >= count).any():
@@ -64,15 +83,23 @@ def along_path(what: str, x: Array, w_in: Array, w_out: Array, nodes: Nodes) -> 
     tree = np.arange(trees)[:, None]
     rows = w_in[tree, nodes].astype(np.float64)  # (trees, depth + 1, d_in)
     x64 = x.astype(np.float64)
-    logits = rows @ x64
-    error = _gamma(d_in + 1, x.dtype) * (np.abs(rows) @ np.abs(x64))
-    close = np.abs(logits) <= error
+    exact = rows @ x64
+    error = _gamma(d_in + 1 + roundings, x.dtype) * (np.abs(rows) @ np.abs(x64))
+    if wide is not None and logits is not None:
+        again = wide[tree, nodes[:, :-1]].astype(np.float64)
+        of_wide, error_of_wide = again @ x64, _gamma(d_in + 1, x.dtype) * (np.abs(again) @ np.abs(x64))
+        fits = np.abs(logits[:, :-1] - of_wide) <= error_of_wide
+        exact[:, :-1] = np.where(fits, of_wide, exact[:, :-1])
+        error[:, :-1] = np.where(fits, error_of_wide, error[:, :-1])
+    if logits is not None and not (np.abs(logits - exact) <= error).all():
+        raise WrongResultError(f"{what}: a logit is not what float64 gives; not timed")
+    close = np.abs(exact) <= error
     went = (nodes[:, 1:] - 2 * nodes[:, :-1] - 1).astype(np.int64)  # 0 left, 1 right
-    right = np.where(close[:, :-1], (went == 0) | (went == 1), went == (logits[:, :-1] > 0))
+    right = np.where(close[:, :-1], (went == 0) | (went == 1), went == (exact[:, :-1] > 0))
     if not right.all():
         raise WrongResultError(f"{what}: a token took another path than float64 does; not timed")
     rows_out = w_out[tree, nodes].reshape(nodes.size, -1)
-    y, bound = _output(logits.ravel(), error.ravel(), rows_out, x.dtype, nodes.size)
+    y, bound = _output(exact.ravel(), error.ravel(), rows_out, x.dtype, nodes.size + roundings)
     return Reference(y, bound, bool(close[:, :-1].any()))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,26 +22,68 @@ from cmm.bench.harness import (
     Case,
     Data,
     Layer,
+    Packing,
     dense,
     every_blas,
     measure,
     parse_layer,
+    parse_packing,
     prepare,
     products,
 )
-from cmm.bench.machine import cores, this_machine
-from cmm.bench.roofline import measure_roofline
-from cmm.bench.table import Report, curve_text, line, table_text
+from cmm.bench.machine import Machine, cores, this_machine
+from cmm.bench.roofline import Roofline, measure_roofline
+from cmm.bench.table import Report, curve_text, line, rows_text, table_text
 from cmm.blas import Blas
 from cmm.typing import LevelName
 
+Parsed = TypeVar("Parsed")
 _TOKENS, _WIDTH = 16384, 768
+_LAYERS = [Layer(1, 11)]
 _FULL_PASSES = 250
 # Seconds that one pass of a dense layer (True) or of trees (False) may take, by --full. What would take longer runs
 # on fewer tokens.
 _LIMITS = {False: {True: 0.25, False: 1.5}, True: {True: 0.5, False: 60.0}}
 _BUDGET = 45.0  # seconds of timing that the default number of passes is chosen for,
 _PASSES = (5, 15)  # within these
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What a table other than the paper's measures where the options leave it open, at level native."""
+
+    layers: list[Layer]
+    packings: list[Packing]
+    widths: list[int]
+    batches: list[int]
+
+
+_TABLES = {
+    "narrow": _Table(
+        _LAYERS,
+        [
+            parse_packing(name)
+            for name in (
+                "float32",
+                "bfloat16",
+                "float16",
+                "int8",
+                "bfloat16+exact",
+                "float16+exact",
+                "int8+exact",
+                "int8+6",
+            )
+        ],
+        [_WIDTH],
+        [1, 128, 2048, _TOKENS],
+    ),
+    "forests": _Table(
+        [parse_layer(name) for name in ("16x5", "32x4", "64x3", "128x4", "4x9")],
+        [parse_packing("float32")],
+        [192, _WIDTH],
+        [_TOKENS],
+    ),
+}
 _WHAT = """\
 Measure fast feedforward layers against dense layers at every level, as in the paper's Table 2, on this machine.
 Tokens and weights are random, so that paths spread over the leaves; every result is checked before it is timed.
@@ -52,6 +96,9 @@ examples:
   cmm bench --trees 1x11,128x4 --tokens 2048 --threads 2
   cmm bench --trees 1x15 --width 12288 --tokens 1 --levels blas3,native
                                          a layer of GPT-3's size, 13 GB of memory
+  cmm bench --table narrow               rows of bfloat16, float16 and int8, with and without the exact path
+  cmm bench --table forests --weights float32,int8+exact
+                                         layers of many trees, widths 192 and 768
   cmm bench --model                      the small trained model against its dense twin
   cmm bench --curve --plot curve.png     microseconds per token against the batch, for every level
 """
@@ -69,7 +116,20 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add = parser.add_argument
     add("--tokens", type=_count, metavar="N", help=f"tokens in a call (default {_TOKENS})")
     add("--width", type=_count, metavar="N", help=f"d_in and d_out (default {_WIDTH})")
-    add("--trees", "--depth", type=_layers, default="1x11", metavar="KxD,...", help="trees x depth (default 1x11)")
+    add("--trees", "--depth", type=_layers, metavar="KxD,...", help="trees x depth (default 1x11)")
+    add(
+        "--table",
+        choices=("paper", *_TABLES),
+        default="paper",
+        help="paper (default); narrow: rows in fewer bits; forests: layers of many trees; these at level native",
+    )
+    add(
+        "--weights",
+        type=_packings,
+        metavar="TYPE,...",
+        help="with --table narrow or forests: types of the rows, such as int8, int8/bfloat16 (of w_in and of w_out), "
+        "int8+exact or int8+6 (with the exact path, strict or at so many standard deviations)",
+    )
     add("--levels", type=_names, metavar="NAME,...", help="CPU levels to measure (default all, and the GPU's)")
     add("--threads", type=_threads, default=1, metavar="N", help="threads of each call (default 1)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="(default float32)")
@@ -99,17 +159,26 @@ def run(options: argparse.Namespace) -> None:
         for name in ("tokens", "width", "passes"):
             if getattr(options, name) is not None:
                 raise cmm.ArgumentError(f"--full is the paper's protocol and settles --{name}; leave one of them out")
+    if options.table != "paper":
+        for name in ("full", "curve", "plot", "levels"):
+            if getattr(options, name):
+                raise cmm.ArgumentError(f"--{name} is for the paper's table; leave it or --table out")
+        if options.dtype != "float32":
+            raise cmm.ArgumentError(f"--table {options.table} is of float32, not of --dtype {options.dtype}")
+    elif options.weights is not None:
+        raise cmm.ArgumentError(f"--weights goes with --table {' or '.join(_TABLES)}")
     plot = _plot_module(options.plot)
     files = [str(file) for file in (options.json, options.plot) if file]
     for file in files:
         _json.check_target(file)
 
-    report = bench(options)
+    report = bench(options) if options.table == "paper" else bench_table(options)
     if options.json:
         _json.write(options.json, report.as_json(), indent=1)
     if plot:
         (plot.curve if options.curve else plot.table)(report, options.plot)
-    _json.say(options.json, curve_text(report) if options.curve else table_text(report))
+    show = curve_text if options.curve else table_text if options.table == "paper" else rows_text
+    _json.say(options.json, show(report))
     for file in files:
         if file != _json.STANDARD_OUTPUT:
             _json.say(options.json, f"\nwrote {file}")
@@ -119,7 +188,7 @@ def _run_model(options: argparse.Namespace) -> None:
     from cmm.bench.model import bench_model  # it needs the encoder, which the rest does not
 
     defaults = {"full": False, "curve": False, "plot": None, "tokens": None, "width": None, "levels": None}
-    for name, default in defaults.items():
+    for name, default in {**defaults, "table": "paper", "weights": None}.items():
         if getattr(options, name) != default:
             raise cmm.ArgumentError(f"--model goes with --threads, --passes and --json, not with --{name}")
     _json.check_target(options.json)
@@ -133,7 +202,8 @@ def bench(options: argparse.Namespace) -> Report:
     tokens, width, dtype = options.tokens or _TOKENS, options.width or _WIDTH, np.dtype(options.dtype)
     blases = every_blas()
     levels, absent = _usable(options.levels)
-    trees = options.trees[:1] if options.curve else options.trees
+    trees = options.trees or _LAYERS
+    trees = trees[:1] if options.curve else trees
     denses = dict.fromkeys(dense(layer.neurons) for layer in trees)
     batches = [tokens]
     if options.curve:  # 1, 4, 16, ...
@@ -150,15 +220,7 @@ def bench(options: argparse.Namespace) -> Report:
         for level in (_dense_levels(levels, options.curve) if layer.dense else levels)
         for blas in _choices(blases, level, layer)
     }
-    machine = this_machine()
-    peak = products(blases.values(), options.threads, dtype)
-    floors = measure_roofline(machine, options.threads, dtype, peak)
-    with _progress("checking", len(asked)) as step:
-        prepare(asked, _LIMITS[options.full], step)
-    passes = _FULL_PASSES if options.full else options.passes or _affordable(asked)
-    with _progress("timing", len(asked) * passes) as step:
-        measure(asked, passes, step)
-    floors = floors.or_better(measure_roofline(machine, options.threads, dtype, peak))
+    machine, floors = _measure(asked, blases, options, dtype)
     gpu = None
     if not options.curve and not options.levels:
         with _progress("on the GPU", len(layers) * len(COLUMNS)) as step:
@@ -173,6 +235,50 @@ def bench(options: argparse.Namespace) -> Report:
         blas={short: blas.name for short, blas in blases.items()},
         gpu=gpu,
     )
+
+
+def bench_table(options: argparse.Namespace) -> Report:
+    """Measure a table that is not the paper's, at level native, against the fastest dense layers."""
+    table, dtype = _TABLES[options.table], np.dtype("float32")
+    layers, packings = options.trees or table.layers, options.weights or table.packings
+    batches = [options.tokens] if options.tokens else table.batches
+    denses = list(dict.fromkeys(dense(layer.neurons) for layer in layers))
+    blases = every_blas()
+    asked: dict[Case, int] = {}
+    for width in [options.width] if options.width else table.widths:
+        data = Data([*denses, *layers], max(batches), width, dtype, options.routing, options.seed, len(packings))
+        for batch in batches:
+            for layer in denses:
+                asked |= {Case(data, layer, "blas3", blas, batch, options.threads): batch for blas in blases.items()}
+            for layer in layers:
+                for packing in packings:
+                    asked[Case(data, layer, "native", None, batch, options.threads, packing)] = batch
+    machine, floors = _measure(asked, blases, options, dtype)
+    return Report(
+        machine=machine,
+        floors=floors,
+        lines=[line(case, floors, batch) for case, batch in asked.items()],
+        base=layers[0].neurons,
+        routing=options.routing,
+        absent={},
+        blas={short: blas.name for short, blas in blases.items()},
+        table=options.table,
+    )
+
+
+def _measure(
+    cases: Collection[Case], blases: dict[str, Blas], options: argparse.Namespace, dtype: np.dtype
+) -> tuple[Machine, Roofline]:
+    """Check and time every case, and measure what the machine does at best, before and after."""
+    machine = this_machine()
+    peak = products(blases.values(), options.threads, dtype)
+    floors = measure_roofline(machine, options.threads, dtype, peak)
+    with _progress("checking", len(cases)) as step:
+        prepare(cases, _LIMITS[options.full], step)
+    passes = _FULL_PASSES if options.full else options.passes or _affordable(cases)
+    with _progress("timing", len(cases) * passes) as step:
+        measure(cases, passes, step)
+    return machine, floors.or_better(measure_roofline(machine, options.threads, dtype, peak))
 
 
 def _plot_module(file: Path | None) -> ModuleType | None:
@@ -256,7 +362,15 @@ def _names(text: str) -> list[str]:
 
 
 def _layers(text: str) -> list[Layer]:
+    return _parsed(parse_layer, text)
+
+
+def _packings(text: str) -> list[Packing]:
+    return _parsed(parse_packing, text)
+
+
+def _parsed(parse: Callable[[str], Parsed], text: str) -> list[Parsed]:
     try:
-        return [parse_layer(name) for name in _names(text)]
+        return [parse(name) for name in _names(text)]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

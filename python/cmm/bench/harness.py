@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,11 @@ import numpy.typing as npt
 import cmm
 from cmm._backend.numpy import large
 from cmm.bench import check
+from cmm.bench.check import Reference
 from cmm.bench.machine import memory_available
+from cmm.bench.roofline import Work
 from cmm.blas import Blas, installed
-from cmm.typing import LevelName
+from cmm.typing import LevelName, Rows
 
 Step = Callable[[], object]
 ROUTINGS = ("random", "same")
@@ -34,6 +37,11 @@ _MIN_PASS = 0.02  # seconds: shorter passes repeat the call, on other tokens
 _MAX_CALLS = 20000
 _FULL_SPEED = 1024  # tokens from which on a dense layer's time per token falls no more
 _SAMPLE = {True: 4, False: 32}  # tokens checked of a dense layer, of a tree layer
+_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+_SCALE = 4  # bytes of the scale of a row of int8
+# What int8 rounds more: a number as the layer shows it, which it does not compute with, and the product of the scale
+# with a sum or an activation.
+_SCALE_ROUNDINGS = 2
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,63 @@ def parse_layer(text: str) -> Layer:
     return Layer(int(match[1]), int(match[2]))
 
 
+@dataclass(frozen=True)
+class Packing:
+    """What a prepared layer keeps its rows in: types of those of w_in and of w_out, and its exact path."""
+
+    rows: tuple[Rows, Rows]
+    exact_path: bool | float = False
+
+    @property
+    def weights(self) -> str:
+        """'int8' or 'int8/bfloat16'."""
+        return self.rows[0] if self.rows[0] == self.rows[1] else "/".join(self.rows)
+
+    @property
+    def name(self) -> str:
+        """'int8', 'int8+exact' or 'int8+6': what parse_packing() takes."""
+        exact = "exact" if self.exact_path is True else f"{self.exact_path:g}"
+        return f"{self.weights}+{exact}" if self.exact_path else self.weights
+
+    def pair_bytes(self, width: int) -> int:
+        """Return the bytes of one row of w_in and one of w_out."""
+        return sum(width * _BYTES[rows] + (_SCALE if rows == "int8" else 0) for rows in self.rows)
+
+
+def parse_packing(text: str) -> Packing:
+    """Return the Packing of 'int8', 'int8/bfloat16', 'int8+exact' or 'int8+6'; a ValueError says what is wrong."""
+    types, plus, exact = text.strip().partition("+")
+    first, slash, second = types.partition("/")
+    names = first, second if slash else first
+    known = [name for name in get_args(Rows) if name != "float64"]
+    if not set(names) <= set(known):
+        raise ValueError(
+            f"{text!r} is not TYPE or TYPE/TYPE, with or without +exact or +SIGMAS, of {', '.join(known)}"
+        )
+    rows = cast("tuple[Rows, Rows]", names)
+    if not plus:
+        return Packing(rows)
+    if rows[0] == "float32":
+        raise ValueError(f"{text!r} has an exact path for rows of w_in that are float32 as they are")
+    if exact == "exact":
+        return Packing(rows, True)
+    try:
+        sigmas = float(exact)
+    except ValueError:
+        sigmas = math.nan
+    if not 0 < sigmas < math.inf:
+        raise ValueError(f"{text!r}: after + comes exact, or a positive number of standard deviations")
+    return Packing(rows, sigmas)
+
+
+class Walk(NamedTuple):
+    """What the first tokens gave: y, and the nodes and logits of their paths."""
+
+    y: np.ndarray
+    nodes: np.ndarray
+    logits: np.ndarray
+
+
 class Data:
     """Tokens and weights of all layers of one benchmark: every layer uses the first rows of the same arrays.
 
@@ -95,6 +160,8 @@ class Data:
         "same" repeats one token, so that all take one path: the condition of the paper's published benchmark.
     seed : int
         Same seed, same arrays.
+    packings : int
+        How many prepared layers there will be of each layer of trees, for what they take in memory.
 
     Attributes
     ----------
@@ -112,12 +179,13 @@ class Data:
         dtype: npt.DTypeLike = "float32",
         routing: str = "random",
         seed: int = 0,
+        packings: int = 1,
     ) -> None:
         self.dtype = np.dtype(dtype)
         self.tokens, self.width, self.routing = tokens, width, routing
         rows = max(layer.neurons for layer in layers)
         pool = max(tokens, _MIN_POOL)
-        prepared = sum(layer.neurons for layer in layers if not layer.dense)
+        prepared = packings * sum(layer.neurons for layer in layers if not layer.dense)
         self._refuse_too_large((pool + tokens + 2 * rows + 2 * prepared) * width * self.dtype.itemsize)
         rng = np.random.default_rng(seed)
         self.x = self._normal(rng, pool)
@@ -128,21 +196,34 @@ class Data:
         self.w_out = self._normal(rng, rows)
         self.out = large("out", (tokens, width), self.dtype)
         self.out[:] = 0  # no page is new when it is timed
-        self._references: dict[tuple[Layer, int, bytes | None], check.Reference] = {}
-        self._prepared: dict[Layer, cmm.FFF] = {}
+        self._references: dict[tuple[Layer, int, bytes | None], Reference] = {}
+        self._prepared: dict[tuple[Layer, str], cmm.FFF] = {}
+        self._wide: dict[tuple[Layer, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def weights(self, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
         """Return `w_in` and `w_out` of a layer: `(neurons, width)`, or `(trees, nodes, width)` of trees."""
         shape = (layer.neurons, self.width) if layer.dense else (layer.trees, layer.nodes, self.width)
         return self.w_in[: layer.neurons].reshape(shape), self.w_out[: layer.neurons].reshape(shape)
 
-    def prepared(self, layer: Layer) -> cmm.FFF:
+    def prepared(self, layer: Layer, packing: Packing | None = None) -> cmm.FFF:
         """Return the prepared layer, which has weights of its own; made once."""
-        if layer not in self._prepared:
-            self._prepared[layer] = cmm.FFF(*self.weights(layer))
-        return self._prepared[layer]
+        key = layer, packing.name if packing else ""  # not the packing: True and 1.0 are equal
+        if key not in self._prepared:
+            how: dict[str, Any] = {}
+            if packing is not None:
+                how = {"weights": packing.rows, "exact_path": packing.exact_path}
+            self._prepared[key] = cmm.FFF(*self.weights(layer), **how)
+        return self._prepared[key]
 
-    def reference(self, what: str, layer: Layer, token: int, nodes: check.Nodes | None) -> check.Reference:
+    def wide(self, layer: Layer, tokens: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return nodes and logits of the first tokens, at level native, with the rows as they are; computed once."""
+        key = layer, tokens
+        if key not in self._wide:
+            w_in, _ = self.weights(layer)
+            self._wide[key] = cmm.cmm_forward(self.x[:tokens], w_in, level="native", threads=threads)
+        return self._wide[key]
+
+    def reference(self, what: str, layer: Layer, token: int, nodes: check.Nodes | None) -> Reference:
         """Return the token's answer in float64, along the path `nodes` of a tree layer; computed once."""
         key = layer, token, None if nodes is None else nodes.tobytes()
         if key not in self._references:
@@ -178,17 +259,23 @@ class Case:
     blas: tuple[str, Blas] | None  # its short name, and itself
     batch: int
     threads: int
+    packing: Packing | None = None  # of a prepared layer at level native; None: its rows are as they are
     calls: int = 1  # in one pass, each on other tokens
     seconds: list[float] = field(default_factory=list)  # per token, one entry for each pass
     leaves: int = 0  # distinct (tree, leaf) visited in one pass
     rows: int = 0  # distinct neurons used in one call
     pass_rows: int = 0  # the same in one pass
+    recomputed: float | None = None  # logits that a token has computed again, of an exact path
+    rows_again: float = 0.0  # distinct rows for these in one call, on average
+    pass_rows_again: int = 0  # the same in one pass
+    off_path: int | None = None  # tokens of a pass whose path is not that of the rows as they were; of narrow ones
     aside: int = 0  # tokens of the check's sample that were too close to call
 
     @property
     def name(self) -> str:
         """For messages and test ids."""
-        return " ".join(filter(None, (self.layer.name, self.level, self.blas_name)))
+        packing = self.packing.name if self.packing else ""
+        return " ".join(filter(None, (self.layer.name, self.level, self.blas_name, packing)))
 
     @property
     def blas_name(self) -> str:
@@ -206,7 +293,7 @@ class Case:
         if self.layer.dense:
             call = partial(cmm.ff_forward, w_in=w_in, w_out=w_out)
         elif self.level == "native":
-            call = self.data.prepared(self.layer)
+            call = self.data.prepared(self.layer, self.packing)
         else:
             call = partial(cmm.fff_forward, w_in=w_in, w_out=w_out)
         return partial(call, level=self.level, threads=self.threads, out=self.data.out[: self.batch])
@@ -251,37 +338,85 @@ class Case:
             Where outputs or paths are wrong.
         """
         layer, batch = self.layer, self.batch
-        y, nodes = self.data.out[:batch], None
+        y, walk = self.data.out[:batch], None
         with self._using():
             if not layer.dense:
-                path_y, nodes = self._walk(batch)
+                walk = self._walk(batch)
             y[:] = np.nan
             self.forward(self.data.x[:batch])
-            seen = self._walk(self.pass_tokens)[1] if nodes is not None and self.pass_tokens > batch else nodes
+            seen = self._walk(self.pass_tokens) if walk is not None and self.pass_tokens > batch else walk
+        if walk is not None and seen is not None and self.packing is not None:
+            self._compare_with_wide(self.packing, seen)
+        reference_of = self._references(walk)
         for token in sample(layer, batch):
-            reference = self.data.reference(self.name, layer, token, None if nodes is None else nodes[token])
-            if nodes is not None:
-                check.compare(self.name, path_y[token], reference)
+            reference = reference_of(token)
+            if walk is not None:
+                check.compare(self.name, walk.y[token], reference)
             if reference.close:
                 self.aside += 1
             else:
                 check.compare(self.name, y[token], reference)
         self.rows = self.pass_rows = layer.neurons
-        if nodes is not None and seen is not None:
+        if walk is not None and seen is not None:
             first = layer.nodes * np.arange(layer.trees)[:, None]  # flat number of each tree's root
-            self.rows, self.pass_rows = np.unique(nodes + first).size, np.unique(seen + first).size
-            self.leaves = np.unique((seen + first)[..., -1]).size
+            self.rows, self.pass_rows = np.unique(walk.nodes + first).size, np.unique(seen.nodes + first).size
+            self.leaves = np.unique((seen.nodes + first)[..., -1]).size
 
-    def _walk(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the outputs and the visited nodes of the first tokens."""
-        y, nodes, _ = cmm.fff_forward(
-            self.data.x[:tokens],
-            *self.data.weights(self.layer),
-            level=self.level,
-            threads=self.threads,
-            return_path=True,
+    def work(self) -> Work:
+        """Return what the case needs of a machine, once it has been checked."""
+        layer, width, itemsize = self.layer, self.data.width, self.data.dtype.itemsize
+        pair = self.packing.pair_bytes(width) if self.packing else 2 * width * itemsize
+        again = self.recomputed or 0.0
+        return Work(
+            flops=4 * layer.used * width + 2 * again * width,
+            token_bytes=width * itemsize,
+            tokens_set=width * itemsize * (self.pass_tokens + self.batch),
+            used_bytes=layer.used * pair + again * width * itemsize,
+            rows_bytes=(self.rows * pair + self.rows_again * width * itemsize) / self.batch,
+            rows_set=self.pass_rows * pair + self.pass_rows_again * width * itemsize,
         )
-        return y, nodes
+
+    def _references(self, walk: Walk | None) -> Callable[[int], Reference]:
+        """Return what gives the reference of a token."""
+        layer, data, packing = self.layer, self.data, self.packing
+        if packing is None or walk is None:
+            return lambda token: data.reference(self.name, layer, token, None if walk is None else walk.nodes[token])
+        shown, wide = data.prepared(layer, packing), data.weights(layer)[0] if packing.exact_path else None
+        w_in, w_out = shown.w_in, shown.w_out
+        roundings = _SCALE_ROUNDINGS if "int8" in packing.rows else 0
+        return lambda token: check.along_path(
+            self.name, data.x[token], w_in, w_out, walk.nodes[token], walk.logits[token], wide, roundings
+        )
+
+    def _compare_with_wide(self, packing: Packing, seen: Walk) -> None:
+        """Count the tokens that take another path than with the rows as they were, and the logits computed again."""
+        tokens, layer = len(seen.nodes), self.layer
+        nodes, logits = self.data.wide(layer, tokens, self.threads)
+        there = (seen.nodes == nodes).all((1, 2))
+        off = tokens - int(there.sum())
+        if off and (packing.exact_path is True or packing.rows[0] == "float32"):
+            raise check.WrongResultError(f"{self.name}: {off} tokens of {tokens} are off float32's path; not timed")
+        self.off_path = off
+        if not packing.exact_path:
+            return
+        counted = self.data.prepared(layer, packing).recomputed or 0  # its last call had these tokens
+        # Which ones they were is not told. They have the bits of the wide rows' logits, as few others have.
+        again = there[:, None, None] & (seen.logits == logits)[..., :-1]
+        if not off and again.sum() < counted:
+            raise check.WrongResultError(f"{self.name}: a logit computed again is not float32's; not timed")
+        self.recomputed = counted / tokens
+        token, tree, level = np.nonzero(again)
+        rows = seen.nodes[token, tree, level] + layer.nodes * tree
+        self.rows_again = np.unique(token // self.batch * layer.neurons + rows).size / max(1, tokens // self.batch)
+        self.pass_rows_again = np.unique(rows).size
+
+    def _walk(self, tokens: int) -> Walk:
+        """Return what the first tokens give, with their paths."""
+        x, weights = self.data.x[:tokens], self.data.weights(self.layer)
+        call: Callable[..., Any] = partial(cmm.fff_forward, w_in=weights[0], w_out=weights[1])
+        if self.packing is not None:
+            call = self.data.prepared(self.layer, self.packing)
+        return Walk(*call(x, level=self.level, threads=self.threads, return_path=True))
 
     def _resize(self, batch: int) -> None:
         self.batch = batch

@@ -15,7 +15,7 @@ import numpy as np
 import cmm
 from cmm import _json
 from cmm.bench.machine import this_machine
-from cmm.bench.table import grid, threads_text
+from cmm.bench.table import SCHEMA, grid, threads_text
 from cmm.bert.encoder import FFF, Dense
 from cmm.bert.model import Model
 from cmm.bert.trained import packaged
@@ -60,7 +60,8 @@ def bench_model(name: str, threads: int, passes: int | None, file: str | None) -
         cases = list(_contestants(model, twin, threads, torch_version is not None))
         lines = _measure(cases, passes or _PASSES)
     if file is not None:
-        _json.write(file, [asdict(line) for line in lines], indent=1)
+        written = {"schema": SCHEMA, "version": cmm.__version__, "table": "model", "model": name, "threads": threads}
+        _json.write(file, {**written, "lines": [asdict(line) for line in lines]}, indent=1)
     neurons = model.config.trees * model.config.nodes
     used = model.config.trees * ((model.config.depth or 0) + 1)
     dense = f"dense {neurons}"

@@ -22,6 +22,38 @@ _DOT = 8192
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a layer needs of a machine for one token: all that floors are derived from.
+
+    Only what cannot be left out is counted, so that a floor is not too high: no activations, no padding of rows, no
+    margins of an exact path, and of rows that several tokens of a call use, one reading.
+
+    Attributes
+    ----------
+    flops : float
+        A product and a sum for each element of the rows of a used neuron, and of a row of which a logit is computed
+        again.
+    token_bytes : int
+        Bytes of x; y has as many.
+    tokens_set : int
+        Bytes of the tokens and outputs that a pass cycles through.
+    used_bytes : float
+        Bytes of the rows that a token uses.
+    rows_bytes : float
+        Bytes of the distinct rows that a call uses, divided by its tokens.
+    rows_set : float
+        Bytes of the distinct rows that a pass uses.
+    """
+
+    flops: float
+    token_bytes: int
+    tokens_set: int
+    used_bytes: float
+    rows_bytes: float
+    rows_set: float
+
+
+@dataclass(frozen=True)
 class Roofline:
     """What this machine does at best with `threads` threads.
 
@@ -68,6 +100,14 @@ class Roofline:
     def read_us(self, size: float, level: str) -> float:
         """Return the microseconds to read `size` bytes from a level."""
         return size / self.read[level] / 1e3
+
+    def floors(self, work: Work) -> dict[str, float]:
+        """Return the microseconds that a token takes at least, for its "arithmetic", its "copy" and its "rows"."""
+        return {
+            "arithmetic": self.arithmetic_us(work.flops),
+            "copy": self.copy_us(work.token_bytes, work.tokens_set),
+            "rows": self.read_us(work.rows_bytes, self.home(work.rows_set)),
+        }
 
 
 def measure_roofline(

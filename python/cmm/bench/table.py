@@ -13,6 +13,7 @@ from cmm.bench.harness import Case
 from cmm.bench.machine import Machine
 from cmm.bench.roofline import Roofline
 
+SCHEMA = 1  # of what --json writes: docs/reference/bench-json.md
 # The paper's Table 2, CPU columns: speedup over BERT-base-4095 at the same level, and over the fastest dense layer.
 PAPER: dict[tuple[str, str], float | None] = {
     ("dense 4095", "blas1"): 1.0,
@@ -45,12 +46,15 @@ class Line:
     blas: str
     tokens: int  # asked for
     batch: int  # timed; fewer than asked for where a pass would take too long
-    calls: int
+    calls: int  # in a pass
+    pass_tokens: int  # distinct tokens in a pass
     passes: int
     threads: int
     d_in: int
     d_out: int
     dtype: str
+    weights: str  # the type of the rows, or those of w_in's and w_out's
+    exact_path: bool | float
     us: float
     us_q1: float
     us_q3: float
@@ -60,13 +64,25 @@ class Line:
     weights_gbs: float  # as if each token read its rows itself
     leaves: int  # distinct leaves visited in a pass, 0 of a dense layer
     aside: int
-    floor_us: float
-    floor: str  # what the floor is made of: "arithmetic", "copy", "rows"
+    recomputed: float | None  # share of the inner nodes' logits that an exact path computed again
+    off_path: int | None  # tokens of a pass that do not take the path of the rows as they were; of a packing
+    flops: float  # of a token
+    used_bytes: float  # of the rows that a token uses
+    arithmetic_us: float
+    copy_us: float
+    rows_us: float
+    floor_us: float  # the largest of these three
+    floor: str  # and which it is: "arithmetic", "copy", "rows"
 
     @property
     def scaled(self) -> bool:
         """True where fewer tokens were timed than asked for."""
         return self.batch < self.tokens
+
+    @property
+    def limit(self) -> float:
+        """What arithmetic alone would gain over a dense layer: neurons in all / neurons used."""
+        return self.neurons / self.used
 
 
 def line(case: Case, floors: Roofline, tokens: int) -> Line:
@@ -74,14 +90,10 @@ def line(case: Case, floors: Roofline, tokens: int) -> Line:
     layer, data, batch = case.layer, case.data, case.batch
     us = 1e6 * np.array(case.seconds)
     low, median, high = np.percentile(us, (25, 50, 75)).tolist()
-    flops = 4 * layer.used * data.width  # a product and a sum for each element of w_in's row, again for w_out's
-    token_bytes = data.width * data.dtype.itemsize
-    row_bytes = 2 * token_bytes  # one row of w_in, one of w_out
-    floor_us, floor = max(
-        (floors.arithmetic_us(flops), "arithmetic"),
-        (floors.copy_us(token_bytes, token_bytes * (case.pass_tokens + batch)), "copy"),
-        (floors.read_us(case.rows * row_bytes / batch, floors.home(case.pass_rows * row_bytes)), "rows"),
-    )
+    work, inner = case.work(), layer.trees * layer.depth
+    share = None if case.recomputed is None else case.recomputed / inner if inner else 0.0
+    least = floors.floors(work)
+    floor = max(least, key=least.__getitem__)
     return Line(
         layer=layer.name,
         dense=layer.dense,
@@ -92,21 +104,29 @@ def line(case: Case, floors: Roofline, tokens: int) -> Line:
         tokens=tokens,
         batch=batch,
         calls=case.calls,
+        pass_tokens=case.pass_tokens,
         passes=len(us),
         threads=case.threads,
         d_in=data.width,
         d_out=data.width,
         dtype=data.dtype.name,
+        weights=case.packing.weights if case.packing else data.dtype.name,
+        exact_path=case.packing.exact_path if case.packing else False,
         us=median,
         us_q1=low,
         us_q3=high,
         us_min=float(us.min()),
         us_max=float(us.max()),
-        gflops=flops / median / 1e3,
-        weights_gbs=layer.used * row_bytes / median / 1e3,
+        gflops=work.flops / median / 1e3,
+        weights_gbs=work.used_bytes / median / 1e3,
         leaves=case.leaves,
         aside=case.aside,
-        floor_us=floor_us,
+        recomputed=share,
+        off_path=case.off_path,
+        flops=work.flops,
+        used_bytes=work.used_bytes,
+        **{f"{what}_us": us for what, us in least.items()},
+        floor_us=least[floor],
         floor=floor,
     )
 
@@ -127,6 +147,8 @@ class Report:
         Each BLAS by its short name: what it says that it is.
     gpu : GpuReport or None
         What was measured on a GPU; None where that was not asked for.
+    table : str
+        Which of the command's tables it is.
     """
 
     machine: Machine
@@ -137,6 +159,7 @@ class Report:
     absent: dict[str, str]
     blas: dict[str, str]
     gpu: on_gpu.GpuReport | None = None
+    table: str = "paper"
 
     @property
     def levels(self) -> list[str]:
@@ -157,9 +180,13 @@ class Report:
         """Return the line of a layer at a level, with the BLAS that was faster."""
         return _fastest(f for f in self.lines if (f.layer, f.level, f.tokens) == (layer, level, tokens))
 
-    def fastest_dense(self, neurons: int, tokens: int) -> Line | None:
-        """Return the fastest dense layer with so many neurons, at any level, with any BLAS."""
-        return _fastest(f for f in self.lines if f.dense and (f.neurons, f.tokens) == (neurons, tokens))
+    def fastest_dense(self, neurons: int, tokens: int, width: int | None = None) -> Line | None:
+        """Return the fastest dense layer with so many neurons, at any level, with any BLAS; of a width, or of all."""
+        return _fastest(
+            f
+            for f in self.lines
+            if f.dense and (f.neurons, f.tokens) == (neurons, tokens) and width in (None, f.d_in)
+        )
 
     def floor(self, layer: str, tokens: int) -> float:
         """Return the microseconds per token that this machine allows a layer."""
@@ -172,19 +199,24 @@ class Report:
 
     def over_level(self, found: Line) -> float:
         """Return how many times faster than the same level's dense layer, or the fastest where it has none."""
+        if self.table != "paper":  # no level but the fastest is measured
+            return self.over_fastest(found)
         neurons = self.base if found.dense else found.neurons
         same = self.best(f"dense {neurons}", found.level, found.tokens)
         return same.us / found.us if same else self.over_fastest(found)
 
     def over_fastest(self, found: Line) -> float:
         """Return how many times faster than the fastest dense layer of any kind; NaN where none was measured."""
-        fastest = self.fastest_dense(self.base if found.dense else found.neurons, found.tokens)
+        own = not found.dense or self.table != "paper"  # the paper's dense layers are compared with its largest
+        fastest = self.fastest_dense(found.neurons if own else self.base, found.tokens, found.d_in)
         return fastest.us / found.us if fastest else float("nan")
 
     def as_json(self) -> dict[str, object]:
         """Return plain types, for json.dump."""
         return {
+            "schema": SCHEMA,
             "version": cmm.__version__,
+            "table": self.table,
             "machine": asdict(self.machine),
             "blas": self.blas,
             "absent": self.absent,
@@ -196,6 +228,7 @@ class Report:
                     "scaled": found.scaled,
                     "over_level": self.over_level(found),
                     "over_fastest": self.over_fastest(found),
+                    "limit": found.limit,
                 }
                 for found in self.lines
             ],
@@ -247,13 +280,46 @@ def curve_text(report: Report) -> str:
     )
 
 
+def rows_text(report: Report) -> str:
+    """Return one row for each case: of a table that is not the paper's."""
+    columns: dict[str, Callable[[Line], str]] = {
+        "layer": lambda f: f.layer,
+        "rows": lambda f: f.weights,
+        "exact path": _exact,
+        "width": lambda f: str(f.d_in),
+        "tokens": lambda f: str(f.tokens),
+        "us/token": _us,
+        "quartiles": lambda f: f"{_digits(f.us_q1)}..{_digits(f.us_q3)}",
+        "flops": lambda f: _digits(f.arithmetic_us),
+        "copy": lambda f: _digits(f.copy_us),
+        "read": lambda f: _digits(f.rows_us),
+        "floor": lambda f: f"{f.floor_us / f.us:.0%}",
+        "x dense": lambda f: f"{report.over_fastest(f):.2f}",
+        "of limit": lambda f: "-" if f.dense else f"{report.over_fastest(f) / f.limit:.2f}",
+        "again": lambda f: "-" if f.recomputed is None else f"{f.recomputed:.1%}",
+        "off path": lambda f: "-" if f.off_path is None else f"{f.off_path}/{f.pass_tokens}",
+    }
+    order = sorted(report.lines, key=lambda f: (f.d_in, f.tokens))  # which keeps the order of equal ones
+    rows = [[show(f) for show in columns.values()] for f in order]
+    title = f"""\
+Level native, {report.lines[0].passes} passes, taken in turn; ~: scaled from fewer tokens. flops, copy, read: the
+floors in us per token, of its arithmetic, of copying x to y and of reading rows; floor: the largest of them as a part
+of the time. x dense: over the fastest dense layer with as many neurons; of limit: as a part of neurons in all /
+neurons used. again: logits of inner nodes that the exact path computed again. off path: tokens of a pass that take
+another path than with float32 rows.
+"""
+    head = _head(report, f"{', '.join(map(str, report.tokens))} tokens")
+    return "\n\n".join([head, title + grid([list(columns), *rows], left=3), _rates(report), *_notes(report)])
+
+
 def _head(report: Report, tokens: str) -> str:
     first, machine = report.lines[0], report.machine
     threads = threads_text(first.threads)
+    widths = ", ".join(dict.fromkeys(str(found.d_in) for found in report.lines))
     rows = [
         ["machine", f"{machine.cpu}, {machine.cores} cores, caches {machine.cache_text()}"],
         ["BLAS", ", ".join(report.blas) or "none"],
-        ["case", f"width {first.d_in}, {first.dtype}, {tokens} a call, {threads}, {report.routing_text}"],
+        ["case", f"width {widths}, {first.dtype}, {tokens} a call, {threads}, {report.routing_text}"],
     ]
     return grid(rows, left=2)
 
@@ -350,25 +416,32 @@ machine needs in any case, and what for. leaves: how many were visited in a pass
 def _floors(report: Report) -> str:
     """Return the machine's floors, and what they mean for each layer."""
     floors = report.floors
-    rates = [
-        ["", *floors.read],
-        ["read", *(f"{rate:.0f}" for rate in floors.read.values())],
-        ["copy", *(f"{rate:.0f}" for rate in floors.copy.values())],
-    ]
     needs = [["layer", "arithmetic", "copy x to y", *(f"rows from {level}" for level in floors.read)]]
     for layer in report.layers:
         found = next(f for f in report.lines if f.layer == layer)
         token_bytes = found.d_in * np.dtype(found.dtype).itemsize
         copy = floors.copy_us(token_bytes, 2 * token_bytes * report.tokens[-1])
-        rows = [floors.read_us(2 * found.used * token_bytes, level) for level in floors.read]
-        needs.append([layer, *map(_digits, [floors.arithmetic_us(4 * found.used * found.d_in), copy, *rows])])
+        rows = [floors.read_us(found.used_bytes, level) for level in floors.read]
+        needs.append([layer, *map(_digits, [floors.arithmetic_us(found.flops), copy, *rows])])
     return f"""\
-The floors of this machine, {threads_text(floors.threads)}: {floors.gflops:.0f} GFLOP/s in a matrix product; GB/s that
-dot products read and that copies move (read and written), from and to each cache level:
-{grid(rates)}
+{_rates(report)}
 What a token would take at those rates, in us: its arithmetic, copying x to y, reading its rows (less often where
 tokens share them):
 {grid(needs)}"""
+
+
+def _rates(report: Report) -> str:
+    """Return what the machine does at best."""
+    floors = report.floors
+    rates = [
+        ["", *floors.read],
+        ["read", *(f"{rate:.0f}" for rate in floors.read.values())],
+        ["copy", *(f"{rate:.0f}" for rate in floors.copy.values())],
+    ]
+    return f"""\
+The floors of this machine, {threads_text(floors.threads)}: {floors.gflops:.0f} GFLOP/s in a matrix product; GB/s that
+dot products read and that copies move (read and written), from and to each cache level:
+{grid(rates)}"""
 
 
 def _notes(report: Report) -> list[str]:
@@ -397,6 +470,12 @@ def where(found: Line) -> str:
 def threads_text(count: int) -> str:
     """Return '1 thread' or '2 threads'."""
     return f"{count} thread" + "s" * (count > 1)
+
+
+def _exact(found: Line) -> str:
+    if isinstance(found.exact_path, bool):
+        return "strict" if found.exact_path else "-"
+    return f"{found.exact_path:g} sigmas"
 
 
 def _us(found: Line | None) -> str:

@@ -9,7 +9,7 @@ _shtab_cmm_subparsers=(info demo bench fill-mask embed classify explain export c
 
 _shtab_cmm_info_option_strings=(-h --help)
 _shtab_cmm_demo_option_strings=(-h --help)
-_shtab_cmm_bench_option_strings=(-h --help --tokens --width --trees --depth --levels --threads --dtype --routing --passes --seed --full --curve --model --json --plot)
+_shtab_cmm_bench_option_strings=(-h --help --tokens --width --trees --depth --table --weights --levels --threads --dtype --routing --passes --seed --full --curve --model --json --plot)
 _shtab_cmm_fill_mask_option_strings=(-h --help -k --json --config --tokenizer --weights --exact-path --device --threads --level)
 _shtab_cmm_embed_option_strings=(-h --help --file --pairs --truncate --out --pooler --config --tokenizer --weights --exact-path --device --threads --level)
 _shtab_cmm_classify_option_strings=(-h --help --file --pairs --truncate --json --config --tokenizer --weights --exact-path --device --threads --level)
@@ -52,6 +52,7 @@ _shtab_cmm_export_pos_1_COMPGEN=_shtab_compgen_dirs
 _shtab_cmm_export___config_COMPGEN=_shtab_compgen_files
 _shtab_cmm_export___tokenizer_COMPGEN=_shtab_compgen_files
 
+_shtab_cmm_bench___table_choices=(paper narrow forests)
 _shtab_cmm_bench___dtype_choices=(float32 float64)
 _shtab_cmm_bench___routing_choices=(random same)
 _shtab_cmm_embed___pooler_choices=(avg zero_index max logsumexp)

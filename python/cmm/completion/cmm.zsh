@@ -36,6 +36,8 @@ _shtab_cmm_bench_options=(
   "--tokens[tokens in a call (default 16384)]:N:"
   "--width[d_in and d_out (default 768)]:N:"
   {--trees,--depth}"[trees x depth (default 1x11)]:KxD,...:"
+  "--table[paper (default)\; narrow\: rows in fewer bits\; forests\: layers of many trees\; these at level native]:table:(paper narrow forests)"
+  "--weights[with --table narrow or forests\: types of the rows, such as int8, int8\/bfloat16 (of w_in and of w_out), int8\+exact or int8\+6 (with the exact path, strict or at so many standard deviations)]:TYPE,...:"
   "--levels[CPU levels to measure (default all, and the GPU\'s)]:NAME,...:"
   "--threads[threads of each call (default 1)]:N:"
   "--dtype[(default float32)]:dtype:(float32 float64)"
