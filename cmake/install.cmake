@@ -7,7 +7,7 @@ endif()
 list(TRANSFORM headers PREPEND "${CMAKE_CURRENT_SOURCE_DIR}/include/")
 
 install(TARGETS ${installed} EXPORT cmmTargets
-    LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+    RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(FILES ${headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 if(NOT is_wheel) # which has it where Python's tools look
     install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/cmm)
@@ -38,7 +38,10 @@ foreach(folder IN ITEMS INCLUDEDIR LIBDIR)
 endforeach()
 # What libcmm needs itself is for those who link it statically, who may have no other.
 set(CMM_PC_LIBS "")
-set(CMM_PC_LIBS_PRIVATE " -ldl -lm -pthread")
+set(CMM_PC_LIBS_PRIVATE " -lm")
+if(CMM_THREADS AND NOT WIN32)
+    set(CMM_PC_LIBS_PRIVATE " -ldl -lm -pthread")
+endif()
 set(CMM_PC_CFLAGS "")
 if(NOT has_shared)
     set(CMM_PC_LIBS "${CMM_PC_LIBS_PRIVATE}")

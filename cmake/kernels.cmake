@@ -6,6 +6,13 @@
 
 include(CheckCCompilerFlag)
 
+# GCC for Windows moves vectors of AVX to and from the stack as if it were aligned to them, which it is not there (its bug
+# 54412). The assembler can make other instructions of those.
+set(cmm_unaligned_flags "")
+if(WIN32 AND CMAKE_C_COMPILER_ID STREQUAL "GNU")
+    cmm_find_flags(cmm_unaligned_flags -Wa,-muse-unaligned-vector-move)
+endif()
+
 # Why this build cannot have an instruction set, or "".
 function(cmm_why_no_isa result needed flags)
     string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" architecture)
@@ -24,6 +31,8 @@ function(cmm_why_no_isa result needed flags)
         check_c_compiler_flag("" ${has})
         if(NOT ${has})
             set(absent "the compiler that built libcmm does not know the flags ${flags}")
+        elseif(flags MATCHES "-mavx" AND WIN32 AND CMAKE_C_COMPILER_ID STREQUAL "GNU" AND NOT cmm_unaligned_flags)
+            set(absent "GCC for Windows needs an assembler that knows -muse-unaligned-vector-move")
         endif()
     endif()
     set(${result} "${absent}" PARENT_SCOPE)
@@ -44,6 +53,7 @@ function(cmm_add_kernel_of_isa target op name folder algorithm isa flags absent)
     else()
         configure_file("${CMAKE_CURRENT_FUNCTION_LIST_DIR}/kernel.c.in" "${source}" @ONLY)
         separate_arguments(flags UNIX_COMMAND "${flags}")
+        list(APPEND flags ${cmm_unaligned_flags})
         set_source_files_properties("${source}" PROPERTIES COMPILE_OPTIONS "${flags}")
     endif()
     target_sources(${target} PRIVATE "${source}")

@@ -20,7 +20,7 @@ INCLUDE, SOURCE, TEMPLATES = LIBRARY / "include", LIBRARY / "src", LIBRARY.paren
 # Headers of src/ that each file needs for itself: for the instruction set that is on, for its own list of types, for
 # names that are its own. All others there are for every file, and stand once.
 OF_EACH_FILE = ("activation.h", "blas_kernel.h", "for_each_type.h")
-ARCHITECTURES = {"x86_64": "defined(__x86_64__)", "aarch64": "defined(__aarch64__)"}
+ARCHITECTURES = {"x86_64": "!defined(CMM_NO_X86_64)", "aarch64": "defined(__aarch64__)"}
 
 HEAD = """\
 /* libcmm {version} in one file, made by libcmm/amalgamate.py: do not edit it.
@@ -29,7 +29,20 @@ HEAD = """\
  *     cc -std=c11 -O3 -c cmm.c
  *     cc program.c cmm.o -lm -ldl -pthread
  *
+ * On Windows without -ldl and -pthread; anywhere, too, with -DCMM_NO_THREADS, for WebAssembly and small systems: then
+ * no thread is started and no library loaded. GCC for Windows leaves AVX out, unless it is given
+ * -Wa,-muse-unaligned-vector-move -DCMM_UNALIGNED_VECTOR_MOVE: it does not align vectors on the stack there.
+ *
  * It has every instruction set of the target and asks the CPU at run time: -march is not needed. GCC or Clang. */
+"""
+
+# Why there are no instruction sets of x86-64, where that is so.
+NO_X86_64 = """\
+#if !defined(__x86_64__)
+#define CMM_NO_X86_64 "it is for x86_64 CPUs"
+#elif defined(_WIN32) && !defined(__clang__) && !defined(CMM_UNALIGNED_VECTOR_MOVE)
+#define CMM_NO_X86_64 "GCC for Windows needs -Wa,-muse-unaligned-vector-move -DCMM_UNALIGNED_VECTOR_MOVE"
+#endif
 """
 
 # Before everything, so that all functions are compiled alike. The diagnostic: of the headers' small functions no file
@@ -54,7 +67,11 @@ const char *cmm_build(void)
 #else
     return "GCC " CMM_TEXT(__GNUC__) "." CMM_TEXT(__GNUC_MINOR__) "." CMM_TEXT(__GNUC_PATCHLEVEL__)
 #endif
-        ": cmm.c";
+        ": cmm.c"
+#if defined(CMM_NO_THREADS)
+        " -DCMM_NO_THREADS"
+#endif
+        ;
 }
 """
 
@@ -270,6 +287,8 @@ class Kernels:
                             else {"level": "native", "list": "CMM_TYPES"}
                         )
                         condition = ARCHITECTURES.get(architecture, "")
+                        if architecture == "x86_64":
+                            values["absent"] = '" CMM_NO_X86_64 "'
                         self.of_isa[isa].append(
                             (
                                 Unit(whole, f"{second}/{name}", fill(kernel, values), condition=condition),
@@ -301,6 +320,7 @@ def source(whole: Whole) -> str:
     parts = [
         HEAD.format(version=version()),
         "#ifndef _GNU_SOURCE\n#define _GNU_SOURCE\n#endif\n",
+        NO_X86_64,
         '#include "cmm.h"\n',
     ]
     parts += [*whole.system, ARITHMETIC, COMMENT.sub("", (SOURCE / "arithmetic.h").read_text("utf-8"))]

@@ -27,7 +27,8 @@
  *     call that is wrong in several ways gets the status of what is checked first, in the order of
  *     docs/reference/status-codes.md.
  *   - Rows that no token visits have no influence: an inf or NaN in them does not reach y.
- *   - Functions may be called from many threads at once, and in a child after fork().
+ *   - Functions may be called from many threads at once, and in a child after fork(); not so where libcmm was built
+ *     without threads (CMM_THREADS=OFF): there calls come one at a time.
  *   - Nothing is printed, and no environment variable is read.
  *   - Every struct starts with its own size; set it to sizeof the struct. Zero is the default of every other field, so
  *     designated initializers (or memset) are enough. Structs grow at their end in later versions, and a program and a
@@ -337,7 +338,8 @@ CMM_API cmm_status cmm_kernel_get(int32_t index, cmm_kernel_info *info);
 
 /* The number of threads that threads = 0 means in this process: the CPUs in the affinity mask of the calling thread, or
  * fewer where the CPU quota of a control group allows fewer (rounded up; read once). And which of the two it was, for
- * people: "affinity mask", "control group's CPU quota", or where a system has neither, "processors online". */
+ * people: "affinity mask", "control group's CPU quota", or where a system has neither, "processors online". A library
+ * that was built without threads says 1, and "built without threads": its calls run on the thread that makes them. */
 CMM_API int32_t cmm_threads_default(void);
 CMM_API const char *cmm_threads_source(void);
 

@@ -1,16 +1,14 @@
 /* Where a BLAS comes from: a shared library by path, or the one that libcmm was linked with. */
-#define _GNU_SOURCE
 #include "cmm.h"
 
 #include "caller.h"
+#include "platform.h"
 #include "validate.h"
 
-#include <dlfcn.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
-/* A function pointer out of a data pointer: POSIX grants what ISO C does not. */
+/* A function pointer out of a data pointer: POSIX and Windows grant what ISO C does not. */
 #define TAKE(member, symbol)                                                                                         \
     do {                                                                                                             \
         void *const found = symbol;                                                                                  \
@@ -24,7 +22,7 @@ static void *find(void *library, const char *name)
     for (size_t i = 0; i < sizeof spellings / sizeof *spellings; i++) {
         char symbol[64];
         (void)snprintf(symbol, sizeof symbol, spellings[i], name);
-        void *const found = dlsym(library, symbol);
+        void *const found = cmm_library_symbol(library, symbol);
         if (found)
             return found;
     }
@@ -34,7 +32,7 @@ static void *find(void *library, const char *name)
 static void *find_first(void *library, const char *const *symbols)
 {
     for (; *symbols; symbols++) {
-        void *const found = dlsym(library, *symbols);
+        void *const found = cmm_library_symbol(library, *symbols);
         if (found)
             return found;
     }
@@ -49,8 +47,8 @@ static int load_mkl(void *library, cmm_blas *blas)
     enum { MKL_THREADING_SEQUENTIAL = 1 };
     int (*set_layer)(int) = NULL;
     void (*version)(char *, int) = NULL;
-    TAKE(set_layer, dlsym(library, "MKL_Set_Threading_Layer"));
-    TAKE(version, dlsym(library, "MKL_Get_Version_String"));
+    TAKE(set_layer, cmm_library_symbol(library, "MKL_Set_Threading_Layer"));
+    TAKE(version, cmm_library_symbol(library, "MKL_Get_Version_String"));
     if (!set_layer)
         return 0;
     (void)set_layer(MKL_THREADING_SEQUENTIAL);
@@ -82,7 +80,7 @@ static void load_others(void *library, cmm_blas *blas)
         (void)snprintf(blas->name, sizeof blas->name, "%s", describe());
     else
         (void)snprintf(blas->name, sizeof blas->name, "%s",
-                       dlsym(library, "bli_info_get_version_str") ? "BLIS" : "BLAS");
+                       cmm_library_symbol(library, "bli_info_get_version_str") ? "BLIS" : "BLAS");
 }
 
 /* Which integers a BLAS counts in does not show in its names: an ILP64 build may call its functions sgemm_ too, and MKL
@@ -157,21 +155,21 @@ cmm_status cmm_blas_load(const char *file, cmm_blas *blas)
         return CMM_ERROR_BLAS_FILE_NULL;
     const cmm_caller caller = cmm_caller_enter(); /* a library's initialisation may do anything */
     cmm_status status = CMM_ERROR_BLAS_FILE;
-    void *const library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    void *const library = cmm_library_open(file);
     if (library) {
         cmm_blas found;
         status = take_all(library, &found);
         if (status == CMM_OK)
             *blas = found;
         else
-            (void)dlclose(library);
+            cmm_library_close(library);
     }
     cmm_caller_leave(&caller);
     return status;
 }
 
 #if defined(CMM_BLAS_LINKED)
-/* Declared as data to take their addresses without repeating their types; dlsym on the program itself would miss
+/* Declared as data to take their addresses without repeating their types; a search of the process would miss
  * libraries that are linked statically. */
 #define LINKED(name) extern void name(void)
 LINKED(sdot_);
@@ -185,7 +183,7 @@ LINKED(dgemm_);
 
 static cmm_blas linked;
 static cmm_status linked_status;
-static pthread_once_t linked_once = PTHREAD_ONCE_INIT;
+static cmm_once linked_once = CMM_ONCE_INIT;
 
 static void find_linked(void)
 {
@@ -203,7 +201,7 @@ static void find_linked(void)
     TAKE_LINKED(dgemv);
     TAKE_LINKED(sgemm);
     TAKE_LINKED(dgemm);
-    void *const self = dlopen(NULL, RTLD_NOW);
+    void *const self = cmm_library_of_process();
     if (self && !load_mkl(self, &linked))
         load_others(self, &linked);
     linked_status = cmm_blas_check(&linked);
@@ -214,7 +212,7 @@ cmm_status cmm_blas_linked(cmm_blas *blas)
     if (!blas)
         return CMM_ERROR_BLAS_NULL;
     const cmm_caller caller = cmm_caller_enter();
-    pthread_once(&linked_once, find_linked);
+    cmm_once_run(&linked_once, find_linked);
     cmm_caller_leave(&caller);
     if (linked_status == CMM_OK)
         *blas = linked;

@@ -1,7 +1,8 @@
 /* The thread counts of the BLAS libraries in use, borrowed for the time of a call. */
 #include "blas_threads.h"
 
-#include <pthread.h>
+#include "platform.h"
+
 #include <stdatomic.h>
 
 enum { BLAS_MAX = 16 };
@@ -14,13 +15,13 @@ typedef struct slot {
 
 /* Within one page, which a fork copies as it is at one instant. */
 static _Alignas(512) slot slots[BLAS_MAX];
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
+static cmm_mutex lock = CMM_MUTEX_INIT;
+static cmm_once once = CMM_ONCE_INIT;
 
 /* In the child of a fork nobody is left who would put the counts back. */
 static void put_all_back(void)
 {
-    pthread_mutex_init(&lock, NULL); /* it may have been held */
+    cmm_mutex_reset(&lock); /* it may have been held */
     for (int i = 0; i < BLAS_MAX; i++) {
         if (atomic_load(&slots[i].users) > 0 && slots[i].saved != 1)
             slots[i].set_threads(slots[i].saved);
@@ -30,7 +31,7 @@ static void put_all_back(void)
 
 static void watch_fork(void)
 {
-    pthread_atfork(NULL, NULL, put_all_back);
+    cmm_after_fork(put_all_back);
 }
 
 /* The slot of a BLAS: its own, else the first free one, else none (more than BLAS_MAX at once: its count stays). */
@@ -56,8 +57,8 @@ void cmm_blas_threads_borrow(const cmm_blas *blas)
 {
     if (!has_count(blas))
         return;
-    pthread_once(&once, watch_fork);
-    pthread_mutex_lock(&lock);
+    cmm_once_run(&once, watch_fork);
+    cmm_mutex_lock(&lock);
     slot *const mine = find_slot(blas);
     if (mine && atomic_load(&mine->users) == 0) {
         mine->set_threads = blas->set_threads;
@@ -67,19 +68,19 @@ void cmm_blas_threads_borrow(const cmm_blas *blas)
             blas->set_threads(1);
     } else if (mine)
         atomic_fetch_add(&mine->users, 1);
-    pthread_mutex_unlock(&lock);
+    cmm_mutex_unlock(&lock);
 }
 
 void cmm_blas_threads_return(const cmm_blas *blas)
 {
     if (!has_count(blas))
         return;
-    pthread_mutex_lock(&lock);
+    cmm_mutex_lock(&lock);
     slot *const mine = find_slot(blas);
     if (mine && atomic_load(&mine->users) > 0) { /* none in a child that was forked from inside the call */
         if (atomic_load(&mine->users) == 1 && mine->saved != 1)
             blas->set_threads(mine->saved);
         atomic_fetch_sub(&mine->users, 1);
     }
-    pthread_mutex_unlock(&lock);
+    cmm_mutex_unlock(&lock);
 }

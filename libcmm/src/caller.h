@@ -6,8 +6,7 @@
 #define CMM_CALLER_H
 
 #include "fp_environment.h"
-
-#include <pthread.h>
+#include "platform.h"
 
 typedef struct cmm_caller {
     int cancel;
@@ -16,9 +15,7 @@ typedef struct cmm_caller {
 
 static inline cmm_caller cmm_caller_enter(void)
 {
-    cmm_caller caller;
-    (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &caller.cancel);
-    caller.fp = cmm_fp_save();
+    const cmm_caller caller = {cmm_cancel_disable(), cmm_fp_save()};
     cmm_fp_default();
     return caller;
 }
@@ -26,7 +23,7 @@ static inline cmm_caller cmm_caller_enter(void)
 static inline void cmm_caller_leave(const cmm_caller *caller)
 {
     cmm_fp_restore(caller->fp);
-    (void)pthread_setcancelstate(caller->cancel, NULL);
+    cmm_cancel_restore(caller->cancel);
 }
 
 #endif

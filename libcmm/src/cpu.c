@@ -2,8 +2,7 @@
  * compilers it reports nothing. */
 #include "cpu.h"
 
-#include <pthread.h>
-#include <unistd.h>
+#include "platform.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
@@ -70,18 +69,12 @@ static uint32_t find_bits(void)
 
 static void find_caches(cmm_machine *found)
 {
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-    found->l1d = sysconf(_SC_LEVEL1_DCACHE_SIZE);
-    found->l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    found->l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#else
-    (void)found;
-#endif
+    cmm_system_caches(&found->l1d, &found->l2, &found->l3);
 }
 #endif
 
 static cmm_machine machine;
-static pthread_once_t machine_once = PTHREAD_ONCE_INIT;
+static cmm_once machine_once = CMM_ONCE_INIT;
 
 static void machine_find(void)
 {
@@ -98,6 +91,6 @@ static void machine_find(void)
 
 const cmm_machine *cmm_cpu_machine(void)
 {
-    pthread_once(&machine_once, machine_find);
+    cmm_once_run(&machine_once, machine_find);
     return &machine;
 }

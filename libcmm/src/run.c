@@ -4,12 +4,12 @@
 #include "blas_threads.h"
 #include "caller.h"
 #include "cpu.h"
+#include "platform.h"
 #include "scratch.h"
 #include "threadpool.h"
 #include "validate.h"
 
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 
 cmm_status cmm_choose(const cmm_run *given, cmm_choice *chosen)
@@ -98,7 +98,7 @@ static cmm_status run_pieces(const cmm_kernel *kernel, const cmm_problem *proble
         const int64_t largest = (problem->batch + threads - 1) / threads;
         s.scratch_stride = cmm_padded(kernel->scratch(problem, cpu, largest), CMM_ALIGNMENT);
         if (s.scratch_stride > 0) {
-            s.scratch = aligned_alloc(CMM_ALIGNMENT, (size_t)(s.scratch_stride * threads));
+            s.scratch = cmm_aligned_alloc((size_t)(s.scratch_stride * threads));
             if (!s.scratch)
                 return CMM_ERROR_MEMORY;
         }
@@ -108,7 +108,7 @@ static cmm_status run_pieces(const cmm_kernel *kernel, const cmm_problem *proble
     cmm_threadpool_run(threads, run_piece, &s);
     if (kernel->traits.blas)
         cmm_blas_threads_return(cpu->blas);
-    free(s.scratch);
+    cmm_aligned_free(s.scratch);
     if (recomputed)
         *recomputed = atomic_load(&s.recomputed);
     return CMM_OK;

@@ -2,6 +2,13 @@
 #include "cmm.h"
 
 #include "activations.inc"
+#include "platform.h"
+
+#if CMM_LOADS_LIBRARIES
+#define BLAS_FILE "file cannot be loaded; it should be the path of a shared library for this machine"
+#else
+#define BLAS_FILE "this libcmm was built with CMM_THREADS=OFF and loads no libraries; fill a table in, or link libcmm with a BLAS"
+#endif
 
 #define NAME_AND_COMMA(NAME, name, ...) "CMM_" #NAME ", "
 
@@ -67,7 +74,7 @@ static const struct {
     STATUS(CMM_ERROR_MEMORY, "no memory for the scratch space of the call; use fewer threads or a smaller batch"),
     STATUS(CMM_ERROR_BLAS_NULL, "blas is NULL; it should point to the table to fill"),
     STATUS(CMM_ERROR_BLAS_FILE_NULL, "file is NULL; it should be the path of a BLAS library"),
-    STATUS(CMM_ERROR_BLAS_FILE, "file cannot be loaded; it should be the path of a shared library for this machine"),
+    STATUS(CMM_ERROR_BLAS_FILE, BLAS_FILE),
     STATUS(CMM_ERROR_BLAS_SYMBOLS, "this is no BLAS with 32-bit integers (LP64): functions (sgemm_, scipy_sgemm_ and the like) are missing, or count "
            "in 64 bits"),
     STATUS(CMM_ERROR_INDEX, "index is out of range; it should be 0 to cmm_level_count() - 1, or cmm_kernel_count() - 1"),

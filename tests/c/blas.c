@@ -4,8 +4,7 @@
 #include "check.h"
 #include "example.h"
 #include "reference_blas.h"
-
-#include <dlfcn.h>
+#include "system.h"
 
 static const char *const levels[] = {"blas1", "blas2", "blas3"};
 
@@ -55,9 +54,9 @@ static void check_mkl(const char *file)
 {
     const cmm_blas blas = check_library(file, "MMMM");
     CHECK(blas.sgemv_batch && !blas.dgemv_batch && !blas.sgemm_batch, "the batched functions that it has are used");
-    void *const library = dlopen(file, RTLD_NOW);
+    void *const library = library_open(file);
     int (*layer)(void) = NULL;
-    void *const symbol = library ? dlsym(library, "threading_layer") : NULL;
+    void *const symbol = library ? library_symbol(library, "threading_layer") : NULL;
     memcpy(&layer, &symbol, sizeof layer);
     CHECK(layer && layer() == 1, "MKL's threading layer should be the sequential one");
 }

@@ -4,9 +4,7 @@
 #define _GNU_SOURCE
 #include "check.h"
 #include "cmm.h"
-
-#include <dlfcn.h>
-#include <string.h>
+#include "system.h"
 
 enum { THREADED = 2, INCOMPLETE = 6, END = 14 };
 
@@ -15,7 +13,7 @@ enum { THREADED = 2, INCOMPLETE = 6, END = 14 };
 /* Whether a member of the table is the library's function of that name. */
 static int is(const void *member, size_t size, void *library, const char *symbol)
 {
-    void *const found = dlsym(library, symbol);
+    void *const found = library_symbol(library, symbol);
     return found && size == sizeof found && memcmp(member, &found, size) == 0;
 }
 
@@ -23,7 +21,7 @@ static void check_batched(const char *file)
 {
     cmm_blas blas;
     CHECK(cmm_blas_load(file, &blas) == CMM_OK, "%s", file);
-    void *const library = dlopen(file, RTLD_NOW);
+    void *const library = library_open(file);
     CHECK(IS(blas.sdot, "sdot") && IS(blas.ddot, "ddot") && IS(blas.saxpy, "saxpy") && IS(blas.daxpy, "daxpy"), "1");
     CHECK(IS(blas.sgemv, "sgemv") && IS(blas.dgemv, "dgemv"), "2");
     CHECK(IS(blas.sgemm, "sgemm") && IS(blas.dgemm, "dgemm"), "3");
@@ -50,7 +48,7 @@ static void check_incomplete(const char *file)
     memcpy(&before, &blas, sizeof blas);
     CHECK(cmm_blas_load(file, &blas) == CMM_ERROR_BLAS_SYMBOLS, "%s", file);
     CHECK(memcmp(&blas, &before, sizeof blas) == 0, "%s: the table was written", file);
-    CHECK(dlopen(file, RTLD_NOW | RTLD_NOLOAD) == NULL, "%s: a library that will not do is still loaded", file);
+    CHECK(!library_is_loaded(file), "%s: a library that will not do is still loaded", file);
 }
 
 int main(int argc, char **argv)

@@ -1,5 +1,6 @@
-/* The fused multiply-add that simd/scalar.h makes of separate operations, bit for bit against the C library's fmaf():
- * random numbers, and bit patterns made to fall on the boundaries of every rounding.
+/* The fused multiply-adds that simd/scalar.h makes of other operations, bit for bit against the C library's fmaf() and
+ * fma(), or on Windows, whose C library rounds twice, against the CPU's own: random numbers, and bit patterns made to
+ * fall on the boundaries of every rounding.
  *
  *     fma few    fewer of them, for an emulator */
 #undef __FP_FAST_FMAF /* some CPUs would use their own instruction */
@@ -9,7 +10,28 @@
 #include "check.h"
 #include "example.h"
 
-static float (*volatile library_fmaf)(float, float, float) = fmaf; /* a call, whatever the compiler knows of fmaf */
+#if defined(_WIN32) && defined(__x86_64__)
+#include <immintrin.h>
+
+__attribute__((target("fma"))) static float cpu_fmaf(float a, float b, float c)
+{
+    return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
+}
+
+__attribute__((target("fma"))) static double cpu_fma(double a, double b, double c)
+{
+    return _mm_cvtsd_f64(_mm_fmadd_sd(_mm_set_sd(a), _mm_set_sd(b), _mm_set_sd(c)));
+}
+
+static int is_known(void) { return __builtin_cpu_supports("fma"); }
+#else
+#define cpu_fmaf fmaf
+#define cpu_fma fma
+static int is_known(void) { return 1; }
+#endif
+
+static float (*volatile known_fmaf)(float, float, float) = cpu_fmaf; /* a call, whatever the compiler knows of fmaf */
+static double (*volatile known_fma)(double, double, double) = cpu_fma;
 
 static uint32_t bits_of(float x)
 {
@@ -27,10 +49,68 @@ static float from_bits(uint32_t u)
 
 static void check_one(float a, float b, float c)
 {
-    const float got = fma_one_f32(a, b, c), want = library_fmaf(a, b, c);
+    const float got = fma_one_f32(a, b, c), want = known_fmaf(a, b, c);
     CHECK(bits_of(got) == bits_of(want) || (got != got && want != want), "fma(%a, %a, %a) gave %a, not %a", (double)a,
           (double)b, (double)c, (double)got, (double)want);
 }
+
+#if defined(__SIZEOF_INT128__)
+static double from_bits_of_double(uint64_t u)
+{
+    double x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+static void check_double(double a, double b, double c)
+{
+    const double got = fma_of_integers(a, b, c), want = known_fma(a, b, c);
+    CHECK(memcmp(&got, &want, sizeof got) == 0 || (got != got && want != want), "fma(%a, %a, %a) gave %a, not %a", a, b, c,
+          got, want);
+}
+
+static double double_of(uint64_t r, int64_t exponent)
+{
+    const uint64_t all = ((uint64_t)1 << 52) - 1, bit = (uint64_t)1 << (r >> 40) % 52;
+    const uint64_t fractions[] = {0, all, bit, all ^ bit, bit - 1, (uint64_t)1 << 51 | bit, r >> 8 & all, r >> 9 & all};
+    exponent = exponent < 0 ? 0 : exponent > 2047 ? 2047 : exponent;
+    return from_bits_of_double((r >> 63) << 63 | (uint64_t)exponent << 52 | fractions[r % 8]);
+}
+
+/* The same as of floats below. */
+static void check_doubles(int share, uint64_t *state)
+{
+    for (int i = 0; i < 1000000 / share; i++)
+        check_double(from_bits_of_double(random_bits(state)), from_bits_of_double(random_bits(state)),
+                     from_bits_of_double(random_bits(state)));
+    for (int i = 0; i < 4000000 / share; i++) {
+        const uint64_t r = random_bits(state), s = random_bits(state), t = random_bits(state);
+        const int64_t ea = (int64_t)(r >> 50 & 2047), eb = (int64_t)(s >> 50 & 2047);
+        const int64_t near = ea + eb - 1023 + (int64_t)(t >> 48 & 255) - 128;
+        const double a = double_of(r, ea), b = double_of(s, eb);
+        check_double(a, b, double_of(t, near));
+        /* Cancellation to the last bits. */
+        uint64_t product;
+        memcpy(&product, &(double){-(a * b)}, sizeof product);
+        check_double(a, b, from_bits_of_double(product + t % 5 - 2));
+        /* Half a unit of c's last place, or a little more or less. */
+        const uint64_t ec = 60 + (t >> 32 & 1023);
+        const double half = from_bits_of_double((ec - 53) << 52 | (t >> 5 & 1));
+        const double one = from_bits_of_double(((uint64_t)1023 << 52) + (t >> 8 & 3) - 1);
+        check_double(half, t & 1 << 10 ? one : -one, double_of(t, (int64_t)ec));
+        /* Results around the least numbers, and the greatest. */
+        check_double(double_of(r, (int64_t)(r >> 50 & 63)), double_of(s, 960 + (int64_t)(s >> 50 & 127)),
+                     double_of(t, (int64_t)(t >> 48 & 3)));
+        check_double(double_of(r, 2040 - ea / 2), double_of(s, 1023 + ea / 2), double_of(t, 2040 + (int64_t)(t >> 48 & 7)));
+    }
+}
+#else
+static void check_doubles(int share, uint64_t *state)
+{
+    (void)share;
+    (void)state;
+}
+#endif
 
 /* A fraction with few bits set or clear: 0, all ones, one bit, a run, or any. */
 static uint32_t fraction(uint64_t r)
@@ -57,6 +137,11 @@ int main(int argc, char **argv)
 {
     const int share = argc > 1 && strcmp(argv[1], "few") == 0 ? 20 : 1;
     uint64_t state = 1;
+    if (!is_known()) {
+        printf("there is no fma here to compare with\n");
+        return 0;
+    }
+    check_doubles(share, &state);
     for (int i = 0; i < 3000000 / share; i++) /* any bits at all */
         check_one(from_bits((uint32_t)random_bits(&state)), from_bits((uint32_t)random_bits(&state)),
                   from_bits((uint32_t)random_bits(&state)));
@@ -86,5 +171,15 @@ int main(int argc, char **argv)
         for (int j = 0; j < SPECIAL; j++)
             for (int k = 0; k < SPECIAL; k++)
                 check_one(special[i], special[j], special[k]);
+#if defined(__SIZEOF_INT128__)
+    static const double doubles[] = {0.0, -0.0, 1, -1, INFINITY, -INFINITY, (double)NAN, 0x1p-1074, -0x1p-1074, 0x1p-1022,
+                                     0x1.fffffffffffffp1023, -0x1.fffffffffffffp1023, 0x1p-538, 0x1.0000000000001p0,
+                                     0x1.fffffffffffffp-1, 0x1p-537};
+    enum { DOUBLES = sizeof doubles / sizeof *doubles };
+    for (int i = 0; i < DOUBLES; i++)
+        for (int j = 0; j < DOUBLES; j++)
+            for (int k = 0; k < DOUBLES; k++)
+                check_double(doubles[i], doubles[j], doubles[k]);
+#endif
     return check_report();
 }

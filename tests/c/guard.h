@@ -2,12 +2,23 @@
 #ifndef GUARD_H
 #define GUARD_H
 
-#include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
+#include <windows.h>
+#undef far /* which it defines, as if there were still such pointers */
+
+#include <io.h>
+#include <process.h>
+#else
+#include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#endif
 
 enum { BUFFERS = 7 };
 
@@ -16,15 +27,70 @@ static struct {
     size_t bytes;
 } buffers[BUFFERS];
 
-static char now[256]; /* what is being tried, for the signal handler */
+static char now[256]; /* what is being tried, for when it faults */
 
+static void end_of_a_fault(void)
+{
+    static const char text[] = "memory outside the arrays was touched by ";
+    const long long written = write(1, text, sizeof text - 1) + write(1, now, (unsigned)strlen(now)) + write(1, "\n", 1);
+    _exit(written > 0 ? 3 : 4);
+}
+
+#if defined(_WIN32)
+static LONG CALLBACK on_fault(EXCEPTION_POINTERS *fault)
+{
+    if (fault->ExceptionRecord->ExceptionCode == EXCEPTION_ACCESS_VIOLATION)
+        end_of_a_fault();
+    return EXCEPTION_CONTINUE_SEARCH;
+}
+
+static void catch_faults(void)
+{
+    (void)AddVectoredExceptionHandler(1, on_fault);
+}
+
+static size_t page_bytes(void)
+{
+    SYSTEM_INFO info;
+    GetSystemInfo(&info);
+    return info.dwPageSize;
+}
+
+/* So many bytes that may be touched, `before` bytes after the start of more that may not; whole pages. Or NULL. */
+static char *part_of_memory(size_t bytes, size_t before, size_t all)
+{
+    DWORD old;
+    char *const memory = VirtualAlloc(NULL, all, MEM_RESERVE | MEM_COMMIT, PAGE_NOACCESS);
+    return memory && VirtualProtect(memory + before, bytes, PAGE_READWRITE, &old) ? memory + before : NULL;
+}
+#else
 static void on_fault(int signal_number)
 {
     (void)signal_number;
-    static const char text[] = "memory outside the arrays was touched by ";
-    const ssize_t written = write(1, text, sizeof text - 1) + write(1, now, strlen(now)) + write(1, "\n", 1);
-    _exit(written > 0 ? 3 : 4);
+    end_of_a_fault();
 }
+
+static void catch_faults(void)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_fault;
+    (void)sigaction(SIGSEGV, &action, NULL);
+    (void)sigaction(SIGBUS, &action, NULL);
+}
+
+static size_t page_bytes(void)
+{
+    return (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* So many bytes that may be touched, `before` bytes after the start of more that may not; whole pages. Or NULL. */
+static char *part_of_memory(size_t bytes, size_t before, size_t all)
+{
+    char *const memory = mmap(NULL, all, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return memory != MAP_FAILED && mprotect(memory + before, bytes, PROT_READ | PROT_WRITE) == 0 ? memory + before : NULL;
+}
+#endif
 
 /* Memory for an array in buffer number `which`, at its upper end or its lower. */
 static void *guarded(int which, int64_t elements, size_t size, int at_end)
@@ -40,21 +106,16 @@ static void *guarded(int which, int64_t elements, size_t size, int at_end)
 /* BUFFERS of them, of so many bytes; and touching the pages beside them ends the program with what was tried. */
 static void make_buffers(size_t bytes)
 {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_fault;
-    (void)sigaction(SIGSEGV, &action, NULL);
-    (void)sigaction(SIGBUS, &action, NULL);
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t page = page_bytes();
+    catch_faults();
     bytes = (bytes + page - 1) / page * page;
     for (int i = 0; i < BUFFERS; i++) {
-        char *const all = mmap(NULL, bytes + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (all == MAP_FAILED || mprotect(all + page, bytes, PROT_READ | PROT_WRITE) != 0) {
+        buffers[i].start = part_of_memory(bytes, page, bytes + 2 * page);
+        buffers[i].bytes = bytes;
+        if (!buffers[i].start) {
             printf("no memory\n");
             exit(2);
         }
-        buffers[i].start = all + page;
-        buffers[i].bytes = bytes;
     }
 }
 

@@ -101,7 +101,7 @@ static void check_packed(shape s)
 
 /* ---- an emulator that reads too much ---------------------------------------------------------------------------- */
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(_WIN32)
 /* A masked load touches no element that is masked off: so says the manual of AVX, and kernels rely on it. QEMU (7.2 at
  * least) loads whole vectors. A child tries it: three floats before a page that no one may touch. */
 #include <immintrin.h>

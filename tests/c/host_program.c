@@ -5,19 +5,23 @@
  * always survive; what would run there runs in this process. */
 #define _GNU_SOURCE
 #include "check.h"
-#include "core_count.h"
 #include "example.h"
+#include "platform.h"
 #include "reference_blas.h"
 
-#include <errno.h>
 #include <fenv.h>
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
+#if defined(CMM_PLATFORM_POSIX)
+#include <errno.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+#else
+#include <process.h>
+#endif
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 #endif
@@ -25,24 +29,24 @@
 /* Work that is worth several threads: about 10 million flops, and 4 for "few". */
 static shape worth = {.depth = 5, .trees = 2, .d_in = 256, .d_out = 192, .batch = 1000, .bias = 1};
 
-/* ---- what the linker puts in the place of the C library's (--wrap) ------------------------------------------------ */
+/* ---- what the linker puts in the place of libcmm's (--wrap) ------------------------------------------------------- */
 
-static atomic_int refuse_threads;  /* pthread_create() fails */
-static atomic_llong allocated;     /* bytes that aligned_alloc() gave */
+static atomic_int refuse_threads;  /* cmm_thread_start() fails */
+static atomic_llong allocated;     /* bytes that cmm_aligned_alloc() gave */
 
-int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*work)(void *), void *argument);
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*work)(void *), void *argument);
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*work)(void *), void *argument)
+int __real_cmm_thread_start(cmm_thread *thread, void (*work)(void *), void *argument);
+int __wrap_cmm_thread_start(cmm_thread *thread, void (*work)(void *), void *argument);
+int __wrap_cmm_thread_start(cmm_thread *thread, void (*work)(void *), void *argument)
 {
-    return atomic_load(&refuse_threads) ? EAGAIN : __real_pthread_create(thread, attributes, work, argument);
+    return atomic_load(&refuse_threads) ? 0 : __real_cmm_thread_start(thread, work, argument);
 }
 
-void *__real_aligned_alloc(size_t alignment, size_t size);
-void *__wrap_aligned_alloc(size_t alignment, size_t size);
-void *__wrap_aligned_alloc(size_t alignment, size_t size)
+void *__real_cmm_aligned_alloc(size_t bytes);
+void *__wrap_cmm_aligned_alloc(size_t bytes);
+void *__wrap_cmm_aligned_alloc(size_t bytes)
 {
-    atomic_fetch_add(&allocated, (long long)size);
-    return __real_aligned_alloc(alignment, size);
+    atomic_fetch_add(&allocated, (long long)bytes);
+    return __real_cmm_aligned_alloc(bytes);
 }
 
 /* ---- a BLAS that tells which threads work, has a thread count, and can be made to wait --------------------------- */
@@ -116,18 +120,24 @@ static int threads_of_a_call_with(int32_t threads, void (*also)(void))
 
 static int few;
 
+#if defined(CMM_PLATFORM_POSIX)
 static int blas_is_back(int argument)
 {
     (void)argument;
     return get_threads() == 7 ? 0 : 10 + get_threads();
 }
+#endif
 
 static int threads_of_a_call(int32_t threads)
 {
     return threads_of_a_call_with(threads, see_and_wait);
 }
 
-/* In a child, which has no thread of the pool yet, and ends with what `work` returns: 0 is well. */
+/* ---- a process of its own ------------------------------------------------------------------------------------------ */
+
+/* Do the work in a child, which has no thread of the pool yet, and ends with what it returns: 0 is well. Windows has no
+ * fork; there the child is this program anew, and main() finds the work by its place in the list. */
+#if defined(CMM_PLATFORM_POSIX)
 static void in_a_child(int (*work)(int), int argument, const char *what)
 {
     fflush(stdout);
@@ -150,49 +160,24 @@ static void in_a_child(int (*work)(int), int argument, const char *what)
           WIFSIGNALED(status) ? "died of signal" : "ended with",
           WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
 }
+#else
+static int no_threads_to_be_had(int), started_by_a_flushing_caller(int);
+static int (*const works[])(int) = {no_threads_to_be_had, started_by_a_flushing_caller};
+static const char *program;
 
-/* ---- signals ------------------------------------------------------------------------------------------------------ */
-
-/* A program blocks a signal in all of its threads, and waits for it. A thread that did not block it would get it, and
- * the signal's default action ends the process. */
-static int wait_for_signal(int signal_number)
+static void in_a_child(int (*work)(int), int argument, const char *what)
 {
-    sigset_t wanted, before, after;
-    const int threads = threads_of_a_call(4);
-    (void)sigemptyset(&wanted);
-    (void)sigaddset(&wanted, signal_number);
-    (void)pthread_sigmask(SIG_BLOCK, &wanted, &before);
-    (void)kill(getpid(), signal_number);
-    (void)nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
-    const int got = sigtimedwait(&wanted, NULL, &(struct timespec){.tv_sec = 5});
-    (void)threads_of_a_call(4);
-    (void)pthread_sigmask(SIG_BLOCK, NULL, &after);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return threads < 2 ? 1 : got != signal_number ? 2 : sigismember(&after, signal_number) != 1 ? 3 : 0;
+    char which[16], with[16];
+    int i = 0;
+    while (works[i] != work)
+        i++;
+    (void)snprintf(which, sizeof which, "%d", i);
+    (void)snprintf(with, sizeof with, "%d", argument);
+    fflush(stdout);
+    const intptr_t status = _spawnl(_P_WAIT, program, program, few ? "few" : "all", which, with, NULL);
+    CHECK(status == 0, "%s %d: ended with %lld", what, argument, (long long)status);
 }
-
-static void check_signals(void)
-{
-    static const int signals[] = {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGALRM, SIGPIPE, SIGQUIT, SIGPROF};
-    for (size_t i = 0; i < (few ? 1 : sizeof signals / sizeof *signals); i++)
-        in_a_child(wait_for_signal, signals[i], "a process that waits for signal");
-}
-
-/* The caller's own mask is as it was, also in the call that starts the threads. */
-static int mask_is_kept(int argument)
-{
-    sigset_t mask, before, after;
-    (void)argument;
-    (void)sigemptyset(&mask);
-    (void)sigaddset(&mask, SIGUSR1);
-    (void)pthread_sigmask(SIG_SETMASK, &mask, &before);
-    (void)threads_of_a_call(3);
-    (void)pthread_sigmask(SIG_SETMASK, &before, &after);
-    for (int s = 1; s < 32; s++)
-        if (sigismember(&after, s) != (s == SIGUSR1))
-            return s;
-    return 0;
-}
+#endif
 
 /* ---- the floating-point environment -------------------------------------------------------------------------------- */
 
@@ -273,6 +258,90 @@ static int started_by_a_flushing_caller(int threads)
     return used < 2 || check_report();
 }
 
+/* ---- limits -------------------------------------------------------------------------------------------------------- */
+
+/* Scratch memory is for the threads that take part, not for those asked for; it is given back. */
+static long long scratch_bytes(int32_t threads)
+{
+    shape s = worth;
+    s.batch = 3000;
+    example e = example_new(s, 5), want = example_new(s, 5);
+    cmm_run run = {.size = sizeof run, .threads = threads, .level = "native", .algorithm = "grouped"};
+    atomic_store(&allocated, 0);
+    CHECK(example_run(&e, &run) == CMM_OK, "%d threads", threads);
+    const long long bytes = atomic_load(&allocated);
+    run.threads = 1;
+    CHECK(example_run(&want, &run) == CMM_OK, "one thread");
+    CHECK(memcmp(e.y, want.y, (size_t)(s.batch * s.d_out) * sizeof(float)) == 0, "%d threads: other bits", threads);
+    example_free(&e);
+    example_free(&want);
+    return bytes;
+}
+
+static int no_threads_to_be_had(int argument)
+{
+    (void)argument;
+    const long long one = scratch_bytes(1);
+    atomic_store(&refuse_threads, 1);
+    const long long many = scratch_bytes(64);
+    const int used = threads_of_a_call(4);
+    atomic_store(&refuse_threads, 0);
+    const int later = threads_of_a_call(2); /* and when they can be had again, they are */
+    return one <= 0 ? 1 : many != one ? 2 : used != 1 ? 3 : later != 2 ? 4 : check_report();
+}
+
+static void check_limits(void)
+{
+    in_a_child(no_threads_to_be_had, 0, "a process that can start no thread");
+    const long long one = scratch_bytes(1), all = scratch_bytes(INT32_MAX);
+    CHECK(one > 0 && all <= 256 * one, "%lld bytes of scratch, and %lld for one thread", all, one);
+}
+
+#if defined(CMM_PLATFORM_POSIX)
+
+/* ---- signals ------------------------------------------------------------------------------------------------------ */
+
+/* A program blocks a signal in all of its threads, and waits for it. A thread that did not block it would get it, and
+ * the signal's default action ends the process. */
+static int wait_for_signal(int signal_number)
+{
+    sigset_t wanted, before, after;
+    const int threads = threads_of_a_call(4);
+    (void)sigemptyset(&wanted);
+    (void)sigaddset(&wanted, signal_number);
+    (void)pthread_sigmask(SIG_BLOCK, &wanted, &before);
+    (void)kill(getpid(), signal_number);
+    (void)nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+    const int got = sigtimedwait(&wanted, NULL, &(struct timespec){.tv_sec = 5});
+    (void)threads_of_a_call(4);
+    (void)pthread_sigmask(SIG_BLOCK, NULL, &after);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return threads < 2 ? 1 : got != signal_number ? 2 : sigismember(&after, signal_number) != 1 ? 3 : 0;
+}
+
+static void check_signals(void)
+{
+    static const int signals[] = {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGALRM, SIGPIPE, SIGQUIT, SIGPROF};
+    for (size_t i = 0; i < (few ? 1 : sizeof signals / sizeof *signals); i++)
+        in_a_child(wait_for_signal, signals[i], "a process that waits for signal");
+}
+
+/* The caller's own mask is as it was, also in the call that starts the threads. */
+static int mask_is_kept(int argument)
+{
+    sigset_t mask, before, after;
+    (void)argument;
+    (void)sigemptyset(&mask);
+    (void)sigaddset(&mask, SIGUSR1);
+    (void)pthread_sigmask(SIG_SETMASK, &mask, &before);
+    (void)threads_of_a_call(3);
+    (void)pthread_sigmask(SIG_SETMASK, &before, &after);
+    for (int s = 1; s < 32; s++)
+        if (sigismember(&after, s) != (s == SIGUSR1))
+            return s;
+    return 0;
+}
+
 /* ---- cancellation -------------------------------------------------------------------------------------------------- */
 
 static atomic_int inside, go_on, finished;
@@ -344,45 +413,6 @@ static void check_pending(void)
     void *result = NULL;
     CHECK(pthread_create(&thread, NULL, pending, &reached) == 0 && pthread_join(thread, &result) == 0, "thread");
     CHECK(reached == 1 && result == PTHREAD_CANCELED, "a call was a cancellation point");
-}
-
-/* ---- limits -------------------------------------------------------------------------------------------------------- */
-
-/* Scratch memory is for the threads that take part, not for those asked for; it is given back. */
-static long long scratch_bytes(int32_t threads)
-{
-    shape s = worth;
-    s.batch = 3000;
-    example e = example_new(s, 5), want = example_new(s, 5);
-    cmm_run run = {.size = sizeof run, .threads = threads, .level = "native", .algorithm = "grouped"};
-    atomic_store(&allocated, 0);
-    CHECK(example_run(&e, &run) == CMM_OK, "%d threads", threads);
-    const long long bytes = atomic_load(&allocated);
-    run.threads = 1;
-    CHECK(example_run(&want, &run) == CMM_OK, "one thread");
-    CHECK(memcmp(e.y, want.y, (size_t)(s.batch * s.d_out) * sizeof(float)) == 0, "%d threads: other bits", threads);
-    example_free(&e);
-    example_free(&want);
-    return bytes;
-}
-
-static int no_threads_to_be_had(int argument)
-{
-    (void)argument;
-    const long long one = scratch_bytes(1);
-    atomic_store(&refuse_threads, 1);
-    const long long many = scratch_bytes(64);
-    const int used = threads_of_a_call(4);
-    atomic_store(&refuse_threads, 0);
-    const int later = threads_of_a_call(2); /* and when they can be had again, they are */
-    return one <= 0 ? 1 : many != one ? 2 : used != 1 ? 3 : later != 2 ? 4 : check_report();
-}
-
-static void check_limits(void)
-{
-    in_a_child(no_threads_to_be_had, 0, "a process that can start no thread");
-    const long long one = scratch_bytes(1), all = scratch_bytes(INT32_MAX);
-    CHECK(one > 0 && all <= 256 * one, "%lld bytes of scratch, and %lld for one thread", all, one);
 }
 
 /* ---- fork ---------------------------------------------------------------------------------------------------------- */
@@ -492,14 +522,23 @@ static void check_quotas(void)
     CHECK(system(command) == 0, "%s", command);
 }
 
+#endif
+
 int main(int argc, char **argv)
 {
     few = argc > 1 && strcmp(argv[1], "few") == 0;
     if (few)
         worth.batch = 400;
+#if !defined(CMM_PLATFORM_POSIX)
+    program = argv[0];
+    if (argc == 4)
+        return works[atoi(argv[2])](atoi(argv[3]));
+#endif
     check_limits();
+#if defined(CMM_PLATFORM_POSIX)
     check_signals();
     in_a_child(mask_is_kept, 0, "the caller's signal mask");
+#endif
     for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++) {
         check_environment(dtype, "naive", NULL);
         check_environment(dtype, "native", "per_token");
@@ -507,11 +546,13 @@ int main(int argc, char **argv)
     }
     check_changing_blas();
     in_a_child(started_by_a_flushing_caller, 2, "threads started by a caller that flushes subnormals");
+#if defined(CMM_PLATFORM_POSIX)
     check_cancel(PTHREAD_CANCEL_DEFERRED);
     check_cancel(PTHREAD_CANCEL_ASYNCHRONOUS);
     check_pending();
     check_fork();
     check_quotas();
+#endif
     CHECK(atomic_load(&blas_complaints) == 0, "%d calls of the BLAS with arguments it forbids",
           atomic_load(&blas_complaints));
     return check_report();

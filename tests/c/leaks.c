@@ -1,35 +1,36 @@
 /* A call gives back what it took: scratch memory and the BLAS's thread count, whether it computed or was refused.
  *
- * The linker puts the functions below in place of libcmm's calls of aligned_alloc() and free() (see CMakeLists.txt);
- * what the C library allocates for itself, such as the stacks of the pool's threads, they do not see. */
+ * The linker puts the functions below in the place of those that give libcmm its memory (see CMakeLists.txt). What the
+ * C library allocates for itself, such as the stacks of the pool's threads, they do not see. */
 #include "check.h"
 #include "example.h"
 #include "ways.h"
 
 #include <stdatomic.h>
 
-void *__real_aligned_alloc(size_t alignment, size_t size);
-void *__wrap_aligned_alloc(size_t alignment, size_t size);
-void __real_free(void *block);
-void __wrap_free(void *block);
+void *__real_cmm_aligned_alloc(size_t bytes);
+void *__wrap_cmm_aligned_alloc(size_t bytes);
+void __real_cmm_aligned_free(void *block);
+void __wrap_cmm_aligned_free(void *block);
 
 static atomic_int taken, given_back;
-static int refuse; /* aligned_alloc() fails */
+static int refuse; /* cmm_aligned_alloc() fails */
 
-void *__wrap_aligned_alloc(size_t alignment, size_t size)
+void *__wrap_cmm_aligned_alloc(size_t bytes)
 {
-    CHECK(alignment == CMM_ALIGNMENT && size > 0 && size % alignment == 0, "aligned_alloc(%zu, %zu)", alignment, size);
-    void *const block = refuse ? NULL : __real_aligned_alloc(alignment, size);
+    CHECK(bytes > 0 && bytes % CMM_ALIGNMENT == 0, "cmm_aligned_alloc(%zu)", bytes);
+    void *const block = refuse ? NULL : __real_cmm_aligned_alloc(bytes);
+    CHECK((uintptr_t)block % CMM_ALIGNMENT == 0, "cmm_aligned_alloc(%zu): %p", bytes, block);
     if (block)
         atomic_fetch_add(&taken, 1);
     return block;
 }
 
-void __wrap_free(void *block)
+void __wrap_cmm_aligned_free(void *block)
 {
     if (block)
         atomic_fetch_add(&given_back, 1);
-    __real_free(block);
+    __real_cmm_aligned_free(block);
 }
 
 static int32_t blas_threads = 5;

@@ -8,6 +8,7 @@
 #include "guard.h"
 #include "oracle.h"
 #include "small_caches.h"
+#include "system.h"
 #include "ways.h"
 
 /* The formats by definition, in double: sign, exponent, significand. */
@@ -235,7 +236,7 @@ static void check_rounding(const format *f)
     int64_t bytes = 0;
     CHECK(cmm_fff_pack_size_as(&layer, &options, &bytes) == CMM_OK, "%s", f->name);
     CHECK(bytes == (2 * n + 63) / 64 * 64 + 64, "%s: %lld bytes", f->name, (long long)bytes);
-    void *const memory = aligned_alloc(CMM_ALIGNMENT, (size_t)bytes);
+    void *const memory = aligned_new((size_t)bytes);
     cmm_fff packed;
     CHECK(memory && cmm_fff_pack_as(&layer, &options, memory, bytes, &packed) == CMM_OK, "%s", f->name);
     CHECK(packed.weight_dtype == f->dtype && packed.dtype == CMM_F32, "%s", f->name);
@@ -245,7 +246,7 @@ static void check_rounding(const format *f)
         CHECK(isnan(row[i]) ? is_nan(f, got) && quiet : got == want, "%s: %a becomes 0x%04x, not 0x%04x", f->name, (double)row[i],
               got, want);
     }
-    free(memory);
+    aligned_delete(memory);
     free(row);
 }
 

@@ -1,7 +1,11 @@
 /* A plugin that libcmm is linked into, statically, for plugin_host.c. */
 #include "example.h"
 
+#if defined(_WIN32)
+__declspec(dllexport) int use(int calls);
+#else
 __attribute__((visibility("default"))) int use(int calls);
+#endif
 
 int use(int calls)
 {

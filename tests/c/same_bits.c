@@ -7,6 +7,7 @@
 #include "check.h"
 #include "example.h"
 #include "small_caches.h"
+#include "system.h"
 #include "ways.h"
 
 static int few;
@@ -25,7 +26,7 @@ static size_t path_bytes(const example *e, size_t element)
 static example results_like(const example *e)
 {
     example r = *e;
-    r.y = aligned_alloc(CMM_ALIGNMENT, (y_bytes(e) / CMM_ALIGNMENT + 1) * CMM_ALIGNMENT);
+    r.y = aligned_new(y_bytes(e));
     if (!r.y) {
         printf("out of memory\n");
         exit(2);
@@ -38,7 +39,7 @@ static example results_like(const example *e)
 
 static void results_free(example *r)
 {
-    free(r->y);
+    aligned_delete(r->y);
     free(r->nodes);
     free(r->logits);
 }

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from building import ROOT, Build, build_with_tests, default_build, run, scratch, tool
+from building import ROOT, Build, build_with_tests, default_build, run, run_in_wine, scratch, tool
 
-C_TESTS = re.findall(r"^cmm_test\((\w+)", (ROOT / "tests/c/CMakeLists.txt").read_text(), re.MULTILINE)
+LISTED = re.findall(r"^ *cmm_test\((\w+)", (ROOT / "tests/c/CMakeLists.txt").read_text(), re.MULTILINE)
+C_TESTS = [name for name in LISTED if name != "single"]
+# Those of a libcmm without threads, which are built before tests/c/CMakeLists.txt returns.
+SINGLE_TESTS = LISTED[: LISTED.index("single") + 1]
 # Those that say something about the instructions of a kernel, as they run in an emulator: each within a minute.
 # .ci/run runs every C test there.
 EMULATED = ["status", "wrong_calls", "scratch", "same_bits hash", "correctness few", "narrow_rows few far"]
@@ -329,6 +332,57 @@ def test_kernels_that_the_compiler_cannot_build_are_stubs_that_say_so() -> None:
         assert "-mavx512f" in why, (name, why)
     ctest(build, "wrong_calls")
     assert " on avx512" not in run(build.program("same_bits"), "hash")
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not X86_64, reason="the DLL is for x86-64")
+def test_the_dll_for_windows() -> None:
+    """It exports the interface alone, needs the system alone, and has every bit. (.ci/run runs all C tests.)"""
+    mingw, objdump = tool("x86_64-w64-mingw32-gcc"), tool("x86_64-w64-mingw32-objdump")
+    build = build_with_tests(
+        "windows",
+        "-DCMAKE_SYSTEM_NAME=Windows",
+        "-DCMAKE_SYSTEM_PROCESSOR=x86_64",
+        f"-DCMAKE_C_COMPILER={mingw}",
+    )
+    assert "warning:" not in build.log
+    about = run(objdump, "-p", build.folder / "libcmm/libcmm.dll")
+    names = re.findall(r"^\t\[ *\d+\] (?:\+base\[ *\d+\] +\w+ )?(cmm_\w+|\w*[A-Za-z_]\w*)$", about, re.MULTILINE)
+    recorded = re.findall(r"^symbol (\w+)$", (ROOT / "libcmm/abi.txt").read_text(), re.MULTILINE)
+    assert sorted(names) == sorted(recorded)
+    assert set(re.findall(r"DLL Name: (\S+)", about)) == {"KERNEL32.dll", "msvcrt.dll"}
+    said = run_in_wine(build.folder / "libcmm/test_same_bits_of_dll.exe", "hash")
+    assert ", 0 failures" in said
+    assert "native/grouped on avx2" in said or "avx2" not in Path("/proc/cpuinfo").read_text()
+
+
+# ---- no system at all: CMM_THREADS=OFF -----------------------------------------------------------------------------
+
+
+def single_build() -> Build:
+    return build_with_tests("single", "-DCMM_THREADS=OFF")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", SINGLE_TESTS)
+def test_c_test_passes_without_threads(name: str) -> None:
+    ctest(single_build(), name)
+
+
+@pytest.mark.full
+def test_without_threads_nothing_of_threads_or_the_loader_is_called() -> None:
+    """Nor by the library that another program links, and the usual one calls what is looked for here."""
+    wanted = re.compile(r"\b(pthread_\w+|dl\w+|sched_\w+|sysconf|sigfillset)\b")
+    folder = single_build().folder
+    assert "warning:" not in single_build().log
+    for library in ("libcmm.so", "libcmm.a"):
+        called = run(tool("nm"), "--undefined-only", folder / "libcmm" / library)
+        assert not wanted.findall(called), library
+        assert "memcpy" in called
+        found = wanted.findall(run(tool("nm"), "--undefined-only", default_build().folder / "libcmm" / library))
+        assert {"pthread_create", "dlopen", "dlsym"} <= set(found)
+    assert "-lm\n" in (folder / "libcmm/cmm.pc").read_text()
+    assert "pthread" not in (folder / "libcmm/cmm.pc").read_text()
 
 
 # ---- other CPUs, emulated ------------------------------------------------------------------------------------------

@@ -36,12 +36,13 @@ static struct memory {
     int32_t nodes[BATCH * STEPS + 16], path[BATCH * STEPS + 1], leaves[BATCH * TREES + 1]; /* paths that are none */
 } memory;
 
-static int refuse_memory; /* aligned_alloc() fails */
+static int refuse_memory; /* cmm_aligned_alloc() fails: the linker puts this in its place */
 
-void *aligned_alloc(size_t alignment, size_t size)
+void *__real_cmm_aligned_alloc(size_t bytes);
+void *__wrap_cmm_aligned_alloc(size_t bytes);
+void *__wrap_cmm_aligned_alloc(size_t bytes)
 {
-    void *block = NULL;
-    return refuse_memory || posix_memalign(&block, alignment, size) != 0 ? NULL : block;
+    return refuse_memory ? NULL : __real_cmm_aligned_alloc(bytes);
 }
 
 static int element; /* bytes of one, of the dtype under test */
@@ -710,7 +711,13 @@ static void check_others(void)
     CHECK(cmm_blas_load("libcmm-no-such-file.so", NULL) == CMM_ERROR_BLAS_NULL, "blas NULL");
     CHECK(cmm_blas_load(NULL, &blas) == CMM_ERROR_BLAS_FILE_NULL, "file NULL");
     CHECK(cmm_blas_load("libcmm-no-such-file.so", &blas) == CMM_ERROR_BLAS_FILE, "no such file");
+#if defined(CMM_NO_THREADS)
+    CHECK(cmm_blas_load("libc.so.6", &blas) == CMM_ERROR_BLAS_FILE, "any library, where none is loaded");
+#elif defined(_WIN32)
+    CHECK(cmm_blas_load("kernel32.dll", &blas) == CMM_ERROR_BLAS_SYMBOLS, "a library that is no BLAS");
+#else
     CHECK(cmm_blas_load("libc.so.6", &blas) == CMM_ERROR_BLAS_SYMBOLS, "a library that is no BLAS");
+#endif
     CHECK(cmm_blas_linked(NULL) == CMM_ERROR_BLAS_NULL, "blas NULL");
     CHECK(cmm_blas_linked(&blas) == CMM_ERROR_BLAS_MISSING, "none is linked");
     CHECK(memcmp(&blas, &before, sizeof blas) == 0, "blas was written");

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from building import ROOT, default_build, run, scratch, tool
+from building import ROOT, default_build, run, run_in_wine, scratch, tool
 
 pytestmark = pytest.mark.full
 
@@ -137,6 +137,35 @@ def test_it_is_one_file() -> None:
     assert re.findall(r'^# *include "(.*)"', source, re.MULTILINE) == ["cmm.h"]
     assert not re.findall(r'^# *include "', header, re.MULTILINE)
     assert {file.name for file in amalgamation().iterdir()} == {"cmm.c", "cmm.h"}
+
+
+def test_without_threads() -> None:
+    """For small systems: -DCMM_NO_THREADS, and nothing but the C library is called."""
+    file, program = scratch() / "cmm-single.o", scratch() / "same_bits-single"
+    run(tool("gcc"), "-std=c11", "-O1", "-DCMM_NO_THREADS", *WARNINGS, "-c", amalgamation() / "cmm.c", "-o", file)
+    called = run(tool("nm"), "--undefined-only", file)
+    assert "memcpy" in called
+    assert not re.findall(r"\b(?:pthread_|dl|sched_|sysconf)\w*", called)
+    assert "pthread_create" in run(tool("nm"), "--undefined-only", for_any_cpu())
+    inside = [*OF_THE_INSIDE, "-DCMM_NO_THREADS"]
+    run(tool("gcc"), "-O2", *inside, ROOT / "tests/c/same_bits.c", file, "-o", program, "-lm")
+    assert ", 0 failures" in run(program, "hash")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="Wine runs programs for the CPU that it runs on")
+@pytest.mark.parametrize("moves", ["aligned", "unaligned"])
+def test_for_windows(moves: str) -> None:
+    """Every bit, by GCC: with AVX where the assembler is told to take the stack as it is."""
+    mingw = tool("x86_64-w64-mingw32-gcc")
+    file, program = scratch() / f"cmm-{moves}.obj", scratch() / f"same_bits-{moves}.exe"
+    options = ["-Wa,-muse-unaligned-vector-move", "-DCMM_UNALIGNED_VECTOR_MOVE"] if moves == "unaligned" else []
+    run(mingw, "-std=c11", "-O1", *WARNINGS, *options, "-c", amalgamation() / "cmm.c", "-o", file)
+    inside = [*OF_THE_INSIDE, "-DCMM_STATIC", "-D__USE_MINGW_ANSI_STDIO=1"]
+    run(mingw, "-O2", *inside, ROOT / "tests/c/same_bits.c", file, "-o", program)
+    said = run_in_wine(program, "hash")
+    assert ", 0 failures" in said
+    assert "on scalar" in said
+    assert ("avx2" in said) == (moves == "unaligned" and "avx2" in Path("/proc/cpuinfo").read_text())
 
 
 def test_for_another_architecture() -> None:

@@ -40,6 +40,21 @@ def run(*command: str | Path, env: dict[str, str] | None = None, timeout: int = 
 
 
 @functools.cache
+def wine() -> tuple[str, dict[str, str]]:
+    """Return Wine and the environment to run it in, a prefix of its own; the test is skipped where there is none."""
+    path = shutil.which("wine") or tool("wine64")
+    env = {"WINEPREFIX": str(scratch() / "wine"), "WINEDEBUG": "-all"}
+    run(path, "wineboot", "-i", env=env)
+    return path, env
+
+
+def run_in_wine(*command: str | Path) -> str:
+    """Run a program for Windows and return what it printed; the test fails when the program does."""
+    path, env = wine()
+    return run(path, *command, env=env).replace("\r\n", "\n")
+
+
+@functools.cache
 def scratch() -> Path:
     """Return a folder that lives as long as this process."""
     folder = tempfile.mkdtemp(prefix="cmm-c-tests-")

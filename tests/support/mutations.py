@@ -243,7 +243,7 @@ MUTANTS = [
     M(BLAS, "(void)set_layer(MKL_THREADING_SEQUENTIAL);", ""),
     M(BLAS, 'blas->dgemm_batch, find(library, "dgemm_batch")', 'blas->dgemm_batch, find(library, "sgemm_batch")'),
     M(BLAS, '"scipy_openblas_get_num_threads",', ""),
-    M(BLAS, "(void)dlclose(library);", "(void)0;"),
+    M(BLAS, "cmm_library_close(library);", "(void)0;"),
 
     # activations
     M(ACTIVATION, "f32_MILLS_LOST 0.8649f", "f32_MILLS_LOST 0.7f"),
