@@ -38,7 +38,7 @@ PAGE = ROOT / "docs/internals/mutations.md"
 SRC = "libcmm/src/"
 CHECKS, API, CHOICE, RUN, PACK = (SRC + f"{name}.c" for name in ("validate", "api", "dispatch", "run", "pack"))
 TYPES, TREE, BLAS_KERNEL = (SRC + f"{name}.h" for name in ("types", "tree", "blas_kernel"))
-CPU, BLAS = SRC + "cpu.c", SRC + "blas.c"
+CPU, BLAS, PLAN = SRC + "cpu.c", SRC + "blas.c", SRC + "plan.c"
 POOL, BLAS_THREADS = SRC + "threadpool.c", SRC + "blas_threads.c"
 ACTIVATION, FORMULAS, LOOPS = SRC + "activation.h", SRC + "activation/formulas.inl", SRC + "activation/loops.inl"
 DENSE_REFERENCE, DENSE_BLAS1, DENSE_BLAS2, DENSE_BLAS3 = (
@@ -83,6 +83,7 @@ C_TESTS = {
     TREE: _KERNELS,
     **dict.fromkeys([PACK, TYPES], _PACKING),
     CPU: ["cpu"],
+    PLAN: ["plan"],
     POOL: ["threads", "fork", "leaks", "host_program"],
     BLAS_THREADS: ["leaks", "threads", "fork", "host_program"],
     BLAS: ["blas", "blas_names"],
@@ -90,7 +91,8 @@ C_TESTS = {
     **dict.fromkeys(
         [DENSE_REFERENCE, DENSE_BLAS1, DENSE_BLAS2, DENSE_BLAS3, REFERENCE, BLAS1, BLAS2, BLAS3], _KERNELS
     ),
-    **dict.fromkeys([PER_TOKEN, GROUPED, MICROKERNEL, AVX2, AVX512], _KERNELS),
+    **dict.fromkeys([PER_TOKEN, MICROKERNEL, AVX2, AVX512], _KERNELS),
+    GROUPED: [*_KERNELS, "plan"],
     SCALAR: [*_KERNELS, "fma"],
 }
 
@@ -309,8 +311,20 @@ MUTANTS = [
       "problem->depth > 30", "a row that is not prefetched comes later, and is the same"),
     M(PER_TOKEN, "cmm_least(most, problem->trees - h.tree)", "most"),
     M(GROUPED, "left += !goes_right", "left += goes_right"),
-    M(GROUPED, "problem->depth >= 2 &&", "problem->depth >= 3 &&",
-      "which kernel suits is about time: both give the same bits"),
+    M(PLAN, "problem->depth >= 2 &&", "problem->depth >= 3 &&"),
+    M(PLAN, "problem->trees == 1 ? 8 : 16", "8"),
+    M(PLAN, "machine->l2 >= LARGE_L2)", "machine->l2 > LARGE_L2)"),
+    M(PLAN, "neuron * cmm_least(problem->trees, 8)", "neuron * problem->trees"),
+    M(PLAN, "held > 8 ? held : 8", "held"),
+    M(PLAN, "tree <= 4 * machine->l2", "tree < 4 * machine->l2"),
+    M(PLAN, "tokens <= 2 * CMM_BLOCK", "tokens < 2 * CMM_BLOCK"),
+    M(PLAN, "<= machine->l2 / 2)", "< machine->l2 / 2)"),
+    M(PLAN, "tree > machine->l2 / 2)", "tree > machine->l2)"),
+    M(PLAN, "plan.walk_ahead = row_in <= FEW_LINES", "plan.walk_ahead = row_in < FEW_LINES"),
+    M(PLAN, "row_in <= FEW_LINES || machine->l2 >= LARGE_L2", "row_in <= FEW_LINES"),
+    M(PLAN, "tree <= CMM_BLOCK * (x_row + y_row) / 2", "tree < CMM_BLOCK * (x_row + y_row) / 2"),
+    M(PLAN, "problem->batch * (x_row + y_row)", "tokens * (x_row + y_row)"),
+    M(GROUPED, "cmm_fff_plan(problem, cmm_cpu_machine(), problem->batch).grouped", "problem->batch >= 100"),
     M(GROUPED, "start[b + 1] += start[b]", "start[b + 1] += 0"),
     M(GROUPED, "start[0] = 0;", ""),
     M(GROUPED, "if (left == end - begin)", "if (0)", "where all go left, the right half is empty, and ends at once"),

@@ -5,10 +5,10 @@
  * from L2 into L1 as the group shrinks. A group of TAIL tokens or fewer goes on level by level (breadth first), so that
  * there is time for a child's row to be prefetched. At the leaves the tokens lie in the order of their paths, in which
  * neighbours share most rows of w_out as well. Meanwhile the next block's x is prefetched, a row during each tile.
- * Where a tree is larger than four times L2 and the tokens are more than two blocks, that is done in two phases: blocks
+ * Where the plan (plan.c) says so, for a large tree and many tokens, that is done in two phases: blocks
  * of tokens, as they come, through the top levels; a counting sort by the subtree they reach, into buckets; and then,
- * bucket by bucket, blocks of its tokens through the rest, while its rows stay in L2. Where all of it exceeds L3,
- * there is one tree, and rows of y are whole cache lines, y is written by non-temporal stores (streams()).
+ * bucket by bucket, blocks of its tokens through the rest, while its rows stay in L2. Where the plan says so, y is
+ * written by non-temporal stores.
  * Work:   2 (d_in + d_out) flops per visited neuron.
  * Memory: x twice and y once; each row of the top once per block, each row below about once.
  * Sums:   fff/microkernel.inl; the same bits as every other native kernel.
@@ -20,18 +20,14 @@
 #define CMM_LIST CMM_TYPES
 
 enum {
-    BLOCK = 128,   /* tokens that descend together: their x, of usual widths, fits in L2 */
-    TURN = 1024,   /* tokens taken through one tree of several before the next, while its rows are in cache */
+    BLOCK = CMM_BLOCK,
     CHUNK = 16384, /* tokens grouped at a time; bounds the scratch memory */
-    BUCKET = 64,   /* tokens that the second phase wants at each subtree */
     TAIL = 8       /* tokens that go down breadth first at the end: their x, of usual widths, fits in L1 */
 };
 
-/* Below these sizes there is too little to share. Trees of one or two levels share little but their roots, as per_token
- * does too, and grouping would read and write y once per tree. */
 static int is_preferred(const cmm_problem *problem)
 {
-    return problem->depth >= 2 && problem->batch >= (problem->trees == 1 ? 8 : 16);
+    return cmm_fff_plan(problem, cmm_cpu_machine(), problem->batch).grouped;
 }
 
 #include "../for_each_type.h"
@@ -41,31 +37,11 @@ NATIVE_EXPORT(grouped)
 #else
 #include "microkernel.inl"
 
-/* Levels of the first phase: 0 when one phase is enough, because the tree is small or the tokens are few. Else as many
- * as leave BUCKET tokens to each subtree, as long as the rows above the subtrees stay in L2. */
-static int32_t NAME(split_level)(const cmm_problem *problem, const cmm_context *cpu, int64_t tokens)
-{
-    const int64_t row_in = problem->d_in * (int64_t)sizeof(W), l2 = cpu->machine->l2;
-    if (problem->nodes * NAME(row_bytes)(problem) <= 4 * l2 || tokens <= 2 * BLOCK)
-        return 0;
-    int32_t level = 0;
-    while (level < problem->depth && tokens >> (level + 1) >= BUCKET && (row_in << (level + 1)) <= l2 / 2)
-        level++;
-    return level;
-}
-
-/* Whether y goes past the caches: it is done with, and would leave them anyway before anyone reads it. */
-static int NAME(streams)(const cmm_problem *problem, const cmm_context *cpu)
-{
-    const int64_t y_row = problem->d_out * (int64_t)sizeof(X), x_row = problem->d_in * (int64_t)sizeof(X);
-    return problem->trees == 1 && (uintptr_t)problem->y % CMM_ALIGNMENT == 0 && y_row % CMM_ALIGNMENT == 0 &&
-           problem->nodes * NAME(row_bytes)(problem) + problem->batch * (x_row + y_row) > cpu->machine->l3;
-}
-
 /* One tree over one chunk of tokens; tokens are counted from the chunk's first. */
 typedef struct {
     const cmm_problem *problem;
     const cmm_context *cpu;
+    cmm_plan plan;
     int64_t first, tree;
     int store_mode; /* what becomes of y */
     const W *w_in;  /* of this tree */
@@ -188,12 +164,22 @@ static int64_t NAME(visit)(NAME(tree_state) *s, int64_t begin, int64_t end, int6
     return NAME(partition)(s, begin, end, level);
 }
 
+/* The row of w_out that will be needed when this block leaves the tree, if it is to. */
+INLINE void NAME(prefetch_out)(const NAME(tree_state) *s, int64_t node, int32_t stop)
+{
+    if (s->y && stop == s->problem->depth + 1)
+        prefetch_row(s->w_out + node * s->ld_out, out_bytes(s->problem, s->problem->d_out), s->plan.group_ahead);
+}
+
 /* The few tokens permutation[begin .. end), all at `node` of `level`, down to level `stop`, level by level: while the
  * others of them visit their nodes, the row that each goes to is prefetched. Their x is in L1 meanwhile. */
 static void NAME(breadth_first_tail)(NAME(tree_state) *s, int64_t begin, int64_t end, int64_t node, int32_t level,
                                      int32_t stop)
 {
     const cmm_problem *const problem = s->problem;
+    const int64_t row_in = problem->d_in * (int64_t)sizeof(W);
+    const int64_t row_in_stride = problem->ld_in * (int64_t)sizeof(W);
+    const char *const w_in = (const char *)s->w_in;
     for (int64_t i = begin; i < end; i++)
         s->node[s->permutation[i]] = (int32_t)node;
     for (; level < stop; level++)
@@ -201,16 +187,15 @@ static void NAME(breadth_first_tail)(NAME(tree_state) *s, int64_t begin, int64_t
             node = s->node[s->permutation[i]];
             for (next = i + 1; next < end && s->node[s->permutation[next]] == node; next++)
                 ;
-            if (s->y && stop == problem->depth + 1) /* needed when this block leaves the tree */
-                prefetch_later(s->w_out + node * s->ld_out, out_bytes(problem, problem->d_out));
+            NAME(prefetch_out)(s, node, stop);
             const int64_t left = i + NAME(visit)(s, i, next, node, level);
             for (int64_t t = i; t < next; t++)
                 s->node[s->permutation[t]] = (int32_t)(cmm_left_child(node) + (t >= left));
             if (level + 1 < stop) {
                 if (left > i)
-                    prefetch_later(s->w_in + cmm_left_child(node) * problem->ld_in, problem->d_in * (int64_t)sizeof(W));
+                    prefetch_row(w_in + cmm_left_child(node) * row_in_stride, row_in, s->plan.group_ahead);
                 if (left < next)
-                    prefetch_later(s->w_in + (cmm_left_child(node) + 1) * problem->ld_in, problem->d_in * (int64_t)sizeof(W));
+                    prefetch_row(w_in + (cmm_left_child(node) + 1) * row_in_stride, row_in, s->plan.group_ahead);
             }
         }
 }
@@ -225,12 +210,11 @@ static void NAME(descend)(NAME(tree_state) *s, int64_t begin, int64_t end, int64
             NAME(breadth_first_tail)(s, begin, end, node, level, stop);
             return;
         }
-        if (level + 1 < stop) {
+        if (level + 1 < stop && s->plan.group_ahead) {
             prefetch_head(s->w_in + cmm_left_child(node) * problem->ld_in, problem->d_in * (int64_t)sizeof(W));
             prefetch_head(s->w_in + (cmm_left_child(node) + 1) * problem->ld_in, problem->d_in * (int64_t)sizeof(W));
         }
-        if (s->y && stop == problem->depth + 1) /* needed when this block leaves the tree */
-            prefetch_later(s->w_out + node * s->ld_out, out_bytes(problem, problem->d_out));
+        NAME(prefetch_out)(s, node, stop);
         const int64_t left = NAME(visit)(s, begin, end, node, level);
         node = cmm_left_child(node);
         if (left == end - begin)
@@ -321,7 +305,7 @@ static void NAME(bind_tree)(NAME(tree_state) *s, int64_t tree)
 {
     const cmm_problem *const problem = s->problem;
     s->tree = tree;
-    s->store_mode = tree > 0 ? Y_ADD : NAME(streams)(problem, s->cpu) ? Y_STORE_NT : Y_STORE;
+    s->store_mode = tree > 0 ? Y_ADD : s->plan.streams ? Y_STORE_NT : Y_STORE;
     s->w_in = (const W *)problem->w_in + tree * problem->nodes * problem->ld_in;
     s->ld_out = out_bytes(problem, problem->ld_out);
     s->w_out = problem->y ? (const char *)problem->w_out + tree * problem->nodes * s->ld_out : NULL;
@@ -334,13 +318,13 @@ static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int
     (void)NAME(lay_out)(problem, count, memory, &s);
     for (int64_t done = 0; done < count; done += CHUNK) {
         const int64_t tokens = cmm_least(CHUNK, count - done);
-        const int32_t split = NAME(split_level)(problem, cpu, tokens);
+        s.plan = cmm_fff_plan(problem, cpu->machine, tokens);
         s.first = first + done;
         s.x = (const X *)problem->x + s.first * problem->d_in;
         s.y = problem->y ? (X *)problem->y + s.first * problem->d_out : NULL;
-        if (split == 0) {
-            for (int64_t at = 0; at < tokens; at += TURN) {
-                const int64_t end = cmm_least(at + TURN, tokens);
+        if (s.plan.split == 0) {
+            for (int64_t at = 0; at < tokens; at += s.plan.turn) {
+                const int64_t end = cmm_least(at + s.plan.turn, tokens);
                 for (int64_t i = at; i < end; i++)
                     s.permutation[i] = (int32_t)i;
                 for (int64_t tree = 0; tree < problem->trees; tree++) {
@@ -352,7 +336,8 @@ static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int
             continue;
         }
         for (int64_t tree = 0; tree < problem->trees; tree++) {
-            int32_t start[CHUNK / BUCKET + 1]; /* split_level() leaves BUCKET tokens to each of the 1 << split */
+            const int32_t split = s.plan.split;
+            int32_t start[CHUNK / CMM_BUCKET + 1]; /* the plan leaves a bucket of tokens to each of the 1 << split */
             NAME(bind_tree)(&s, tree);
             for (int64_t i = 0; i < tokens; i++)
                 s.permutation[i] = (int32_t)i;

@@ -167,10 +167,4 @@ static void NAME(weighted_sums)(int tokens, const XNAME(output_args) *s, int64_t
     }
 }
 
-/* Bytes of both rows of one neuron. */
-static inline int64_t NAME(row_bytes)(const cmm_problem *problem)
-{
-    return problem->d_in * (int64_t)sizeof(W) + out_bytes(problem, problem->d_out);
-}
-
 #endif

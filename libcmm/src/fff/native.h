@@ -2,7 +2,9 @@
 #ifndef CMM_NATIVE_H
 #define CMM_NATIVE_H
 
+#include "../cpu.h"
 #include "../kernel.h"
+#include "../plan.h"
 #include "../scratch.h"
 #include "../tree.h"
 
@@ -35,26 +37,36 @@ WEIGHTED_SUMS_OF(float, f32)
 WEIGHTED_SUMS_OF(double, f64)
 #undef WEIGHTED_SUMS_OF
 
-/* Prefetch a row into L2, for use in a while. */
-static inline void prefetch_later(const void *row, int64_t bytes)
+/* Prefetch a row into L2, for use in a while. These are inlined by force: to the compiler a function that does nothing but
+ * prefetch does nothing, and a call of it is left out. */
+INLINE void prefetch_later(const void *row, int64_t bytes)
 {
     for (int64_t i = 0; i < bytes; i += CMM_ALIGNMENT)
         __builtin_prefetch((const char *)row + i, 0, 2);
 }
 
 /* Prefetch a row into L1, for use at once. */
-static inline void prefetch_now(const void *row, int64_t bytes)
+INLINE void prefetch_now(const void *row, int64_t bytes)
 {
     for (int64_t i = 0; i < bytes; i += CMM_ALIGNMENT)
         __builtin_prefetch((const char *)row + i);
 }
 
 /* Prefetch the beginning of a row; the CPU's own prefetcher goes on from there. */
-static inline void prefetch_head(const void *row, int64_t bytes)
+INLINE void prefetch_head(const void *row, int64_t bytes)
 {
     const int64_t head = bytes < 512 ? bytes : 512;
     for (int64_t i = 0; i < head; i += CMM_ALIGNMENT)
         __builtin_prefetch((const char *)row + i);
+}
+
+/* Prefetch as much of a row as the plan says, for use in a while. */
+INLINE void prefetch_row(const void *row, int64_t bytes, cmm_prefetch how_much)
+{
+    if (how_much == CMM_PREFETCH_ROW)
+        prefetch_later(row, bytes);
+    else if (how_much == CMM_PREFETCH_HEAD)
+        prefetch_head(row, bytes);
 }
 
 /* Bytes of so many elements of a row of w_out. */

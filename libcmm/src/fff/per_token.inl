@@ -35,27 +35,23 @@ NATIVE_EXPORT(per_token)
 #define DOT(a) NAME(a##_of_token)
 #include "dot.inl"
 
-/* Trees of a block: half of L2, but enough for lockstep, and not more than there are. */
-static int64_t NAME(max_trees)(const cmm_problem *problem, const cmm_context *cpu)
+/* Trees of a block: as the plan says, but enough for lockstep, and not more than there are. */
+static int64_t NAME(max_trees)(const cmm_problem *problem, const cmm_plan *plan)
 {
-    int64_t trees = cpu->machine->l2 / 2 / (problem->nodes * NAME(row_bytes)(problem));
-    if (trees < MR)
-        trees = MR;
-    if (trees > 256)
-        trees = 256;
-    return cmm_least(trees, problem->trees);
+    return plan->trees < MR ? cmm_least(MR, problem->trees) : plan->trees;
 }
 
 static int64_t NAME(scratch)(const cmm_problem *problem, const cmm_context *cpu, int64_t count)
 {
-    (void)count;
-    return MR * NAME(max_trees)(problem, cpu) *
+    const cmm_plan plan = cmm_fff_plan(problem, cpu->machine, count);
+    return MR * NAME(max_trees)(problem, &plan) *
            ((problem->depth + 1) * (int64_t)(sizeof(void *) + 2 * sizeof(X)) + (int64_t)sizeof(int64_t));
 }
 
 typedef struct {
     const cmm_problem *problem;
     const cmm_context *cpu;
+    const cmm_plan *plan;
     int64_t tree, trees; /* of the block of trees */
     const void **row;    /* [MR][trees][levels] */
     X *c;                /* [MR][trees][levels] logits, and then activations */
@@ -147,25 +143,26 @@ static void NAME(roots)(const NAME(tree_block) *h, int64_t token, int tokens, co
     }
 }
 
-/* Below their roots: trees k .. k + n - 1 of the block of trees, for one token in place t. */
-static void NAME(lockstep)(const NAME(tree_block) *h, int64_t token, int64_t t, int64_t k, int n)
+/* Below their roots: trees k .. k + n - 1 of the block of trees, level by level for all the tokens in turn, so that a
+ * token's rows are on their way while the others compute. */
+static void NAME(lockstep)(const NAME(tree_block) *h, int64_t token, int tokens, const X *const *x, int64_t k, int n)
 {
     const cmm_problem *const problem = h->problem;
-    const X *const x = (const X *)problem->x + token * problem->d_in;
-    int64_t *const node = h->node + t * h->trees + k; /* where it goes to */
-    for (int32_t level = 1; level <= problem->depth; level++) {
-        const W *row[MR] = {NULL};
-        X dot[MR];
-        for (int i = 0; i < n; i++)
-            row[i] = (const W *)problem->w_in + ((h->tree + k + i) * problem->nodes + node[i]) * problem->ld_in;
-        NAME(dots_of_token)(n, x, row, problem->d_in, dot, NULL);
-        for (int i = 0; i < n; i++) {
-            node[i] = NAME(visit)(h, token, t, k + i, level, node[i], dot[i]);
-            if (NAME(NARROW) && n == 1 && level < problem->depth) /* few lines, and nothing else to do meanwhile */
-                prefetch_now((const W *)problem->w_in + ((h->tree + k + i) * problem->nodes + node[i]) * problem->ld_in,
-                             problem->d_in * (int64_t)sizeof(W));
+    for (int32_t level = 1; level <= problem->depth; level++)
+        for (int t = 0; t < tokens; t++) {
+            int64_t *const node = h->node + t * h->trees + k; /* where it goes to */
+            const W *row[MR] = {NULL};
+            X dot[MR];
+            for (int i = 0; i < n; i++)
+                row[i] = (const W *)problem->w_in + ((h->tree + k + i) * problem->nodes + node[i]) * problem->ld_in;
+            NAME(dots_of_token)(n, x[t], row, problem->d_in, dot, NULL);
+            for (int i = 0; i < n; i++) {
+                node[i] = NAME(visit)(h, token + t, t, k + i, level, node[i], dot[i]);
+                if (h->plan->walk_ahead && level < problem->depth)
+                    prefetch_now((const W *)problem->w_in + ((h->tree + k + i) * problem->nodes + node[i]) * problem->ld_in,
+                                 problem->d_in * (int64_t)sizeof(W));
+            }
         }
-    }
 }
 
 /* Tokens token .. token + tokens - 1 through the block of trees. */
@@ -181,8 +178,7 @@ static void NAME(process_block)(const NAME(tree_block) *h, int64_t token, int to
             h->norm[t] = NAME(norm)(x[t], problem->d_in);
     NAME(roots)(h, token, tokens, x);
     for (int64_t k = 0; k < h->trees && levels > 1; k += MR)
-        for (int t = 0; t < tokens; t++)
-            NAME(lockstep)(h, token + t, t, k, (int)cmm_least(MR, h->trees - k));
+        NAME(lockstep)(h, token, tokens, x, k, (int)cmm_least(MR, h->trees - k));
     if (!problem->y)
         return;
     h->cpu->XNAME(activate)(problem->activation, tokens * rows, h->c);
@@ -198,10 +194,11 @@ static void NAME(process_block)(const NAME(tree_block) *h, int64_t token, int to
 
 static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
 {
-    const int64_t most = NAME(max_trees)(problem, cpu), steps = MR * most * (problem->depth + 1);
+    const cmm_plan plan = cmm_fff_plan(problem, cpu->machine, count);
+    const int64_t most = NAME(max_trees)(problem, &plan), steps = MR * most * (problem->depth + 1);
     X norm[BLOCK];
     int64_t recomputed = 0;
-    NAME(tree_block) h = {.problem = problem, .cpu = cpu, .node = memory, .recomputed = &recomputed};
+    NAME(tree_block) h = {.problem = problem, .cpu = cpu, .plan = &plan, .node = memory, .recomputed = &recomputed};
     h.weighted_sums = XNAME(sums_for)(problem->weight_out_dtype);
     h.row = (const void **)(h.node + MR * most);
     h.c = (X *)(h.row + steps);

@@ -1,0 +1,76 @@
+#include "plan.h"
+
+#include "validate.h"
+
+/* The two hosts that the limits were measured on, of which docs/internals/performance.md has the figures: one with 512 KB
+ * of L2, 256-bit vectors and an L3 that gives 20 to 25 GB/s, and one with 1 MB, 512-bit vectors and 72 to 99 GB/s. Where
+ * their answers differ, the size of L2 tells on which side a machine is. */
+enum {
+    LARGE_L2 = 1 << 20,
+    FEW_LINES = 32 * CMM_ALIGNMENT /* bytes of a row that can be fetched whole without holding up the loads behind */
+};
+
+/* Tokens from which on grouped is faster than per_token. Behind a large L2: where there is anything to share. Behind a
+ * small one: grouping shares a row between tokens, and the rows of the top levels, which most tokens share, are in L2 by
+ * themselves; so it pays from as many tokens on as L2 holds rows of each tree. With more than 8 trees x and the tiles
+ * count more than where the rows come from. */
+static int64_t grouped_from(const cmm_problem *problem, const cmm_machine *machine, int64_t neuron)
+{
+    if (machine->l2 >= LARGE_L2)
+        return problem->trees == 1 ? 8 : 16;
+    const int64_t held = machine->l2 / (neuron * cmm_least(problem->trees, 8));
+    return held > 8 ? held : 8;
+}
+
+/* Levels of the first phase: as many as leave CMM_BUCKET tokens to each subtree, as long as the rows above the subtrees
+ * take no more than half of L2. One phase is enough for a tree that L2 nearly holds, and for few tokens. */
+static int32_t split_level(const cmm_problem *problem, const cmm_machine *machine, int64_t tokens, int64_t row_in,
+                           int64_t tree)
+{
+    if (tree <= 4 * machine->l2 || tokens <= 2 * CMM_BLOCK)
+        return 0;
+    int32_t level = 0;
+    while (level < problem->depth && tokens >> (level + 1) >= CMM_BUCKET && row_in << (level + 1) <= machine->l2 / 2)
+        level++;
+    return level;
+}
+
+cmm_plan cmm_fff_plan(const cmm_problem *problem, const cmm_machine *machine, int64_t tokens)
+{
+    const int64_t element = cmm_element_size(problem->dtype);
+    const int64_t x_row = problem->d_in * element, y_row = problem->d_out * element;
+    const int64_t row_in = problem->d_in * cmm_element_size(problem->weight_dtype);
+    const int64_t neuron = row_in + problem->d_out * cmm_element_size(problem->weight_out_dtype); /* both its rows */
+    const int64_t tree = problem->nodes * neuron;
+    cmm_plan plan;
+
+    /* Trees of one or two levels share little but their roots, as per_token does too, and grouping would read and write
+     * y once per tree. */
+    plan.grouped = problem->depth >= 2 && tokens >= grouped_from(problem, machine, neuron);
+
+    /* As many trees as half of L2 holds, so that their rows stay there for the tokens to come. */
+    plan.trees = machine->l2 / 2 / tree;
+    if (plan.trees < 1)
+        plan.trees = 1;
+    plan.trees = cmm_least(cmm_least(plan.trees, CMM_MOST_TREES), problem->trees);
+
+    /* Rows of a tree that stays in L2 need no fetching. Else a short row is fetched whole, for there is time while other
+     * tokens compute; of a long one the head, from where the CPU's own prefetcher goes on, or the whole where L2 is large.
+     * A walk leaves long rows alone: it is at them at once. */
+    plan.walk_ahead = plan.group_ahead = CMM_PREFETCH_NOTHING;
+    if (tree > machine->l2 / 2) {
+        plan.walk_ahead = row_in <= FEW_LINES ? CMM_PREFETCH_ROW : CMM_PREFETCH_NOTHING;
+        plan.group_ahead = row_in <= FEW_LINES || machine->l2 >= LARGE_L2 ? CMM_PREFETCH_ROW : CMM_PREFETCH_HEAD;
+    }
+
+    /* From one tree to the next a turn's x and y move through the caches once more, and from one turn to the next a tree's
+     * rows. Turns are of one block, whose x and y stay in or near L2, where the rows are less than half of these. */
+    plan.turn = machine->l2 < LARGE_L2 && tree <= CMM_BLOCK * (x_row + y_row) / 2 ? CMM_BLOCK : CMM_TURN;
+
+    plan.split = split_level(problem, machine, tokens, row_in, tree);
+
+    /* y is done with, and would leave the caches anyway before anyone reads it. */
+    plan.streams = problem->trees == 1 && (uintptr_t)problem->y % CMM_ALIGNMENT == 0 && y_row % CMM_ALIGNMENT == 0 &&
+                   tree + problem->batch * (x_row + y_row) > machine->l3;
+    return plan;
+}

@@ -1,0 +1,175 @@
+/* What cmm_fff_plan() chooses, on each side of every border of its rule, for caches of given sizes: nothing here depends on
+ * the machine, and nothing is timed. docs/internals/kernels.md has the rule in words. */
+#include "check.h"
+#include "cpu.h"
+#include "dispatch.h"
+#include "plan.h"
+
+#include <string.h>
+
+enum { KB = 1 << 10, MB = 1 << 20 };
+static const cmm_machine small_l2 = {.l1d = 32 * KB, .l2 = 512 * KB, .l3 = 32 * MB};
+static const cmm_machine large_l2 = {.l1d = 32 * KB, .l2 = 1 * MB, .l3 = 32 * MB};
+
+static _Alignas(CMM_ALIGNMENT) char y[2 * CMM_ALIGNMENT]; /* whose address counts, and no more */
+
+static cmm_problem shape(int64_t trees, int32_t depth, int64_t width, int32_t weights)
+{
+    return (cmm_problem){.dtype = CMM_F32, .weight_dtype = weights, .weight_out_dtype = weights, .depth = depth,
+                         .trees = trees, .nodes = ((int64_t)2 << depth) - 1, .d_in = width, .d_out = width,
+                         .ld_in = width, .ld_out = width, .y = y};
+}
+
+static cmm_plan plan(const cmm_machine *machine, int64_t trees, int32_t depth, int64_t width, int32_t weights,
+                     int64_t tokens)
+{
+    cmm_problem problem = shape(trees, depth, width, weights);
+    problem.batch = tokens;
+    return cmm_fff_plan(&problem, machine, tokens);
+}
+
+/* per_token up to `least` - 1 tokens, grouped from `least` on; never grouped where it is 0. */
+static void check_grouped_from(const cmm_machine *machine, int64_t trees, int32_t depth, int64_t width, int32_t weights,
+                               int64_t least)
+{
+    const char *const format = "%lldx%d, width %lld, rows %d, L2 %lld KB, %lld tokens";
+#define OF(tokens) format, (long long)trees, depth, (long long)width, weights, (long long)(machine->l2 / KB), tokens
+    for (long long tokens = 1; tokens <= 65536; tokens *= 2)
+        CHECK(plan(machine, trees, depth, width, weights, tokens).grouped == (least > 0 && tokens >= least), OF(tokens));
+    if (least > 0) {
+        CHECK(!plan(machine, trees, depth, width, weights, least - 1).grouped, OF((long long)least - 1));
+        CHECK(plan(machine, trees, depth, width, weights, least).grouped, OF((long long)least));
+    }
+#undef OF
+}
+
+static void check_algorithm(void)
+{
+    check_grouped_from(&small_l2, 1, 11, 768, CMM_F32, 85); /* as many as L2 holds of both rows: 512 KB of 6 KB */
+    check_grouped_from(&small_l2, 1, 11, 768, CMM_BF16, 170);
+    check_grouped_from(&small_l2, 1, 11, 768, CMM_I8, 341);
+    check_grouped_from(&small_l2, 1, 11, 192, CMM_F32, 341);
+    check_grouped_from(&small_l2, 1, 11, 1024, CMM_F32, 64);
+    check_grouped_from(&small_l2, 4, 9, 768, CMM_F32, 21);
+    check_grouped_from(&small_l2, 4, 9, 192, CMM_F32, 85);
+    check_grouped_from(&small_l2, 8, 8, 192, CMM_F32, 42);
+    check_grouped_from(&small_l2, 16, 5, 192, CMM_F32, 42); /* more than 8 trees count as 8 */
+    check_grouped_from(&small_l2, 16, 5, 768, CMM_F32, 10);
+    check_grouped_from(&small_l2, 16, 5, 8192, CMM_F32, 8);
+    check_grouped_from(&small_l2, 1, 11, 65536, CMM_F32, 8);
+    check_grouped_from(&large_l2, 1, 11, 768, CMM_F32, 8);
+    check_grouped_from(&large_l2, 1, 11, 192, CMM_I8, 8);
+    check_grouped_from(&large_l2, 2, 11, 768, CMM_F32, 16);
+    check_grouped_from(&large_l2, 128, 4, 768, CMM_F32, 16);
+    check_grouped_from(&small_l2, 1, 1, 768, CMM_F32, 0);
+    check_grouped_from(&large_l2, 3072, 0, 768, CMM_F32, 0);
+    check_grouped_from(&large_l2, 1, 2, 768, CMM_F32, 8);
+}
+
+static void check_trees_of_a_block(void)
+{
+    CHECK(plan(&small_l2, 128, 4, 192, CMM_F32, 64).trees == 5, "256 KB hold 5 trees of 46.5 KB");
+    CHECK(plan(&large_l2, 128, 4, 192, CMM_F32, 64).trees == 11, "512 KB hold 11");
+    CHECK(plan(&small_l2, 128, 4, 192, CMM_I8, 64).trees == 22, "and of 11.6 KB 22");
+    CHECK(plan(&small_l2, 4, 4, 192, CMM_F32, 64).trees == 4, "all there are");
+    CHECK(plan(&small_l2, 4, 9, 768, CMM_F32, 64).trees == 1, "one that is larger");
+    CHECK(plan(&small_l2, 3072, 0, 16, CMM_F32, 64).trees == CMM_MOST_TREES, "the most");
+}
+
+static void check_turn(void)
+{
+    CHECK(plan(&small_l2, 16, 5, 768, CMM_F32, 2048).turn == CMM_BLOCK, "63 neurons");
+    CHECK(plan(&small_l2, 16, 5, 192, CMM_F32, 2048).turn == CMM_BLOCK, "63 neurons, whatever the width");
+    CHECK(plan(&small_l2, 32, 6, 768, CMM_F32, 2048).turn == CMM_TURN, "127 neurons");
+    CHECK(plan(&small_l2, 32, 6, 768, CMM_I8, 2048).turn == CMM_BLOCK, "127 neurons of a quarter of the bytes");
+    CHECK(plan(&large_l2, 16, 5, 768, CMM_F32, 2048).turn == CMM_TURN, "a large L2");
+    cmm_problem problem = shape(1, 0, 100, CMM_F32);
+    problem.nodes = CMM_BLOCK / 2; /* a tree has one less, or more */
+    CHECK(cmm_fff_plan(&problem, &small_l2, 2048).turn == CMM_BLOCK, "half of a block's x and y");
+    problem.nodes++;
+    CHECK(cmm_fff_plan(&problem, &small_l2, 2048).turn == CMM_TURN, "more");
+}
+
+static void check_phases(void)
+{
+    CHECK(plan(&small_l2, 1, 11, 768, CMM_F32, 256).split == 0, "two blocks");
+    CHECK(plan(&small_l2, 1, 11, 768, CMM_F32, 257).split == 2, "64 tokens to each of 4 subtrees");
+    CHECK(plan(&small_l2, 1, 11, 768, CMM_F32, 2048).split == 5, "of 32");
+    CHECK(plan(&small_l2, 1, 11, 768, CMM_F32, 16384).split == 6, "64 rows of 3 KB in half of L2");
+    CHECK(plan(&small_l2, 1, 11, 1024, CMM_F32, 16384).split == 6, "64 rows of 4 KB are just half of L2");
+    CHECK(plan(&large_l2, 1, 11, 768, CMM_F32, 16384).split == 7, "128 in half of a larger one");
+    CHECK(plan(&small_l2, 1, 11, 768, CMM_I8, 16384).split == 8, "64 tokens to each of 256 subtrees");
+    cmm_problem problem = shape(1, 2, 1024, CMM_F32);
+    problem.nodes = 256; /* of 8 KB: 4 times L2 */
+    CHECK(cmm_fff_plan(&problem, &small_l2, 16384).split == 0, "4 times L2");
+    problem.nodes++;
+    CHECK(cmm_fff_plan(&problem, &small_l2, 16384).split == 2, "more, down to the leaves");
+}
+
+static void check_prefetch(const cmm_machine *machine, int32_t depth, int64_t width, cmm_prefetch walk, cmm_prefetch group)
+{
+    const cmm_plan p = plan(machine, 1, depth, width, CMM_F32, 64);
+    CHECK(p.walk_ahead == walk && p.group_ahead == group, "1x%d, width %lld, L2 %lld KB: %d, %d", depth,
+          (long long)width, (long long)(machine->l2 / KB), p.walk_ahead, p.group_ahead);
+}
+
+static void check_prefetches(void)
+{
+    check_prefetch(&small_l2, 11, 768, CMM_PREFETCH_NOTHING, CMM_PREFETCH_HEAD);
+    check_prefetch(&small_l2, 11, 512, CMM_PREFETCH_ROW, CMM_PREFETCH_ROW); /* 2 KB */
+    check_prefetch(&small_l2, 11, 513, CMM_PREFETCH_NOTHING, CMM_PREFETCH_HEAD);
+    check_prefetch(&large_l2, 11, 513, CMM_PREFETCH_NOTHING, CMM_PREFETCH_ROW);
+    check_prefetch(&large_l2, 11, 768, CMM_PREFETCH_NOTHING, CMM_PREFETCH_ROW);
+    check_prefetch(&small_l2, 6, 256, CMM_PREFETCH_NOTHING, CMM_PREFETCH_NOTHING); /* 127 neurons of 2 KB: half of L2 */
+    check_prefetch(&small_l2, 6, 260, CMM_PREFETCH_ROW, CMM_PREFETCH_ROW);
+    check_prefetch(&large_l2, 6, 260, CMM_PREFETCH_NOTHING, CMM_PREFETCH_NOTHING);
+}
+
+static void check_streams(void)
+{
+    cmm_problem problem = shape(1, 1, 1024, CMM_F32); /* 24 KB of weights */
+    problem.batch = (32 * MB - 24 * KB) / (8 * KB);
+    CHECK(!cmm_fff_plan(&problem, &small_l2, 100).streams, "all of it in L3");
+    problem.batch++;
+    CHECK(cmm_fff_plan(&problem, &small_l2, 100).streams, "a token more, of the call and not of this thread");
+    problem.y = y + 16;
+    CHECK(!cmm_fff_plan(&problem, &small_l2, 100).streams, "y off a cache line");
+    problem.y = y;
+    problem.d_out = 1025;
+    CHECK(!cmm_fff_plan(&problem, &small_l2, 100).streams, "rows that are no whole lines");
+    problem.d_out = 1024;
+    problem.trees = 2;
+    CHECK(!cmm_fff_plan(&problem, &small_l2, 100).streams, "several trees");
+}
+
+/* The dispatcher goes by the plan, for the caches of this machine, whatever they are. */
+static void check_dispatch(void)
+{
+    const cmm_request wanted = {.cpu = cmm_cpu_machine()->cpu, .level = "native"};
+    int both = 0;
+    for (int64_t tokens = 1; tokens <= 4096; tokens++) {
+        cmm_problem problem = shape(1, 11, 768, CMM_F32);
+        problem.batch = tokens;
+        const cmm_traits *found = NULL;
+        CHECK(cmm_find_kernel(CMM_OP_FFF, &wanted, &problem, &found) == CMM_OK && found, "no kernel");
+        if (!found)
+            return;
+        const int grouped = strcmp(found->algorithm, "grouped") == 0;
+        CHECK(grouped == cmm_fff_plan(&problem, cmm_cpu_machine(), tokens).grouped, "%lld tokens: %s", (long long)tokens,
+              found->name);
+        both |= 1 << grouped;
+    }
+    CHECK(both == 3, "both algorithms");
+}
+
+int main(void)
+{
+    check_algorithm();
+    check_trees_of_a_block();
+    check_turn();
+    check_phases();
+    check_prefetches();
+    check_streams();
+    check_dispatch();
+    return check_report();
+}
