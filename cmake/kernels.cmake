@@ -48,6 +48,8 @@ function(cmm_add_kernel_of_isa target op name folder algorithm isa flags absent)
         if(op STREQUAL "act")
             set(list ONE) # kernel for all types
             set(level "")
+        elseif(op STREQUAL "backward")
+            set(list CMM_SAME_TYPES)
         endif()
         configure_file("${CMAKE_CURRENT_FUNCTION_LIST_DIR}/stub.c.in" "${source}" @ONLY)
     else()

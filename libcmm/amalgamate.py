@@ -284,7 +284,7 @@ class Kernels:
                         values |= (
                             {"level": "", "list": "ONE"}
                             if first == "act"
-                            else {"level": "native", "list": "CMM_TYPES"}
+                            else {"level": "native", "list": "CMM_SAME_TYPES" if first == "backward" else "CMM_TYPES"}
                         )
                         condition = ARCHITECTURES.get(architecture, "")
                         if architecture == "x86_64":

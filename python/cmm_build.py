@@ -52,6 +52,20 @@ static cmm_status cmm_py_fff_once(int32_t dtype, int32_t activation, int32_t tie
                  : cmm_cmm_forward(&layer, &run, batch, x, (int32_t *)nodes, logits);
 }
 
+static cmm_status cmm_py_fff_backward(int32_t dtype, int32_t activation, int32_t tie, int32_t depth, int64_t trees,
+                                      int64_t d_in, int64_t d_out, const void *w_in, const void *w_out,
+                                      int32_t threads, const char *isa, int64_t batch, const void *x,
+                                      const void *nodes, const void *logits, const void *dy, int32_t accumulate,
+                                      void *dx, void *dw_in, void *dbias, void *dw_out, int64_t *refused)
+{
+    const cmm_fff layer = {.size = sizeof layer, .dtype = dtype, .activation = activation, .tie = tie, .depth = depth,
+                           .trees = trees, .d_in = d_in, .d_out = d_out, .w_in = w_in, .w_out = w_out};
+    const cmm_run run = {.size = sizeof run, .threads = threads, .isa = isa, .refused = refused};
+    const cmm_gradients gradients = {.size = sizeof gradients, .accumulate = accumulate, .dx = dx, .dw_in = dw_in,
+                                     .dbias = dbias, .dw_out = dw_out};
+    return cmm_fff_backward(&layer, &run, batch, x, (const int32_t *)nodes, logits, dy, &gradients);
+}
+
 static cmm_status cmm_py_ff(int32_t dtype, int32_t activation, int64_t neurons, int64_t d_in, int64_t d_out,
                             const void *w_in, const void *bias, const void *w_out, int32_t threads, const char *level,
                             const char *isa, const char *algorithm, const cmm_blas *blas, int64_t batch,

@@ -99,7 +99,7 @@ enum {
     CMM_ERROR_BLAS_SIZE = 38,       /* blas->size is none that the struct has or could have */
     CMM_ERROR_BLAS_INCOMPLETE = 39, /* blas lacks one of dot, axpy, gemv, gemm for this dtype */
     CMM_ERROR_LEVEL_WEIGHT_DTYPE = 40, /* the level has no kernel for rows of this weight_dtype */
-    CMM_ERROR_PATH_TWICE = 41,      /* path_nodes and path_leaves are both given */
+    CMM_ERROR_PATH_TWICE = 41,      /* path_nodes and path_leaves are both given; or one, where nodes are too */
     CMM_ERROR_PATH_DENSE = 42,      /* a path is given for a dense layer, which has none */
 
     /* the arrays of a call */
@@ -153,9 +153,29 @@ enum {
     CMM_ERROR_CUDA_ABSENT = 121,       /* libcmm_cuda was not built, or cannot be loaded */
     CMM_ERROR_CUDA_DEVICE = 122,       /* there is no GPU or driver that can run libcmm_cuda's kernels */
     CMM_ERROR_WORKSPACE_NULL = 123,    /* workspace is NULL, and the call needs one */
-    CMM_ERROR_WORKSPACE_ALIGN = 124,   /* workspace does not start at a multiple of CMM_CUDA_ALIGNMENT */
-    CMM_ERROR_WORKSPACE_SIZE = 125,    /* workspace is smaller than cmm_cuda_.._workspace() */
-    CMM_ERROR_WORKSPACE_OVERLAP = 126  /* workspace shares memory with an input or an output */
+    CMM_ERROR_WORKSPACE_ALIGN = 124,   /* workspace does not start at a multiple of CMM_CUDA_ALIGNMENT; libcmm: CMM_ALIGNMENT */
+    CMM_ERROR_WORKSPACE_SIZE = 125,    /* workspace is smaller than what the call's .._workspace() says */
+    CMM_ERROR_WORKSPACE_OVERLAP = 126, /* workspace shares memory with an input or an output */
+
+    /* cmm_fff_backward(), which has those of the workspace too */
+    CMM_ERROR_GRADIENTS_NULL = 130,  /* gradients is NULL */
+    CMM_ERROR_GRADIENTS_SIZE = 131,  /* gradients->size is none that the struct has or could have */
+    CMM_ERROR_ACCUMULATE = 132,      /* accumulate has other bits than CMM_DX, CMM_DW_IN, CMM_DBIAS, CMM_DW_OUT */
+    CMM_ERROR_GRADIENTS_NONE = 133,  /* no gradient is wanted */
+    CMM_ERROR_LD_DW_IN = 134,        /* ld_dw_in is neither 0 nor at least d_in, or too large for the address space */
+    CMM_ERROR_LD_DW_OUT = 135,       /* ld_dw_out is neither 0 nor at least d_out, or too large */
+    CMM_ERROR_NODES_NULL = 136,
+    CMM_ERROR_LOGITS_NULL = 137,
+    CMM_ERROR_DY_NULL = 138,
+    CMM_ERROR_DY_ALIGN = 139,
+    CMM_ERROR_DX_ALIGN = 140,
+    CMM_ERROR_DW_IN_ALIGN = 141,
+    CMM_ERROR_DBIAS_ALIGN = 142,
+    CMM_ERROR_DW_OUT_ALIGN = 143,
+    CMM_ERROR_DX_OVERLAP = 144,      /* dx shares memory with an input */
+    CMM_ERROR_DW_IN_OVERLAP = 145,   /* a later gradient does, or shares memory with an earlier one */
+    CMM_ERROR_DBIAS_OVERLAP = 146,
+    CMM_ERROR_DW_OUT_OVERLAP = 147
 };
 
 /* Element types. `dtype` is that of input, bias, output and logits, and sums are accumulated in it: CMM_F32 or CMM_F64;
@@ -253,6 +273,24 @@ typedef struct cmm_run {
     int64_t *recomputed;        /* NULL, or where a call puts the number of logits that the exact path computed again */
 } cmm_run;
 
+/* Bits of cmm_gradients.accumulate. */
+enum { CMM_DX = 1, CMM_DW_IN = 2, CMM_DBIAS = 4, CMM_DW_OUT = 8 };
+
+/* Where the gradients of cmm_fff_backward() go, each NULL where it is not wanted. */
+typedef struct cmm_gradients {
+    uint32_t size;       /* sizeof(cmm_gradients) */
+    int32_t accumulate;  /* CMM_DX, ... of those that are added to what their arrays hold; 0: all are stored */
+    void *dx;            /* [batch][d_in] */
+    void *dw_in;         /* [trees][nodes] rows of d_in elements */
+    void *dbias;         /* [trees][nodes]; may be wanted of a layer without a bias, too */
+    void *dw_out;        /* [trees][nodes] rows of d_out elements */
+    int64_t ld_dw_in;    /* elements from one row of dw_in to the next; 0 means d_in */
+    int64_t ld_dw_out;   /* the same of dw_out; 0 means d_out */
+    void *workspace;     /* cmm_fff_backward_workspace() bytes that start at a multiple of CMM_ALIGNMENT; NULL: they are
+                            taken for the call and given back */
+    int64_t workspace_bytes;
+} cmm_gradients;
+
 /* One entry of the list of levels (cmm_level_get). The strings live as long as the library. */
 typedef struct cmm_level {
     uint32_t size;      /* sizeof(cmm_level_info) */
@@ -276,7 +314,7 @@ typedef struct cmm_kernel_info {
         int32_t available; /* 1 or 0; kernels of the BLAS levels also need a BLAS */
         int32_t usable;    /* its name in 0.1.0 */
     };
-    const char *operation; /* "fff", "ff" (dense), "act" (activations) */
+    const char *operation; /* "fff", "backward", "ff" (dense), "act" (activations) */
     const char *name;      /* "per_token_avx2", ... */
     const char *level;     /* "native", ...; "" for activations */
     union {
@@ -298,6 +336,27 @@ typedef struct cmm_kernel_info {
  * run may be NULL. batch may be 0. No output may overlap an input or another output. */
 CMM_API cmm_status cmm_fff_forward(const cmm_fff *layer, const cmm_run *run, int64_t batch, const void *x, void *y,
                                    int32_t *nodes, void *logits);
+
+/* The gradients of cmm_fff_forward(): from the tokens x, the nodes and logits that it gave for them, and dy[batch][d_out],
+ * the gradient of a loss with respect to y. With a = activation(logit) and dz = activation'(logit) <dy, w_out[n]> of each
+ * node n that a token visits:
+ *
+ *     dx += dz w_in[n]       dw_in[n] += dz x       dbias[n] += dz       dw_out[n] += a dy
+ *
+ * dx sums the nodes of a token's paths, the others the tokens that visit a node; what no token visits gets 0 where its
+ * gradient is stored, and stays as it is where it is accumulated. The path is taken as it is: no gradient goes through
+ * the choice of a child, and layer->tie means nothing. ReLU has the derivative 0 at 0.
+ * Rows must be of the layer's dtype, CMM_F32 or CMM_F64. x may be NULL where dw_in is not wanted. Of run, threads and isa
+ * count, and refused; level is NULL, "auto" or "native". No gradient may overlap an input or another gradient, and the
+ * workspace nothing. The same call has the same bits on every CPU and for any number of threads; it depends on which
+ * tokens are in a batch, and on their order, for sums have one: that of docs/internals/backward.md. */
+CMM_API cmm_status cmm_fff_backward(const cmm_fff *layer, const cmm_run *run, int64_t batch, const void *x,
+                                    const int32_t *nodes, const void *logits, const void *dy,
+                                    const cmm_gradients *gradients);
+
+/* How much workspace that takes, for as many tokens or fewer. Of gradients it counts which are not NULL. */
+CMM_API cmm_status cmm_fff_backward_workspace(const cmm_fff *layer, const cmm_run *run, int64_t batch,
+                                              const cmm_gradients *gradients, int64_t *bytes);
 
 /* Conditional matrix multiplication alone: nodes and logits as above, of which one may be NULL. */
 CMM_API cmm_status cmm_cmm_forward(const cmm_fff *layer, const cmm_run *run, int64_t batch, const void *x,

@@ -5,6 +5,7 @@
  *     cmm_act_relu_f32, _f64                  max(x, 0)
  *     cmm_act_silu_f32, _f64                  x / (1 + exp(-x))
  *     cmm_act_identity_f32, _f64              x
+ *     cmm_slope_gelu_f32, _f64, ...           the derivative of each
  *
  * There is no branch and no call of libm: a compiler vectorises a loop over any of them. There is no fma either: only
  * +, -, *, /, selects and operations on bits, so that every instruction set gives the same bits (NaNs apart, whose

@@ -27,22 +27,6 @@ static cmm_op choose_dense(cmm_request *wanted, cmm_problem *problem)
     return CMM_OP_FFF;
 }
 
-/* The activation functions: of the forced instruction set, or of the best one. */
-static cmm_status find_activation(const cmm_request *wanted, cmm_context *cpu)
-{
-    cmm_status status = CMM_ERROR_ISA_UNUSABLE;
-    for (int i = 0; i < cmm_kernel_file_count; i++) {
-        const cmm_kernel *const kernel = (const cmm_kernel *)cmm_kernel_files[i][0];
-        if (kernel->traits.op == CMM_OP_ACT && cmm_is_of_isa(&kernel->traits, wanted->isa) &&
-            cmm_why_absent(&kernel->traits, wanted->cpu)[0] == '\0') {
-            cpu->activate_f32 = kernel->activate_f32;
-            cpu->activate_f64 = kernel->activate_f64;
-            status = CMM_OK;
-        }
-    }
-    return status;
-}
-
 static cmm_status forward(cmm_op op, cmm_problem *problem, const cmm_run *how)
 {
     cmm_choice chosen;
@@ -66,7 +50,7 @@ static cmm_status forward(cmm_op op, cmm_problem *problem, const cmm_run *how)
     cmm_context cpu = {.machine = cmm_cpu_machine(), .blas = chosen.wanted.blas};
     if (op == CMM_OP_FF)
         op = choose_dense(&chosen.wanted, problem);
-    status = find_activation(&chosen.wanted, &cpu);
+    status = cmm_find_activation(&chosen.wanted, &cpu);
     if (status == CMM_OK)
         status = cmm_find_kernel(op, &chosen.wanted, problem, &kernel);
     if (status != CMM_OK)

@@ -179,7 +179,7 @@ static const char *type_name(int32_t type)
 
 cmm_status cmm_describe_kernel(int32_t index, const char *(*why)(const cmm_traits *kernel), cmm_kernel_info *info)
 {
-    static const char *const operations[CMM_OPS] = {"fff", "ff", "act"};
+    static const char *const operations[CMM_OPS] = {"fff", "ff", "act", "backward"};
     cmm_kernel_info found;
     int32_t count;
     if (!info)

@@ -21,7 +21,8 @@ typedef struct cmm_machine {
     int64_t l1d, l2, l3; /* bytes of one core's data caches; l3 is shared with other cores */
 } cmm_machine;
 
-/* Apply an activation (CMM_GELU, ...) to n values in place. Every instruction set gives the same bits. */
+/* Apply an activation (CMM_GELU, ...), or its derivative, to n values in place. Every instruction set gives the same
+ * bits. */
 typedef void cmm_activate_f32(int32_t activation, int64_t n, float *z);
 typedef void cmm_activate_f64(int32_t activation, int64_t n, double *z);
 
@@ -51,12 +52,33 @@ typedef struct cmm_problem {
 typedef struct cmm_context {
     const cmm_machine *machine;
     const cmm_blas *blas; /* NULL: none */
-    cmm_activate_f32 *activate_f32;
-    cmm_activate_f64 *activate_f64;
+    cmm_activate_f32 *activate_f32, *differentiate_f32;
+    cmm_activate_f64 *activate_f64, *differentiate_f64;
 } cmm_context;
 
+/* A checked backward pass (backward.c) at work on some trees of a layer: one, or several of one node each. Its tokens are
+ * in an order in which those of each node lie together; what is for a place in that order has `place` as its index. The
+ * path is problem->path. Gradients that are NULL are not wanted. */
+typedef struct cmm_backward {
+    const cmm_problem *problem;
+    const cmm_context *cpu;
+    const void *dy, *logits;
+    void *dx, *dw_in, *dbias, *dw_out;
+    int64_t ld_dw_in, ld_dw_out;
+    int32_t accumulate; /* CMM_DX, ... */
+    int64_t tree, trees;
+    int64_t rows;         /* that each token visits in these: trees * (depth + 1) */
+    const int64_t *order; /* [place] the token */
+    const uint32_t *leaf; /* [place] where it ends */
+    void *dz, *a;         /* [place][rows] gradients of the logits, activations; NULL: not wanted */
+    void *workspace;      /* that the caller has given; or NULL */
+    int64_t workspace_bytes, workspace_needed;
+} cmm_backward;
+
+enum { CMM_BACKWARD_ROWS = 128 }; /* the most rows that a token may visit in the trees at work */
+
 /* What a kernel computes. */
-typedef enum cmm_op { CMM_OP_FFF, CMM_OP_FF, CMM_OP_ACT, CMM_OPS } cmm_op;
+typedef enum cmm_op { CMM_OP_FFF, CMM_OP_FF, CMM_OP_ACT, CMM_OP_BACKWARD, CMM_OPS } cmm_op;
 
 enum { CMM_EVERY_TYPE = -1 };
 
@@ -89,8 +111,15 @@ typedef struct cmm_kernel {
     /* Do tokens first .. first + count - 1. count is at least 1. Returns how many logits the exact path computed again. */
     int64_t (*run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *scratch);
 
-    cmm_activate_f32 *activate_f32; /* of CMM_OP_ACT, whose kernels are for both types of tokens at once */
-    cmm_activate_f64 *activate_f64;
+    /* Of CMM_OP_ACT, whose kernels are for both types of tokens at once. */
+    cmm_activate_f32 *activate_f32, *differentiate_f32;
+    cmm_activate_f64 *activate_f64, *differentiate_f64;
+
+    /* Of CMM_OP_BACKWARD, instead of run(): dz, a and dx of places first .. first + count - 1; then columns first .. first +
+     * count - 1 of dW_in or dW_out, in the rows of nodes that are visited; and dbias of such nodes. */
+    void (*back_tokens)(const cmm_backward *b, int64_t first, int64_t count);
+    void (*back_rows)(const cmm_backward *b, int is_out, int64_t first, int64_t count);
+    void (*back_bias)(const cmm_backward *b);
 } cmm_kernel;
 
 static inline int64_t cmm_least(int64_t a, int64_t b)

@@ -48,6 +48,23 @@ cmm_status cmm_choose(const cmm_run *given, cmm_choice *chosen)
     return CMM_OK;
 }
 
+cmm_status cmm_find_activation(const cmm_request *wanted, cmm_context *cpu)
+{
+    cmm_status status = CMM_ERROR_ISA_UNUSABLE;
+    for (int i = 0; i < cmm_kernel_file_count; i++) {
+        const cmm_kernel *const kernel = (const cmm_kernel *)cmm_kernel_files[i][0];
+        if (kernel->traits.op == CMM_OP_ACT && cmm_is_of_isa(&kernel->traits, wanted->isa) &&
+            cmm_why_absent(&kernel->traits, wanted->cpu)[0] == '\0') {
+            cpu->activate_f32 = kernel->activate_f32;
+            cpu->activate_f64 = kernel->activate_f64;
+            cpu->differentiate_f32 = kernel->differentiate_f32;
+            cpu->differentiate_f64 = kernel->differentiate_f64;
+            status = CMM_OK;
+        }
+    }
+    return status;
+}
+
 /* Waking a thread costs some microseconds; a piece of work below this many flops is not worth it. */
 static const double FLOPS_PER_PIECE = 2e6;
 
@@ -73,12 +90,8 @@ static void run_piece(void *context, int32_t index)
         atomic_fetch_add(&s->recomputed, recomputed);
 }
 
-/* How many threads a call is worth: at most `threads`, of which each gets a token and enough work. */
-static int32_t worth_threads(const cmm_kernel *kernel, const cmm_problem *problem, int32_t threads)
+int32_t cmm_worth_threads(double flops, int64_t shares, int32_t threads)
 {
-    const double visited = kernel->traits.op == CMM_OP_FFF ? (double)problem->depth + 1 : (double)problem->nodes;
-    const double width = (double)(problem->d_in + problem->d_out);
-    const double flops = 2.0 * visited * (double)problem->trees * width * (double)problem->batch;
     const double pieces = flops / FLOPS_PER_PIECE;
     if (pieces < 2)
         return 1;
@@ -86,7 +99,16 @@ static int32_t worth_threads(const cmm_kernel *kernel, const cmm_problem *proble
         threads = cmm_threads_default();
     if (threads > pieces)
         threads = (int32_t)pieces;
-    return threads > problem->batch ? (int32_t)problem->batch : threads;
+    return threads > shares ? (int32_t)shares : threads;
+}
+
+/* How many threads the tokens of a problem are worth. */
+static int32_t worth_threads(const cmm_kernel *kernel, const cmm_problem *problem, int32_t threads)
+{
+    const double visited = kernel->traits.op == CMM_OP_FFF ? (double)problem->depth + 1 : (double)problem->nodes;
+    const double width = (double)(problem->d_in + problem->d_out);
+    const double flops = 2.0 * visited * (double)problem->trees * width * (double)problem->batch;
+    return cmm_worth_threads(flops, problem->batch, threads);
 }
 
 /* Share the tokens out over the threads that there are. Scratch memory is taken for these alone. */

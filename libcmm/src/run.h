@@ -16,6 +16,12 @@ typedef struct cmm_choice {
 /* Fill in the defaults of a caller's cmm_run, of which NULL has none but those. */
 cmm_status cmm_choose(const cmm_run *given, cmm_choice *chosen);
 
+/* The activation functions and their derivatives: of the instruction set that is asked for, or of the best one. */
+cmm_status cmm_find_activation(const cmm_request *wanted, cmm_context *cpu);
+
+/* How many threads a call is worth: at most `threads` (0: as many as there are cores) and `shares`, each with enough work. */
+int32_t cmm_worth_threads(double flops, int64_t shares, int32_t threads);
+
 /* Share a problem's tokens, of which there is one at least, out over at most so many threads; 0: over every core.
  * *recomputed, where it is wanted, becomes the number of logits that the exact path computed again. */
 cmm_status cmm_run_kernel(const cmm_kernel *kernel, const cmm_problem *problem, const cmm_context *cpu,

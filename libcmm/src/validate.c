@@ -340,3 +340,106 @@ cmm_status cmm_check_path(const cmm_problem *problem, int64_t *refused)
         }
     return CMM_OK;
 }
+
+/* ---- backward ---------------------------------------------------------------------------------------------------- */
+
+cmm_status cmm_read_gradients(const cmm_gradients *given, cmm_backward *b)
+{
+    const cmm_problem *const problem = b->problem;
+    cmm_gradients gradients;
+    if (!given)
+        return CMM_ERROR_GRADIENTS_NULL;
+    if (!cmm_read_struct(&gradients, sizeof gradients, sizeof gradients, given))
+        return CMM_ERROR_GRADIENTS_SIZE;
+    b->dx = gradients.dx;
+    b->dw_in = gradients.dw_in;
+    b->dbias = gradients.dbias;
+    b->dw_out = gradients.dw_out;
+    b->accumulate = gradients.accumulate;
+    b->ld_dw_in = gradients.ld_dw_in ? gradients.ld_dw_in : problem->d_in;
+    b->ld_dw_out = gradients.ld_dw_out ? gradients.ld_dw_out : problem->d_out;
+    b->workspace = gradients.workspace;
+    b->workspace_bytes = gradients.workspace_bytes;
+    if (b->accumulate & ~(CMM_DX | CMM_DW_IN | CMM_DBIAS | CMM_DW_OUT))
+        return CMM_ERROR_ACCUMULATE;
+    if (!b->dx && !b->dw_in && !b->dbias && !b->dw_out)
+        return CMM_ERROR_GRADIENTS_NONE;
+    const int64_t rows = problem->trees * problem->nodes, size = cmm_element_size(problem->dtype);
+    if (b->ld_dw_in < problem->d_in || cmm_bytes_of(rows, b->ld_dw_in, size) < 0)
+        return CMM_ERROR_LD_DW_IN;
+    if (b->ld_dw_out < problem->d_out || cmm_bytes_of(rows, b->ld_dw_out, size) < 0)
+        return CMM_ERROR_LD_DW_OUT;
+    return CMM_OK;
+}
+
+cmm_status cmm_check_backward(const cmm_backward *b)
+{
+    const cmm_problem *const problem = b->problem;
+    const int64_t size = cmm_element_size(problem->dtype), logit_size = cmm_logit_size(problem->dtype);
+    const cmm_status status = cmm_check_weights(problem);
+    if (status != CMM_OK)
+        return status;
+    if (problem->batch > 0) {
+        if (!problem->x && b->dw_in)
+            return CMM_ERROR_X_NULL;
+        if (!problem->path)
+            return CMM_ERROR_NODES_NULL;
+        if (!b->logits)
+            return CMM_ERROR_LOGITS_NULL;
+        if (!b->dy)
+            return CMM_ERROR_DY_NULL;
+    }
+    if (cmm_misaligned(problem->x, size))
+        return CMM_ERROR_X_ALIGN;
+    if (cmm_misaligned(problem->path, (int64_t)sizeof(int32_t)))
+        return CMM_ERROR_NODES_ALIGN;
+    if (cmm_misaligned(b->logits, logit_size))
+        return CMM_ERROR_LOGITS_ALIGN;
+    if (cmm_misaligned(b->dy, size))
+        return CMM_ERROR_DY_ALIGN;
+
+    enum { INPUTS = CMM_INPUTS + 2, OUTPUTS = 4 };
+    const int64_t rows = problem->trees * problem->nodes;
+    const struct {
+        const void *start;
+        cmm_extent extent;
+        cmm_status misaligned, overlaps;
+    } outputs[OUTPUTS] = {
+        {b->dx, cmm_extent_of(b->dx, problem->batch * problem->d_in * size), CMM_ERROR_DX_ALIGN, CMM_ERROR_DX_OVERLAP},
+        {b->dw_in, extent_of_rows(b->dw_in, rows, b->ld_dw_in, problem->d_in, size), CMM_ERROR_DW_IN_ALIGN,
+         CMM_ERROR_DW_IN_OVERLAP},
+        {b->dbias, cmm_extent_of(b->dbias, rows * size), CMM_ERROR_DBIAS_ALIGN, CMM_ERROR_DBIAS_OVERLAP},
+        {b->dw_out, extent_of_rows(b->dw_out, rows, b->ld_dw_out, problem->d_out, size), CMM_ERROR_DW_OUT_ALIGN,
+         CMM_ERROR_DW_OUT_OVERLAP},
+    };
+    cmm_extent inputs[INPUTS];
+    cmm_input_extents(problem, inputs);
+    inputs[CMM_INPUTS] = cmm_extent_of(b->logits, problem->batch * problem->trees * (problem->depth + 1) * logit_size);
+    inputs[CMM_INPUTS + 1] = cmm_extent_of(b->dy, problem->batch * problem->d_out * size);
+    for (int o = 0; o < OUTPUTS; o++)
+        if (cmm_misaligned(outputs[o].start, size))
+            return outputs[o].misaligned;
+    for (int o = 0; o < OUTPUTS; o++) {
+        for (int i = 0; i < INPUTS; i++)
+            if (cmm_overlap(outputs[o].extent, inputs[i]))
+                return outputs[o].overlaps;
+        for (int earlier = 0; earlier < o; earlier++)
+            if (cmm_overlap(outputs[o].extent, outputs[earlier].extent))
+                return outputs[o].overlaps;
+    }
+
+    if (!b->workspace)
+        return CMM_OK;
+    if (cmm_misaligned(b->workspace, CMM_ALIGNMENT))
+        return CMM_ERROR_WORKSPACE_ALIGN;
+    if (b->workspace_bytes < b->workspace_needed)
+        return CMM_ERROR_WORKSPACE_SIZE;
+    const cmm_extent workspace = cmm_extent_of(b->workspace, b->workspace_needed);
+    for (int i = 0; i < INPUTS; i++)
+        if (cmm_overlap(workspace, inputs[i]))
+            return CMM_ERROR_WORKSPACE_OVERLAP;
+    for (int o = 0; o < OUTPUTS; o++)
+        if (cmm_overlap(workspace, outputs[o].extent))
+            return CMM_ERROR_WORKSPACE_OVERLAP;
+    return CMM_OK;
+}

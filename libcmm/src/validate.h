@@ -56,6 +56,11 @@ cmm_status cmm_check_arrays(const cmm_problem *problem);
  * NULL, gets the two. */
 cmm_status cmm_check_path(const cmm_problem *problem, int64_t *refused);
 
+/* Of a backward pass: read its gradients, into b, whose problem has been checked as a layer; check its arrays and its
+ * workspace, once b->workspace_needed is known. */
+cmm_status cmm_read_gradients(const cmm_gradients *gradients, cmm_backward *b);
+cmm_status cmm_check_backward(const cmm_backward *b);
+
 /* Where the arrays of a problem lie: w_in, w_out, bias, scale_in, scale_out, exact_in, margin; x, the path to take; y,
  * nodes, logits. The rows of a weight lie ld elements apart;
  * all memory from the start of the first row to the end of the last one counts as the weight, what lies between two

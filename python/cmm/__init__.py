@@ -21,7 +21,7 @@ from cmm.errors import (
     ShapeError,
     UnusableError,
 )
-from cmm.layers import FFF, cmm_forward, ff_forward, fff_forward
+from cmm.layers import FFF, cmm_forward, ff_forward, fff_backward, fff_forward
 from cmm.routing_stats import dead_subtrees, node_usage
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ __all__ = [
     "cmm_forward",
     "dead_subtrees",
     "ff_forward",
+    "fff_backward",
     "fff_forward",
     "get_include",
     "levels",

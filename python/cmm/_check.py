@@ -19,10 +19,13 @@ from cmm._environment import data as environment
 from cmm._interop import NUMPY, as_numpy, backend_for, backend_of, keeper_of, library_of
 from cmm._native import ACTIVATIONS, DTYPES, TIES, lib
 from cmm.errors import ArgumentError, ArrayMemoryError, DtypeError, ShapeError, listed
+from cmm.typing import Gradients
 
 _ndarray = np.ndarray
 _F32, _F64, _I32 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int32)
 _DEPTHS = {2 ** (depth + 1) - 1: depth for depth in range(lib.CMM_MAX_DEPTH + 1)}
+
+_Shape: TypeAlias = tuple[int, ...]
 
 # A layer that was prepared: the backend that has its weights, what it is, the weights as that backend wants them, and
 # NumPy's dtype where its arrays are to be had without a question.
@@ -61,6 +64,55 @@ def fff_forward(
         path = _path(path, x, spec, backend)
     weights = backend.bind(spec, w_in, w_out, bias)
     return backend.forward(spec, weights, x, out, level, algorithm, threads, return_path, path)
+
+
+def fff_backward(
+    x: Any,
+    w_in: Any,
+    w_out: Any,
+    nodes: Any,
+    logits: Any,
+    dy: Any,
+    activation: str,
+    wanted: dict[str, Any],
+    accumulate: bool,
+    threads: int | None,
+) -> Gradients:
+    """Check a backward pass, and do it. wanted: for each gradient True, False, or an array."""
+    given = {name: one for name, one in wanted.items() if not isinstance(one, bool | np.bool_)}
+    inputs = {"x": x, "w_in": w_in, "w_out": w_out, "logits": logits, "dy": dy}
+    backend = backend_of(**inputs, nodes=nodes, **given)
+    if not backend.NARROW:
+        raise ArgumentError("x is on a GPU; fff_backward is for arrays on a CPU")
+    arrays = {name: _array(name, value, backend) for name, value in inputs.items()}
+    dtypes = {name: _dtype_of(name, array, backend) for name, array in arrays.items()}
+    for name, dtype in dtypes.items():
+        if dtype != dtypes["w_in"]:
+            raise _mixed(name, arrays[name], dtypes["w_in"])
+    x, w_in, w_out, logits, dy = arrays.values()
+    try:
+        spec = _fff_spec(tuple(w_in.shape), tuple(w_out.shape), None, dtypes["w_in"], activation, "left")
+    except TypeError as error:
+        raise _no_choice(error, activation, "left") from None
+    check_tokens(x, spec.d_in)
+    lead = tuple(x.shape[:-1])
+    visited = (*lead, spec.trees, spec.depth + 1)
+    for name, array, shape in (("logits", logits, visited), ("dy", dy, (*lead, spec.d_out))):
+        if tuple(array.shape) != shape:
+            raise ShapeError(f"{name} has shape {tuple(array.shape)}; it should be {shape}")
+    nodes = as_numpy("nodes", nodes)
+    if nodes.shape != visited:
+        raise ShapeError(f"nodes has shape {nodes.shape}; it should be {visited}")
+    path, _ = _path(nodes, x, spec, backend, "nodes")
+    shapes = {"dx": x.shape, "dw_in": w_in.shape, "dbias": w_in.shape[:-1], "dw_out": w_out.shape}
+    for name, array in given.items():
+        _check_gradient(name, array, tuple(shapes[name]), spec.dtype, backend)
+    if not any(one is not False for one in wanted.values()):
+        raise ArgumentError("dx, dw_in, dbias and dw_out are all False; at least one should be wanted")
+    if not isinstance(accumulate, bool | np.bool_):
+        raise ArgumentError(f"accumulate is {accumulate!r}; it should be True or False")
+    chosen = {name: bool(one) if isinstance(one, bool | np.bool_) else one for name, one in wanted.items()}
+    return Gradients(*backend.backward(spec, x, w_in, w_out, path, logits, dy, chosen, bool(accumulate), threads))
 
 
 def cmm_forward(
@@ -215,26 +267,26 @@ def _exact_of(exact_path: Any, rows: str, dtype: str) -> float | None:
 # ---- a path that is given ------------------------------------------------------------------------------------------
 
 
-def _path(path: Any, x: Any, spec: Spec, backend: Backend) -> tuple[Any, bool]:
+def _path(path: Any, x: Any, spec: Spec, backend: Backend, name: str = "path") -> tuple[Any, bool]:
     """Return a path as libcmm wants it, a contiguous array of int32, and whether it has leaves alone."""
     if not backend.NARROW:
         raise ArgumentError("path is for arrays on a CPU, and these are on a GPU; there the logits decide")
-    array = as_numpy("path", path)
+    array = as_numpy(name, path)
     lead = tuple(x.shape[:-1])
     nodes, leaves = (*lead, spec.trees, spec.depth + 1), (*lead, spec.trees)
     if array.shape not in (nodes, leaves):
-        raise ShapeError(f"path has shape {array.shape}; it should be {nodes}, of nodes, or {leaves}, of leaves")
+        raise ShapeError(f"{name} has shape {array.shape}; it should be {nodes}, of nodes, or {leaves}, of leaves")
     by_leaf = array.shape == leaves
     if array.dtype == _I32 and array.flags.c_contiguous and array.flags.aligned:
         return array, by_leaf
     if array.dtype.kind not in "iu":
-        raise DtypeError(f"path has dtype {array.dtype}; it should be of integers, such as int32")
+        raise DtypeError(f"{name} has dtype {array.dtype}; it should be of integers, such as int32")
     outside = (array < 0) | (array > np.iinfo(np.int32).max)
     if outside.any():
         flat = outside.reshape(-1, spec.trees, 1 if by_leaf else spec.depth + 1).any(-1)
         token, tree = (int(one) for one in np.argwhere(flat)[0])
         found = array.reshape(*flat.shape, -1)[token, tree].tolist()
-        raise no_path(token, tree, found, spec.depth)
+        raise no_path(token, tree, found, spec.depth, name)
     return np.ascontiguousarray(array, _I32), by_leaf
 
 
@@ -362,10 +414,17 @@ def _check_out(out: Any, x: Any, d_out: int, backend: Backend) -> None:
         raise ShapeError(f"out has shape {tuple(array.shape)}; it should be {shape}")
 
 
+def _check_gradient(name: str, array: Any, shape: _Shape, dtype: str, backend: Backend) -> None:
+    """Check an array that a gradient is to be put into, whose library is that of the inputs."""
+    if backend is NUMPY and (not isinstance(array, _ndarray) or isinstance(array, np.ma.MaskedArray)):
+        raise DtypeError(f"{name} is a {type(array).__name__}; it should be True, False or a numpy.ndarray")
+    if _name(array.dtype) != dtype:
+        raise DtypeError(f"{name} has dtype {array.dtype}; it should be {dtype}, the dtype of x")
+    if tuple(array.shape) != shape:
+        raise ShapeError(f"{name} has shape {tuple(array.shape)}; it should be {shape}")
+
+
 # ---- the shapes of a layer -----------------------------------------------------------------------------------------
-
-_Shape: TypeAlias = tuple[int, ...]
-
 
 @lru_cache(1024)
 def _fff_spec(w_in: _Shape, w_out: _Shape | None, bias: _Shape | None, dtype: str, activation: str, tie: str) -> Spec:

@@ -1,4 +1,4 @@
-"""The operations: fff_forward, cmm_forward, the prepared layer FFF, and the dense ff_forward.
+"""The operations: fff_forward and fff_backward, cmm_forward, the prepared layer FFF, and the dense ff_forward.
 
 In the shapes below K is the number of trees, D their depth in edges, and N = 2^(D+1) - 1 the nodes of one tree.
 Weights without the dimension K are those of one tree. ``...`` stands for any dimensions, also none.
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from cmm import _call, _check
 from cmm._backend import Shown
 from cmm._backend.numpy import widened
-from cmm.typing import Activation, Algorithm, Choices, Float, LevelName, Loose, Nodes, Path, Run, Tie, Weights
+from cmm.typing import Activation, Algorithm, Choices, Float, Gradients, LevelName, Loose, Nodes, Path, Run, Tie, Weights
 
-__all__ = ["FFF", "cmm_forward", "ff_forward", "fff_forward"]
+__all__ = ["FFF", "cmm_forward", "ff_forward", "fff_backward", "fff_forward"]
 
 
 @overload
@@ -151,6 +151,78 @@ def fff_forward(
     return _check.fff_forward(
         x, w_in, w_out, bias, activation, tie, level, algorithm, threads, out, return_path, path
     )
+
+
+def fff_backward(
+    x: Any,
+    w_in: Any,
+    w_out: Any,
+    nodes: Any,
+    logits: Any,
+    dy: Any,
+    *,
+    activation: Activation = "gelu",
+    dx: Any = True,
+    dw_in: Any = True,
+    dbias: Any = True,
+    dw_out: Any = True,
+    accumulate: bool = False,
+    threads: int | None = None,
+) -> Gradients:
+    """Return the gradients of a fast feedforward layer, from the path that its forward pass took.
+
+    Only rows that were visited are read, and written. Of each visited node, with ``a = activation(logit)`` and
+    ``dz = activation'(logit) * dot(dy, w_out[k, n])``, the token's dx takes ``dz * w_in[k, n]``, dw_in[k, n] takes
+    ``dz * x``, dbias[k, n] takes ``dz`` and dw_out[k, n] takes ``a * dy``. The path is taken as it is: there is no
+    gradient of the choice of a child. ReLU has the derivative 0 at 0. The same arguments give the same bits, for any
+    number of threads.
+
+    The arrays are NumPy's, or of another library with ``__dlpack__`` and on a CPU; all of one dtype, float32 or
+    float64, in any layout; an input that is not contiguous is copied.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., d_in)
+        The tokens of the forward pass.
+    w_in : array_like, shape (K, N, d_in) or (N, d_in)
+    w_out : array_like, shape (K, N, d_out) or (N, d_out)
+        Its weights. No bias: the logits have it.
+    nodes : array_like of int, shape (..., K, D+1)
+    logits : array_like, shape (..., K, D+1)
+        What it gave with return_path.
+    dy : array_like, shape (..., d_out)
+        The gradient with respect to its output.
+    activation : {"gelu", "gelu_tanh", "relu", "silu", "identity"}
+    dx, dw_in, dbias, dw_out : bool or ndarray
+        Which gradients are wanted: True for a new array, False for none, or a writable array to put one into, of the
+        shape of x, of w_in, of w_in without its last dimension, of w_out.
+    accumulate : bool
+        Whether gradients are added to what the arrays hold that are given. New ones are stored in any case.
+    threads : int, optional
+        As :func:`fff_forward`.
+
+    Returns
+    -------
+    Gradients
+        A named tuple ``(dx, dw_in, dbias, dw_out)``, with None for what is not wanted. Rows of nodes that no token
+        visits are 0, or with accumulate as they were.
+
+    Raises
+    ------
+    ShapeError
+        Shapes do not fit each other.
+    DtypeError
+        An array is not float32 or float64, or they are mixed; or nodes are no integers.
+    ArgumentError
+        Another argument is not one of its values, nodes are no path of the trees, a gradient's array is read-only or
+        shares memory with another one, no gradient is wanted, or the arrays are on a GPU.
+    UnusableError
+        The instruction set that ``CMM_ISA`` names cannot be used here.
+    ArrayMemoryError
+        There is no memory for the result or a copy. After any error all arrays are as they were.
+    """
+    wanted = {"dx": dx, "dw_in": dw_in, "dbias": dbias, "dw_out": dw_out}
+    return _check.fff_backward(x, w_in, w_out, nodes, logits, dy, activation, wanted, accumulate, threads)
 
 
 @overload

@@ -5,12 +5,12 @@
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Activation", "Algorithm", "LevelName", "OtherArray", "Rows", "Tie", "Weights"]
+__all__ = ["Activation", "Algorithm", "Gradients", "LevelName", "OtherArray", "Rows", "Tie", "Weights"]
 
 Activation: TypeAlias = Literal["gelu", "gelu_tanh", "relu", "silu", "identity"]
 Tie: TypeAlias = Literal["left", "right"]
@@ -57,3 +57,12 @@ class Choices(Run, total=False):
 
     activation: Activation
     tie: Tie
+
+
+class Gradients(NamedTuple):
+    """What :func:`cmm.fff_backward` returns; None for a gradient that was not wanted."""
+
+    dx: Any
+    dw_in: Any
+    dbias: Any
+    dw_out: Any

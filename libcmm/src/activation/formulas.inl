@@ -96,13 +96,15 @@ CMM_HD static inline CMM_R CMM_F(cmm_act_silu)(CMM_R x)
     return CMM_F(cmm_logistic)(x, a > end ? end : a, 0, end);
 }
 
-/* 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)), 2u = x (c0 + c1 x^2). The error of 2u becomes the relative error of the
- * result, and 2u is large, so it is computed to nearly twice the precision: every product is split exactly. */
-CMM_HD static inline CMM_R CMM_F(cmm_act_gelu_tanh)(CMM_R x)
+/* v + w = a (c0 + c1 a^2), for a from 0 to 11 (float) or 22 (double), to nearly twice the precision: every product is split
+ * exactly. */
+typedef struct CMM_F(cmm_twice) {
+    CMM_R v, w;
+} CMM_F(cmm_twice);
+
+CMM_HD static inline CMM_F(cmm_twice) CMM_F(cmm_tanh_argument)(CMM_R a)
 {
-    CMM_R b = CMM_F(cmm_abs)(x);
-    const CMM_R end = CMM_EITHER(11.0f, 22.0);
-    CMM_R a = b > end ? end : b;
+    CMM_F(cmm_twice) twice;
     CMM_R ah = CMM_F(cmm_upper)(a), al = a - ah;
     CMM_R q = a * a; /* q + ql = a^2 */
     CMM_R ql = ((ah * ah - q) + 2 * (ah * al)) + al * al;
@@ -112,9 +114,19 @@ CMM_HD static inline CMM_R CMM_F(cmm_act_gelu_tanh)(CMM_R x)
     CMM_R g = CMM_K(TANH_C0_UPPER) + c; /* g + gl = c0 + c1 a^2 */
     CMM_R gl = (c - (g - CMM_K(TANH_C0_UPPER))) + (cl + CMM_K(TANH_C0_LOWER));
     CMM_R gh = CMM_F(cmm_upper)(g);
-    CMM_R v = a * g; /* v + vl = a (g + gl) */
-    CMM_R vl = ((ah * gh - v) + (ah * (g - gh) + al * gh)) + (al * (g - gh) + a * gl);
-    return CMM_F(cmm_logistic)(x, v, vl, end);
+    twice.v = a * g;
+    twice.w = ((ah * gh - twice.v) + (ah * (g - gh) + al * gh)) + (al * (g - gh) + a * gl);
+    return twice;
+}
+
+/* 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)), 2u = x (c0 + c1 x^2). The error of 2u becomes the relative error of the
+ * result, and 2u is large, so it is computed to nearly twice the precision. */
+CMM_HD static inline CMM_R CMM_F(cmm_act_gelu_tanh)(CMM_R x)
+{
+    CMM_R b = CMM_F(cmm_abs)(x);
+    const CMM_R end = CMM_EITHER(11.0f, 22.0);
+    CMM_F(cmm_twice) twice = CMM_F(cmm_tanh_argument)(b > end ? end : b);
+    return CMM_F(cmm_logistic)(x, twice.v, twice.w, end);
 }
 
 CMM_HD static inline CMM_R CMM_F(cmm_act_relu)(CMM_R x)
@@ -125,4 +137,65 @@ CMM_HD static inline CMM_R CMM_F(cmm_act_relu)(CMM_R x)
 CMM_HD static inline CMM_R CMM_F(cmm_act_identity)(CMM_R x)
 {
     return x;
+}
+
+/* ---- derivatives ------------------------------------------------------------------------------------------------ */
+
+/* With a = |x| each of the smooth ones is tail(a) below 0, and 1 - tail(a) above, where tail is the derivative at -a. Its
+ * error is a few ulps of the size of its two parts, which cancel at one point: docs/internals/activation.md. NaN gives NaN,
+ * -inf 0 and +inf 1, but the identity's derivative is 1 throughout. That of ReLU is 0 at 0, as in PyTorch. */
+
+/* x Phi(x): tail(a) = Q(a) - a exp(-a^2/2) / sqrt(2 pi), and Q(a) = exp(-a^2/2) p / (a + shift) as above. */
+CMM_HD static inline CMM_R CMM_F(cmm_slope_gelu)(CMM_R x)
+{
+    CMM_R b = CMM_F(cmm_abs)(x);
+    const CMM_R end = CMM_EITHER(15.0f, 38.75); /* from there on the tail is 0 */
+    CMM_R a = b > end ? end : b;
+    CMM_R h = CMM_F(cmm_upper)(a);
+    CMM_R s = a + CMM_K(MILLS_SHIFT);
+    CMM_F(cmm_decay) d = CMM_F(cmm_decay_at)(h * h * (CMM_R)0.5, (a - h) * (a + h) * (CMM_R)0.5);
+    CMM_R p = CMM_K(MILLS_MIDDLE) + CMM_F(cmm_mills)(a / s - (CMM_R)0.5);
+    CMM_R q = p / s - a * (CMM_R)0.398942280401432677939946;
+    CMM_R tail = (q + q * d.m) * d.s * d.t;
+    return x < 0 ? tail : 1 - tail;
+}
+
+/* x / (1 + exp(-v(x))), with the slope h = |x| v'(x): e = exp(-|v|), tail = e (1 + e - h) / (1 + e)^2. */
+CMM_HD static inline CMM_R CMM_F(cmm_slope_logistic)(CMM_R x, CMM_R v0, CMM_R v1, CMM_R h)
+{
+    CMM_F(cmm_decay) d = CMM_F(cmm_decay_at)(v0, v1);
+    CMM_R f = 1 + d.m;
+    CMM_R sum = 1 + f * d.s * d.t;
+    CMM_R q = (sum - h) / (sum * sum);
+    CMM_R tail = f * q * d.s * d.t;
+    return x < 0 ? tail : 1 - tail;
+}
+
+CMM_HD static inline CMM_R CMM_F(cmm_slope_silu)(CMM_R x)
+{
+    CMM_R b = CMM_F(cmm_abs)(x);
+    const CMM_R end = CMM_EITHER(110.0f, 755.0);
+    CMM_R a = b > end ? end : b;
+    return CMM_F(cmm_slope_logistic)(x, a, 0, a);
+}
+
+CMM_HD static inline CMM_R CMM_F(cmm_slope_gelu_tanh)(CMM_R x)
+{
+    CMM_R b = CMM_F(cmm_abs)(x);
+    const CMM_R end = CMM_EITHER(11.0f, 22.0);
+    CMM_R a = b > end ? end : b;
+    CMM_F(cmm_twice) twice = CMM_F(cmm_tanh_argument)(a);
+    CMM_R c1 = CMM_K(TANH_C1_UPPER) + CMM_K(TANH_C1_LOWER), c0 = CMM_K(TANH_C0_UPPER) + CMM_K(TANH_C0_LOWER);
+    return CMM_F(cmm_slope_logistic)(x, twice.v, twice.w, a * (c0 + 3 * c1 * (a * a)));
+}
+
+CMM_HD static inline CMM_R CMM_F(cmm_slope_relu)(CMM_R x)
+{
+    return x > 0 ? 1 : x <= 0 ? 0 : x; /* NaN stays */
+}
+
+CMM_HD static inline CMM_R CMM_F(cmm_slope_identity)(CMM_R x)
+{
+    (void)x;
+    return 1;
 }

@@ -22,6 +22,8 @@ static const cmm_kernel kernel = {
     .traits.cpu = ISA_CPU,
     .activate_f32 = apply_f32,
     .activate_f64 = apply_f64,
+    .differentiate_f32 = apply_slope_f32,
+    .differentiate_f64 = apply_slope_f64,
 };
 const cmm_traits *const CMM_JOIN(cmm_act_, ISA)[] = {&kernel.traits, NULL};
 
@@ -29,6 +31,8 @@ const cmm_traits *const CMM_JOIN(cmm_act_, ISA)[] = {&kernel.traits, NULL};
 
 #define CASE(NUMBER, name, ...) \
     case CMM_##NUMBER: LOOP(XNAME(cmm_act_##name))
+#define SLOPE_CASE(NUMBER, name, ...) \
+    case CMM_##NUMBER: LOOP(XNAME(cmm_slope_##name))
 #define LOOP(FUNCTION)                                     \
     {                                                      \
         for (; n >= 64; n -= 64, z += 64)                  \
@@ -54,6 +58,14 @@ static void XNAME(apply)(int32_t activation, int64_t n, X *z)
     }
 }
 
+static void XNAME(apply_slope)(int32_t activation, int64_t n, X *z)
+{
+    switch (activation) {
+        CMM_ACTIVATIONS(SLOPE_CASE)
+    }
+}
+
 #undef CASE
+#undef SLOPE_CASE
 #undef LOOP
 #endif

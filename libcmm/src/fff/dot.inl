@@ -1,5 +1,5 @@
 /* The micro-kernel of dot products, between shared operands and MR varying ones, each of its own type. microkernel.inl
- * includes it for rows that tokens share, per_token.inl for a token that rows share. Who includes it defines SHARED and
+ * includes it for rows that tokens share, many_rows.inl for a token that rows share. Who includes it defines SHARED and
  * VARYING, the types; LOAD_SHARED, LOAD_VARYING and the same with _MASKED, which load a vector of X from them; and
  * DOT(a), the names. */
 

@@ -16,6 +16,8 @@
 #ifndef CMM_TYPE
 #include "native.h"
 
+NATIVE_SUMS
+
 #define CMM_BODY "fff/grouped.inl"
 #define CMM_LIST CMM_TYPES
 

@@ -31,11 +31,15 @@ enum { Y_STORE, Y_ADD, Y_STORE_NT }; /* y is stored, added to, or stored past th
         X *y; \
     } output_args_##SUFFIX; \
     typedef void sums_function_##SUFFIX(int tokens, const output_args_##SUFFIX *args, int64_t d, int store_mode, \
-                                        int shared, int rows); \
-    static sums_function_##SUFFIX *sums_for_##SUFFIX(int32_t w_type);
+                                        int shared, int rows);
 WEIGHTED_SUMS_OF(float, f32)
 WEIGHTED_SUMS_OF(double, f64)
 #undef WEIGHTED_SUMS_OF
+
+/* The one for rows of w_out of a type, for a file that has them for every type (NATIVE_EXPORT defines it). */
+#define NATIVE_SUMS \
+    static sums_function_f32 *sums_for_f32(int32_t w_type); \
+    static sums_function_f64 *sums_for_f64(int32_t w_type);
 
 /* Prefetch a row into L2, for use in a while. These are inlined by force: to the compiler a function that does nothing but
  * prefetch does nothing, and a call of it is left out. */

@@ -13,6 +13,8 @@
 #ifndef CMM_TYPE
 #include "native.h"
 
+NATIVE_SUMS
+
 #define CMM_BODY "fff/per_token.inl"
 #define CMM_LIST CMM_TYPES
 
@@ -24,16 +26,7 @@ NATIVE_EXPORT(per_token)
 
 #else
 #include "microkernel.inl"
-
-/* One token for up to MR rows: dots_of_token(). */
-#define SHARED X
-#define LOAD_SHARED XNAME(vec_load)
-#define LOAD_SHARED_MASKED XNAME(vec_load_masked)
-#define VARYING W
-#define LOAD_VARYING NAME(load_w)
-#define LOAD_VARYING_MASKED NAME(load_w_masked)
-#define DOT(a) NAME(a##_of_token)
-#include "dot.inl"
+#include "many_rows.inl"
 
 /* Trees of a block: as the plan says, but enough for lockstep, and not more than there are. */
 static int64_t NAME(max_trees)(const cmm_problem *problem, const cmm_plan *plan)
@@ -61,32 +54,6 @@ typedef struct {
     XNAME(sums_function) *weighted_sums;
     int64_t *node;       /* [MR][trees] where each token is going to */
 } NAME(tree_block);
-
-/* out[r][t] = dot(w[r], x[t]) for NR rows and 1 <= tokens <= MR: 12 fused multiply-adds for 7 loads, where dots()
- * has 4 for 5. */
-static void NAME(dots_of_rows)(int tokens, const W *const w[NR], const X *const *x, int64_t d,
-                               X (*out)[MR], const X *prefetch)
-{
-    switch (tokens) {
-#if MR >= 4
-    case 4:
-        NAME(dot_microkernel)(NR, 4, w, x, d, out, prefetch);
-        return;
-#endif
-#if MR >= 3
-    case 3:
-        NAME(dot_microkernel)(NR, 3, w, x, d, out, prefetch);
-        return;
-#endif
-#if MR >= 2
-    case 2:
-        NAME(dot_microkernel)(NR, 2, w, x, d, out, prefetch);
-        return;
-#endif
-    default:
-        NAME(dot_microkernel)(NR, 1, w, x, d, out, prefetch);
-    }
-}
 
 /* The token in place t has this dot product at `node` of tree k of the block. Returns the child it goes to. */
 static inline int64_t NAME(visit)(const NAME(tree_block) *h, int64_t token, int64_t t, int64_t k, int32_t level,

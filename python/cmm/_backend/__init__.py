@@ -119,3 +119,21 @@ class Backend(Protocol):
         threads: int | None,
     ) -> Any:
         """Apply a dense layer to tokens."""
+
+    def backward(
+        self,
+        spec: Spec,
+        x: Any,
+        w_in: Any,
+        w_out: Any,
+        nodes: Any,
+        logits: Any,
+        dy: Any,
+        wanted: dict[str, Any],
+        accumulate: bool,
+        threads: int | None,
+    ) -> tuple[Any, ...]:
+        """Return the gradients dx, dw_in, dbias and dw_out.
+
+        nodes: as a path of forward(). wanted: for each gradient True for a new array, False for none, or an array.
+        """

@@ -95,6 +95,22 @@ class Backend:
             library.hold(*inputs)
             return library.finish(y) if out is None else out
 
+    def backward(
+        self,
+        spec: Spec,
+        x: Any,
+        w_in: Any,
+        w_out: Any,
+        nodes: Any,
+        logits: Any,
+        dy: Any,
+        wanted: dict[str, Any],
+        accumulate: bool,
+        threads: int | None,
+    ) -> tuple[Any, ...]:
+        """Refuse: _check lets no arrays on a GPU through."""
+        raise NotImplementedError
+
     def target(self, library: Library, out: Any, shape: tuple[int, ...], dtype: str, inputs: tuple[Any, ...]) -> Any:
         """Return where to write: out, which should be memory of its own at every level, or something new."""
         if out is None:

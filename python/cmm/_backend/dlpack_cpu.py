@@ -21,14 +21,14 @@ class Backend:
     def __init__(self, place: Place) -> None:
         self._library = place.library
 
-    def view(self, name: str, array: Any) -> Any:
+    def view(self, name: str, array: Any, is_written: bool = False) -> Any:
         """Return NumPy's view of an array, None for None."""
         if array is None or isinstance(array, np.ndarray):
             return array
         try:
             if self._library != "torch":
                 return np.from_dlpack(array)
-            return array.numpy() if name == "out" else torch_view(array)
+            return array.numpy() if is_written else torch_view(array)
         except Exception as error:
             kind = getattr(array, "dtype", f"a {type(array).__name__}")
             raise DtypeError(f"{name}, {kind}, cannot become a NumPy array without a copy: {error}") from error
@@ -77,15 +77,40 @@ class Backend:
         weights = self._weights(w_in, w_out, bias)
         return self._given(numpy.dense(spec, self.view("x", x), *weights, y, level, algorithm, threads), x, y, out)
 
+    def backward(
+        self,
+        spec: Spec,
+        x: Any,
+        w_in: Any,
+        w_out: Any,
+        nodes: Any,
+        logits: Any,
+        dy: Any,
+        wanted: dict[str, Any],
+        accumulate: bool,
+        threads: int | None,
+    ) -> tuple[Any, ...]:
+        """Return the gradients of a layer."""
+        views = {name: one if isinstance(one, bool) else self._out(one, name) for name, one in wanted.items()}
+        w_in, w_out, _ = self._weights(w_in, w_out, None)
+        inputs = self.view("x", x), w_in, w_out, nodes, self.view("logits", logits), self.view("dy", dy)
+        results = numpy.backward(spec, *inputs, views, accumulate, threads)
+        return tuple(
+            None if result is None else self._given(result, x, views[name], None if one is True else one)
+            for (name, one), result in zip(wanted.items(), results, strict=True)
+        )
+
     def _weights(self, w_in: Any, w_out: Any, bias: Any) -> tuple[Any, Any, Any]:
         return self.view("w_in", w_in), self.view("w_out", w_out), self.view("bias", bias)
 
-    def _out(self, out: Any) -> Any:
+    def _out(self, out: Any, name: str = "out") -> Any:
         if out is not None and self._library == "jax":
-            raise ArgumentError("out is a JAX array, which cannot be written to; leave it out")
+            raise ArgumentError(f"{name} is a JAX array, which cannot be written to; leave it out")
         if out is not None and self._library == "torch" and out.is_neg():
-            raise ArgumentError("out is a view that PyTorch negates when it is read; it should be memory of its own")
-        return self.view("out", out)
+            raise ArgumentError(
+                f"{name} is a view that PyTorch negates when it is read; it should be memory of its own"
+            )
+        return self.view(name, out, is_written=True)
 
     def _given(self, result: Any, like: Any, y: Any, out: Any) -> Any:
         """Return a result, or a tuple of them, as arrays of the library, but out for its own view y.

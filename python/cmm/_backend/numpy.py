@@ -209,13 +209,13 @@ def _with_path(spec: Spec, weights: tuple[Any, ...], run: Run, arrays: tuple[Any
     return status
 
 
-def no_path(token: int, tree: int, found: list[int], depth: int) -> ArgumentError:
+def no_path(token: int, tree: int, found: list[int], depth: int, name: str = "path") -> ArgumentError:
     """Return the error for what was given as a path and is none."""
     leaves = f"a leaf, {2**depth - 1} to {2 ** (depth + 1) - 2}"
     if len(found) == 1 and depth:
-        return ArgumentError(f"path has {found[0]} for token {token}, tree {tree}; it should be {leaves}")
+        return ArgumentError(f"{name} has {found[0]} for token {token}, tree {tree}; it should be {leaves}")
     return ArgumentError(
-        f"path has {found} for token {token}, tree {tree}; it should go from node 0 to {leaves}, "
+        f"{name} has {found} for token {token}, tree {tree}; it should go from node 0 to {leaves}, "
         "from each node n to 2n+1 or 2n+2"
     )
 
@@ -249,6 +249,69 @@ def dense(
         np.copyto(out, y)
         return out
     return y
+
+
+def backward(
+    spec: Spec,
+    x: Floats,
+    w_in: Floats,
+    w_out: Floats,
+    nodes: NDArray[np.int32],
+    logits: Floats,
+    dy: Floats,
+    wanted: dict[str, Any],
+    accumulate: bool,
+    threads: int | None,
+) -> tuple[Any, ...]:
+    """Return the gradients of a layer: for each what is wanted, None or an array."""
+    dtype = _DTYPES[spec.dtype]
+    inputs = {"w_in": w_in, "w_out": w_out, "x": x, "nodes": nodes, "logits": logits, "dy": dy}
+    usable = {name: _usable(name, array) for name, array in inputs.items()}
+    c_in, c_out, *c_tokens = c_inputs = tuple(map(address, usable.values()))
+    run = choose("native", None, threads, False)
+    shapes = {"dx": x.shape, "dw_in": w_in.shape, "dbias": w_in.shape[:-1], "dw_out": w_out.shape}
+    given = {name: one for name, one in wanted.items() if not isinstance(one, bool)}
+    for name, array in given.items():
+        if not array.flags.writeable:
+            raise ArgumentError(f"{name} is read-only; it should be writable")
+        for other in given:
+            if other != name and np.shares_memory(array, given[other]):
+                raise ArgumentError(f"{name} and {other} share memory; each should be memory of its own")
+    written: dict[str, Any] = {}
+    for name, one in wanted.items():
+        if name in given:
+            written[name] = _gradient(name, one, c_inputs, accumulate)
+        elif one:
+            written[name] = large(name, shapes[name], dtype)
+    bits = {"dx": lib.CMM_DX, "dw_in": lib.CMM_DW_IN, "dbias": lib.CMM_DBIAS, "dw_out": lib.CMM_DW_OUT}
+    added = sum(bits[name] for name in given) if accumulate else 0
+    c_outputs = [address(written[name]) if name in written else NULL for name in wanted]
+    where = ffi.new("int64_t[2]")
+    count, _, isa, *_ = run
+    status = lib.cmm_py_fff_backward(
+        *spec.codes, c_in, c_out, count, isa, x.size // spec.d_in, *c_tokens, added, *c_outputs, where
+    )
+    if status == lib.CMM_ERROR_PATH:
+        token, tree = where
+        found = usable["nodes"].reshape(-1, spec.trees, spec.depth + 1)[token, tree].tolist()
+        raise no_path(token, tree, found, spec.depth, "nodes")
+    if status:
+        raise refused(status, run)
+    for name, array in given.items():
+        if written[name] is not array:
+            np.copyto(array, written[name])
+            written[name] = array
+    return tuple(written.get(name) for name in wanted)
+
+
+def _gradient(name: str, array: Any, c_inputs: tuple[Any, ...], accumulate: bool) -> Any:
+    """Return what libcmm should write instead of a gradient's array: itself where that will do."""
+    if array.flags.num & _USABLE == _USABLE and not _overlaps(address(array), c_inputs):
+        return array
+    temporary = empty(f"a temporary in place of {name}", array.shape, array.dtype)
+    if accumulate:
+        np.copyto(temporary, array)
+    return temporary
 
 
 # ---- inputs --------------------------------------------------------------------------------------------------------
