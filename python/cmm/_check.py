@@ -426,6 +426,7 @@ def _check_gradient(name: str, array: Any, shape: _Shape, dtype: str, backend: B
 
 # ---- the shapes of a layer -----------------------------------------------------------------------------------------
 
+
 @lru_cache(1024)
 def _fff_spec(w_in: _Shape, w_out: _Shape | None, bias: _Shape | None, dtype: str, activation: str, tie: str) -> Spec:
     """Return what a layer of these shapes is, or say what is wrong with them; without w_out for the path alone."""

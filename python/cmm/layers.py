@@ -13,7 +13,20 @@ from numpy.typing import NDArray
 from cmm import _call, _check
 from cmm._backend import Shown
 from cmm._backend.numpy import widened
-from cmm.typing import Activation, Algorithm, Choices, Float, Gradients, LevelName, Loose, Nodes, Path, Run, Tie, Weights
+from cmm.typing import (
+    Activation,
+    Algorithm,
+    Choices,
+    Float,
+    Gradients,
+    LevelName,
+    Loose,
+    Nodes,
+    Path,
+    Run,
+    Tie,
+    Weights,
+)
 
 __all__ = ["FFF", "cmm_forward", "ff_forward", "fff_backward", "fff_forward"]
 

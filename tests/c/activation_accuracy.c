@@ -22,11 +22,15 @@
 enum { KERNELS = 16, ACTIVATIONS = 0 CMM_ACTIVATIONS(ONE_MORE), BLOCK = 4096, LANES = 16 };
 
 #define NAME_OF(NUMBER, name, ...) #name,
-#define BOUND_F32(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64) ulp_f32,
-#define BOUND_F64(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64) ulp_f64,
+#define BOUND_F32(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64, ...) ulp_f32,
+#define BOUND_F64(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64, ...) ulp_f64,
 static const char *const names[] = {CMM_ACTIVATIONS(NAME_OF)};
 static const double bounds_f32[] = {CMM_ACTIVATIONS(BOUND_F32)};
 static const double bounds_f64[] = {CMM_ACTIVATIONS(BOUND_F64)};
+#define SLOPE_F32(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64, slope_f32, slope_f64) slope_f32,
+#define SLOPE_F64(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64, slope_f32, slope_f64) slope_f64,
+static const double slope_bounds_f32[] = {CMM_ACTIVATIONS(SLOPE_F32)};
+static const double slope_bounds_f64[] = {CMM_ACTIVATIONS(SLOPE_F64)};
 
 static const cmm_kernel *kernels[KERNELS]; /* those of operation act that this CPU can run, the best last */
 static int kernel_count, failures;
@@ -48,6 +52,17 @@ static const uint64_t hashes_f64[ACTIVATIONS] = {
     UINT64_C(0x59da5944a71e9c50), UINT64_C(0xb279c26a0461cc90),
     UINT64_C(0xe708e4320862f862), UINT64_C(0x8d4d83c3201bf4da),
     UINT64_C(0x3560639c34384af7),
+};
+
+static const uint64_t slope_hashes_f32[ACTIVATIONS] = {
+    UINT64_C(0x066e92cf9c9b39d3), UINT64_C(0x0132c651f4e37508),
+    UINT64_C(0x5ccb63cbda106e2d), UINT64_C(0x2c91c766d98fc457),
+    UINT64_C(0x31adf31dd6809ba3),
+};
+static const uint64_t slope_hashes_f64[ACTIVATIONS] = {
+    UINT64_C(0xca58f718541d195c), UINT64_C(0x635481e164d932f8),
+    UINT64_C(0x049d76700c5de0b2), UINT64_C(0xc6cc070cd29e9d48),
+    UINT64_C(0x64fd44917e1ae246),
 };
 
 static uint64_t mix(uint64_t hash, uint64_t bits)
@@ -307,6 +322,116 @@ static void check_lengths(int activation)
         }
 }
 
+/* ---- derivatives ------------------------------------------------------------------------------------------------- */
+
+/* The derivative, and the size of its parts: below 0 of the two that cancel at one point, above of 1. See activation.md. */
+static long double slope_wide(int activation, double x, long double *size)
+{
+    const long double b = fabsl((long double)x);
+    long double tail;
+    *size = 1;
+    if (isnan(x) || activation == CMM_IDENTITY || activation == CMM_RELU)
+        return isnan(x) && activation != CMM_IDENTITY ? (long double)x : x > 0 || activation == CMM_IDENTITY;
+    if (b > 1e4L) {
+        *size = x > 0;
+        return x > 0;
+    }
+    if (activation == CMM_GELU) {
+        const long double q = erfcl(b * 0.707106781186547524400844362104849039L) / 2;
+        const long double p = b * expl(-b * b / 2) * 0.398942280401432677939946059934381868L;
+        tail = q - p;
+        *size = x < 0 ? q + p : 1;
+    } else {
+        const long double c = 1.595769121605730711759783239737475474L;
+        const long double v = activation == CMM_SILU ? b : c * (b + 0.044715L * b * b * b);
+        const long double h = activation == CMM_SILU ? b : b * c * (1 + 3 * 0.044715L * b * b);
+        const long double e = expl(-v), both = e / ((1 + e) * (1 + e));
+        tail = both * (1 + e - h);
+        *size = x < 0 ? both * (1 + e + h) : 1;
+    }
+    return x < 0 ? tail : 1 - tail;
+}
+
+/* The error of a derivative in roundoffs of the size of its parts; of the least number where those are that small. */
+static double slope_error(int activation, double x, double got, double roundoff, double least)
+{
+    long double size;
+    const long double want = slope_wide(activation, x, &size);
+    if (isnan(got) || isnan(want))
+        return isnan(got) && isnan(want) ? 0 : INFINITY;
+    return got == want ? 0 : (double)(fabsl(got - want) / (roundoff * size + least));
+}
+
+static void check_slopes(int activation, uint32_t stride, uint64_t inputs)
+{
+    static float x32[BLOCK], z32[KERNELS][BLOCK];
+    static double x64[BLOCK], z64[KERNELS][BLOCK];
+    double worst32 = 0, worst64 = 0, at32 = 0, at64 = 0;
+    uint64_t hash32 = 0, hash64 = 0;
+    const uint64_t floats = ((UINT64_C(1) << 32) + stride - 1) / stride, most = floats > inputs ? floats : inputs;
+    enum { HASHED = 1 << 18 };
+    random_state = FIRST_STATE;
+    for (uint64_t begin = 0; begin < most; begin += BLOCK) {
+        for (uint32_t i = 0; i < BLOCK; i++) {
+            /* those of the hash are the same whatever the stride */
+            const uint32_t u = (uint32_t)((begin + i) * (begin < HASHED ? 16411 : stride));
+            memcpy(&x32[i], &u, sizeof u);
+            x64[i] = next_input(activation, begin + i);
+        }
+        for (int k = 0; k < kernel_count; k++) {
+            memcpy(z32[k], x32, sizeof x32);
+            memcpy(z64[k], x64, sizeof x64);
+            kernels[k]->differentiate_f32(activation, BLOCK, z32[k]);
+            kernels[k]->differentiate_f64(activation, BLOCK, z64[k]);
+            for (int i = 0; i < BLOCK; i++) {
+                expect((isnan(z32[0][i]) && isnan(z32[k][i])) || memcmp(&z32[0][i], &z32[k][i], 4) == 0,
+                       kernels[k]->traits.name, names[activation], x32[i], z32[k][i]);
+                expect((isnan(z64[0][i]) && isnan(z64[k][i])) || memcmp(&z64[0][i], &z64[k][i], 8) == 0,
+                       kernels[k]->traits.name, names[activation], x64[i], z64[k][i]);
+            }
+        }
+        for (int i = 0; i < BLOCK; i++) {
+            const double error32 = slope_error(activation, x32[i], z32[0][i], FLT_EPSILON / 2, FLT_TRUE_MIN);
+            if (error32 > worst32)
+                worst32 = error32, at32 = x32[i];
+#if LDBL_MANT_DIG >= 64
+            const double error64 = slope_error(activation, x64[i], z64[0][i], DBL_EPSILON / 2, DBL_TRUE_MIN);
+            if (error64 > worst64)
+                worst64 = error64, at64 = x64[i];
+#endif
+            uint32_t u32 = 0x7fc00000;
+            uint64_t u64 = UINT64_C(0x7ff8) << 48;
+            if (!isnan(z32[0][i]))
+                memcpy(&u32, &z32[0][i], sizeof u32);
+            if (!isnan(z64[0][i]))
+                memcpy(&u64, &z64[0][i], sizeof u64);
+            hash32 = begin < HASHED ? mix(hash32, u32) : hash32;
+            hash64 = begin < HASHED ? mix(hash64, u64) : hash64;
+        }
+    }
+    printf("%-10s derivative: float %.4f (at most %.2f), worst at %a; double %.4f (at most %.2f), worst at %a\n",
+           names[activation], worst32, slope_bounds_f32[activation], at32, worst64, slope_bounds_f64[activation], at64);
+    expect(worst32 <= slope_bounds_f32[activation], "accuracy of the derivative, float,", names[activation], at32, worst32);
+    expect(worst64 <= slope_bounds_f64[activation], "accuracy of the derivative, double,", names[activation], at64, worst64);
+    if ((hash32 != slope_hashes_f32[activation] || hash64 != slope_hashes_f64[activation]) && ++failures)
+        printf("FAIL hash of the derivative of %s: float 0x%016llx, double 0x%016llx\n", names[activation],
+               (unsigned long long)hash32, (unsigned long long)hash64);
+
+    const double cases[][2] = {{NAN, activation == CMM_IDENTITY ? 1 : NAN}, {INFINITY, 1}, {FLT_MAX, 1},
+                               {-INFINITY, activation == CMM_IDENTITY}, {-FLT_MAX, activation == CMM_IDENTITY},
+                               {0, activation == CMM_RELU ? 0 : activation == CMM_IDENTITY ? 1 : 0.5}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int k = 0; k < kernel_count; k++) {
+            const double x = cases[i][0], want = cases[i][1];
+            float one32 = (float)x;
+            double one64 = x;
+            kernels[k]->differentiate_f32(activation, 1, &one32);
+            kernels[k]->differentiate_f64(activation, 1, &one64);
+            expect(isnan(want) ? isnan(one32) : (double)one32 == want, "special derivative, float", names[activation], x, one32);
+            expect(isnan(want) ? isnan(one64) : one64 == want, "special derivative, double", names[activation], x, one64);
+        }
+}
+
 int main(int argc, char **argv)
 {
     const int all = argc > 1 && strcmp(argv[1], "--all") == 0, few = argc > 1 && strcmp(argv[1], "--few") == 0;
@@ -330,6 +455,7 @@ int main(int argc, char **argv)
         check_f32(activation, few ? 4099 : 61, 0);
         if (all)
             check_f32(activation, 1, kernel_count - 1);
+        check_slopes(activation, all ? 61 : few ? 16411 : 4099, all ? 4000000 : few ? 1 << 18 : 400000);
 #if LDBL_MANT_DIG >= 64
         check_f64(activation, all ? 4000000 : few ? 40000 : 400000);
 #endif

@@ -20,7 +20,9 @@
 #include <unistd.h>
 #endif
 
-enum { BUFFERS = 7 };
+#ifndef BUFFERS
+#define BUFFERS 7
+#endif
 
 static struct {
     char *start; /* of the pages that may be touched */

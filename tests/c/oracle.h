@@ -37,8 +37,8 @@ static inline double activation_of(int32_t activation, double z)
  * the result by at most m e, where m is the argument itself for exp, and below 1 + z^2 for erfc(z / sqrt(2)). */
 static inline double activation_error(int32_t dtype, int32_t activation, double z)
 {
-#define ULP_F32(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64) ulp_f32,
-#define ULP_F64(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64) ulp_f64,
+#define ULP_F32(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64, ...) ulp_f32,
+#define ULP_F64(NUMBER, name, zero_at_zero, ulp_f32, ulp_f64, ...) ulp_f64,
     static const double ulps_f32[] = {CMM_ACTIVATIONS(ULP_F32)}, ulps_f64[] = {CMM_ACTIVATIONS(ULP_F64)};
     const double m = activation == CMM_GELU   ? 1 + z * z
                      : activation == CMM_SILU ? fabs(z)

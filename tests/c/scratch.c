@@ -27,7 +27,7 @@ static void check_shape(int32_t dtype, int64_t trees, int32_t depth)
                            .d_in = 768, .d_out = 768, .ld_in = 768, .ld_out = 768};
     for (int32_t file = 0; file < cmm_kernel_file_count; file++)
         for (const cmm_traits *const *kernel = cmm_kernel_files[file]; *kernel; kernel++)
-            if (!(*kernel)->absent && strcmp((*kernel)->level, "native") == 0 && (*kernel)->x_type == dtype &&
+            if (!(*kernel)->absent && (*kernel)->op == CMM_OP_FFF && strcmp((*kernel)->level, "native") == 0 && (*kernel)->x_type == dtype &&
                 !((*kernel)->cpu & ~cmm_cpu_machine()->cpu)) /* scratch() itself is code for that instruction set */
                 check_kernel((const cmm_kernel *)*kernel, &task);
 }

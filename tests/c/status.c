@@ -83,7 +83,25 @@
     X(CMM_ERROR_WORKSPACE_NULL, 123)                                                                                 \
     X(CMM_ERROR_WORKSPACE_ALIGN, 124)                                                                                \
     X(CMM_ERROR_WORKSPACE_SIZE, 125)                                                                                 \
-    X(CMM_ERROR_WORKSPACE_OVERLAP, 126)
+    X(CMM_ERROR_WORKSPACE_OVERLAP, 126)                                                                              \
+    X(CMM_ERROR_GRADIENTS_NULL, 130)                                                                                 \
+    X(CMM_ERROR_GRADIENTS_SIZE, 131)                                                                                 \
+    X(CMM_ERROR_ACCUMULATE, 132)                                                                                     \
+    X(CMM_ERROR_GRADIENTS_NONE, 133)                                                                                 \
+    X(CMM_ERROR_LD_DW_IN, 134)                                                                                       \
+    X(CMM_ERROR_LD_DW_OUT, 135)                                                                                      \
+    X(CMM_ERROR_NODES_NULL, 136)                                                                                     \
+    X(CMM_ERROR_LOGITS_NULL, 137)                                                                                    \
+    X(CMM_ERROR_DY_NULL, 138)                                                                                        \
+    X(CMM_ERROR_DY_ALIGN, 139)                                                                                       \
+    X(CMM_ERROR_DX_ALIGN, 140)                                                                                       \
+    X(CMM_ERROR_DW_IN_ALIGN, 141)                                                                                    \
+    X(CMM_ERROR_DBIAS_ALIGN, 142)                                                                                    \
+    X(CMM_ERROR_DW_OUT_ALIGN, 143)                                                                                   \
+    X(CMM_ERROR_DX_OVERLAP, 144)                                                                                     \
+    X(CMM_ERROR_DW_IN_OVERLAP, 145)                                                                                  \
+    X(CMM_ERROR_DBIAS_OVERLAP, 146)                                                                                  \
+    X(CMM_ERROR_DW_OUT_OVERLAP, 147)
 
 static const struct {
     cmm_status status, number;

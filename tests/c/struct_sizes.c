@@ -19,18 +19,22 @@ typedef union {
     cmm_level_info level;
     cmm_kernel_info kernel;
     cmm_pack_options options;
+    cmm_gradients gradients;
     unsigned char bytes[ROOM];
 } any;
 
 /* The structs of a call, of which one is under test. */
 typedef struct {
-    any fff, ff, run, blas, level, kernel, options, packed;
+    any fff, ff, run, blas, level, kernel, options, packed, gradients;
 } structs;
 
 static example e;
 static float dense_y[64];
 static _Alignas(CMM_ALIGNMENT) char packed_memory[1 << 14];
 static int64_t pack_bytes;
+static const cmm_run backward_run = {.size = sizeof(cmm_run), .threads = 1};
+static int32_t backward_nodes[64];
+static float backward_logits[64], dx[64];
 
 static cmm_status call_fff(structs *s)
 {
@@ -46,6 +50,18 @@ static cmm_status call_cmm(structs *s)
 static cmm_status call_ff(structs *s)
 {
     return cmm_ff_forward(&s->ff.ff, &s->run.run, e.batch, e.x, dense_y);
+}
+
+/* The nodes and logits are those of the example's last run; of run, `isa` and `threads` alone are read. */
+static cmm_status call_backward(structs *s)
+{
+    return cmm_fff_backward(&s->fff.fff, &backward_run, e.batch, e.x, backward_nodes, backward_logits, dense_y,
+                            &s->gradients.gradients);
+}
+
+static cmm_status call_backward_workspace(structs *s)
+{
+    return cmm_fff_backward_workspace(&s->fff.fff, &backward_run, e.batch, &s->gradients.gradients, &pack_bytes);
 }
 
 static cmm_status call_pack_size(structs *s)
@@ -107,6 +123,11 @@ static const struct {
     {"cmm_ff_forward(run->blas)", call_ff, OF(blas, cmm_blas), 248, CMM_ERROR_BLAS_SIZE},
     {"cmm_level_get(run->blas)", call_level, OF(blas, cmm_blas), 248, CMM_ERROR_BLAS_SIZE},
     {"cmm_blas_check", call_blas_check, OF(blas, cmm_blas), 248, CMM_ERROR_BLAS_SIZE},
+    {"cmm_fff_backward(layer)", call_backward, OF(fff, cmm_fff), 88, CMM_ERROR_LAYER_SIZE},
+    {"cmm_fff_backward_workspace(layer)", call_backward_workspace, OF(fff, cmm_fff), 88, CMM_ERROR_LAYER_SIZE},
+    {"cmm_fff_backward(gradients)", call_backward, OF(gradients, cmm_gradients), 72, CMM_ERROR_GRADIENTS_SIZE},
+    {"cmm_fff_backward_workspace(gradients)", call_backward_workspace, OF(gradients, cmm_gradients), 72,
+     CMM_ERROR_GRADIENTS_SIZE},
     {"cmm_level_get(info)", call_level, OF(level, cmm_level_info), 32, CMM_ERROR_INFO_SIZE},
     {"cmm_kernel_get(info)", call_kernel, OF(kernel, cmm_kernel_info), 56, CMM_ERROR_INFO_SIZE},
 };
@@ -120,6 +141,7 @@ static void fill(structs *s)
     s->blas.blas = reference_blas;
     s->run.run = (cmm_run){.size = sizeof(cmm_run), .threads = 1, .level = "blas1", .blas = &s->blas.blas};
     s->options.options = (cmm_pack_options){.size = sizeof(cmm_pack_options)};
+    s->gradients.gradients = (cmm_gradients){.size = sizeof(cmm_gradients), .dx = dx};
     s->level.level = (cmm_level_info){.size = sizeof(cmm_level_info)};
     s->kernel.kernel = (cmm_kernel_info){.size = sizeof(cmm_kernel_info)};
 }
@@ -191,6 +213,9 @@ static void check_results(size_t size)
 int main(void)
 {
     e = example_new((shape){.depth = 1, .trees = 2, .d_in = 5, .d_out = 4, .batch = 3}, 1);
+    CHECK(example_run(&e, NULL) == CMM_OK, "the example");
+    memcpy(backward_nodes, e.nodes, (size_t)(e.batch * e.steps) * sizeof *e.nodes);
+    memcpy(backward_logits, e.logits, (size_t)(e.batch * e.steps) * sizeof(float));
     for (size_t test = 0; test < sizeof tests / sizeof *tests; test++)
         check_struct(test);
     check_results(sizeof(void *) == 8 ? 88 : sizeof(cmm_fff));

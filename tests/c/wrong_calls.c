@@ -571,7 +571,7 @@ static void check_kernels(void)
     CHECK(memcmp(&info, &untouched, sizeof info) == 0, "info was written");
     for (int32_t i = 0; i < count; i++) {
         CHECK(cmm_kernel_get(i, &info) == CMM_OK, "kernel %d", i);
-        CHECK(strstr("fff ff act", info.operation) && info.name[0] && info.isa[0], "kernel %d", i);
+        CHECK(strstr("fff ff act backward", info.operation) && info.name[0] && info.isa[0], "kernel %d", i);
         CHECK((info.reason[0] == 0) == info.available, "%s: %d \"%s\"", info.name, info.available, info.reason);
         CHECK(info.available || strcmp(info.isa, "any") != 0, "%s: %s", info.name, info.reason);
         CHECK(info.available || strcmp(info.isa, "scalar") != 0, "%s: %s", info.name, info.reason);

@@ -84,11 +84,12 @@ _BLOCK = 1 << 17
 def _documented_ulps() -> dict[tuple[str, str], float]:
     """Read the activations' promised errors, in ulp, from the list that promises them."""
     activations = FilePath(__file__).parents[2] / "libcmm" / "src" / "activations.inc"
-    pattern = r"^    ACTIVATION\(\w+, (\w+), [01], ([\d.]+), ([\d.]+)\)"
+    pattern = r"^    ACTIVATION\(\w+, (\w+), [01], ([\d.]+), ([\d.]+), ([\d.]+), ([\d.]+)\)"
     lines = re.findall(pattern, activations.read_text(encoding="utf-8"), re.MULTILINE)
-    return {(name, dtype): float(ulps[dtype == "f64"]) for name, *ulps in lines for dtype in ("f32", "f64")}
+    return {(name, kind): float(ulp) for name, *ulps in lines for kind, ulp in zip(_ERRORS, ulps, strict=True)}
 
 
+_ERRORS = ("f32", "f64", "slope f32", "slope f64")
 ULPS = _documented_ulps()
 
 
@@ -502,3 +503,80 @@ def dense(x: Array, w_in: Array, w_out: Array, bias: Array | None, activation: s
         a[~np.isfinite(a) & (off == 0)] = 0
         bound = _output_bounds(off @ size, (a + off) @ size, len(w_in), y, dtype)
     return y, bound
+
+
+# ---- backward ------------------------------------------------------------------------------------------------------
+
+
+def slope(name: str, z: Array) -> tuple[Array, Array]:
+    """act'(z), and the size of its parts, which its error is a share of (docs/internals/activation.md)."""
+    real = z.dtype.type
+    b = np.abs(z)
+    one = np.ones_like(z)
+    if name == "relu":
+        return (z > 0).astype(z.dtype), one
+    if name == "identity":
+        return one, one
+    if name == "gelu":
+        q, p = erfc(b / np.sqrt(real(2))) / 2, b * np.exp(-b * b / 2) / np.sqrt(2 * np.arccos(real(-1)))
+        tail, both = q - p, q + p
+    else:
+        c = 2 * np.sqrt(real(2) / np.arccos(real(-1)))
+        v = b if name == "silu" else c * (b + real("0.044715") * b * b * b)
+        h = b if name == "silu" else b * c * (1 + 3 * real("0.044715") * b * b)
+        e = np.exp(-v)
+        part = e / (1 + e) ** 2
+        tail, both = part * (1 + e - h), part * (1 + e + h)
+    return np.where(z < 0, tail, 1 - tail), np.where(z < 0, both, 1 + both)
+
+
+def backward(
+    x: Array, w_in: Array, w_out: Array, nodes: NDArray[np.int32], logits: Array, dy: Array, activation: str
+) -> dict[str, tuple[Array, Bounds]]:
+    """The gradients of a layer in R along a path that is given, and their bounds, as docs/internals/backward.md derives.
+
+    Parameters
+    ----------
+    x : (B, d_in), w_in : (K, N, d_in), w_out : (K, N, d_out), nodes, logits : (B, K, D+1), dy : (B, d_out)
+    """
+    dtype, real = x.dtype, wide(x.dtype)
+    u, v, least = roundoff(dtype), roundoff(real), _subnormal(dtype)
+    kind = f"f{8 * dtype.itemsize}"
+    tree = np.broadcast_to(np.arange(w_in.shape[0])[:, None], nodes.shape)
+    rows_out, rows_in = w_out[tree, nodes].astype(real), w_in[tree, nodes].astype(real)
+    d_out, z = w_out.shape[-1], logits.astype(real)
+    da = np.einsum("bo,bklo->bkl", dy.astype(real), rows_out)
+    da_off = (gamma(d_out, u) + gamma(d_out, v)) * np.einsum("bo,bklo->bkl", np.abs(dy), np.abs(rows_out))
+    da_off += d_out * least
+    s, parts = slope(activation, z)
+    s_off = parts * (ULPS[activation, f"slope {kind}"] * u + (32 + 16 * (1 + np.abs(z)) ** 3) * v) + least
+    dz = da * s
+    dz_off = (np.abs(da) * s_off + np.abs(s) * da_off + da_off * s_off) * (1 + u) + np.abs(dz) * (u + 2 * v) + least
+    a, a_off = _activation_bounds(activation, z, np.zeros(z.shape), dtype)
+
+    def sums(c: Array, c_off: Array, factors: Array, into: Array | None, terms: Array | int) -> tuple[Array, Bounds]:
+        size = (np.abs(c) + c_off)[..., None] * np.abs(factors)
+        off = c_off[..., None] * np.abs(factors)
+        found = []
+        for part in (c[..., None] * factors, size, off):
+            if into is None:
+                found.append(part.sum((1, 2)))
+            else:
+                found.append(np.zeros((*w_in.shape[:2], part.shape[-1]), real))
+                np.add.at(found[-1], (tree, nodes), part)
+        m = np.asarray(terms, float)
+        relative = m * u / (1 - m * u) + 4 * (m + 2) * v
+        bound = relative * found[1] + found[2] * (1 + 4 * (m + 2) * v) + m * least
+        return found[0], bound.astype(float)
+
+    visits = np.zeros((*w_in.shape[:2], 1))
+    np.add.at(visits, (tree, nodes), 1)
+    one = np.ones((*z.shape, 1), real)
+    tokens = x.astype(real)[:, None, None, :]
+    dbias, dbias_bound = sums(dz, dz_off, one, nodes, visits)
+    return {
+        "dx": sums(dz, dz_off, rows_in, None, z[0].size if len(z) else 0),
+        "dw_in": sums(dz, dz_off, tokens * one, nodes, visits),
+        "dbias": (dbias[..., 0], dbias_bound[..., 0]),
+        "dw_out": sums(a, a_off, dy.astype(real)[:, None, None, :] * one, nodes, visits),
+    }
