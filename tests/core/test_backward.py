@@ -1,4 +1,4 @@
-"""fff_backward: gradients within derived bounds of the oracle, finite differences, its arguments, and what it refuses.
+"""fff_backward: gradients within derived bounds of the oracle, finite differences, arguments, and what it refuses.
 
 What libcmm itself promises (every instruction set, threads, guard pages, every status) is in tests/c/backward.c.
 """

@@ -289,6 +289,7 @@ def test_python_api() -> None:
     signatures = re.findall(r"^cmm\.(\w+)(\(.*\))$", page, re.MULTILINE)
     assert {
         "fff_forward",
+        "fff_backward",
         "cmm_forward",
         "ff_forward",
         "FFF",
@@ -441,6 +442,18 @@ def test_the_order_of_checks_is_the_one_that_is_tested() -> None:
     tested = re.search(r"order_of_checks\[\] = \{(.*?)\}", text("tests/c/wrong_calls.c"), re.DOTALL)
     assert tested is not None
     assert re.findall(r"\w+", tested[1]) == documented
+
+
+def test_the_order_of_checks_of_a_backward_pass_is_the_one_that_is_tested() -> None:
+    documented = [
+        f"CMM_ERROR_{name}"
+        for row in table("docs/reference/status-codes.md", "| of a backward pass |")
+        for name in quoted(row[1])
+    ]
+    tested = re.findall(r"^    WRONG\((CMM_ERROR_\w+),", text("tests/c/backward.c"), re.MULTILINE)
+    assert list(dict.fromkeys(name for name in tested if name in documented)) == documented
+    own = {name for name in dir(lib) if name.startswith("CMM_ERROR") and 130 <= getattr(lib, name) < 150}
+    assert own < set(documented)
 
 
 def test_cmake_options() -> None:

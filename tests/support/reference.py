@@ -533,7 +533,7 @@ def slope(name: str, z: Array) -> tuple[Array, Array]:
 def backward(
     x: Array, w_in: Array, w_out: Array, nodes: NDArray[np.int32], logits: Array, dy: Array, activation: str
 ) -> dict[str, tuple[Array, Bounds]]:
-    """The gradients of a layer in R along a path that is given, and their bounds, as docs/internals/backward.md derives.
+    """The gradients of a layer in R along a given path, and their bounds, as docs/internals/backward.md derives.
 
     Parameters
     ----------
