@@ -379,7 +379,8 @@ cmm_status cmm_check_backward(const cmm_backward *b)
     const cmm_status status = cmm_check_weights(problem);
     if (status != CMM_OK)
         return status;
-    if (problem->batch > 0) {
+    const int has_tokens = problem->batch > 0;
+    if (has_tokens) {
         if (!problem->x && b->dw_in)
             return CMM_ERROR_X_NULL;
         if (!problem->path)
@@ -423,8 +424,8 @@ cmm_status cmm_check_backward(const cmm_backward *b)
         for (int i = 0; i < INPUTS; i++)
             if (cmm_overlap(outputs[o].extent, inputs[i]))
                 return outputs[o].overlaps;
-        for (int earlier = 0; earlier < o; earlier++)
-            if (cmm_overlap(outputs[o].extent, outputs[earlier].extent))
+        for (int before = 0; before < o; before++)
+            if (cmm_overlap(outputs[o].extent, outputs[before].extent))
                 return outputs[o].overlaps;
     }
 

@@ -89,6 +89,35 @@ static void check_way(const way *w, example *e, const cmm_ff *dense, int *with_s
     }
 }
 
+/* A backward pass takes one block, where it is given none, and none where it is refused. */
+static void check_backward(example *e)
+{
+    const size_t size = element_size(e->layer.dtype);
+    void *const x = allocate(e->batch * e->layer.d_in, size), *const w_in = allocate(e->rows * e->layer.d_in, size);
+    void *const memory = __real_aligned_alloc(CMM_ALIGNMENT, 1 << 20);
+    cmm_gradients gradients = {.size = sizeof gradients, .dx = x, .dw_in = w_in};
+    CHECK(example_run(e, NULL) == CMM_OK, "forward");
+    for (int32_t threads = 1; threads <= 3; threads += 2) {
+        const cmm_run run = {.size = sizeof run, .threads = threads};
+#define BACKWARD(batch) cmm_fff_backward(&e->layer, &run, batch, e->x, e->nodes, e->logits, e->y, &gradients)
+        atomic_store(&taken, 0);
+        atomic_store(&given_back, 0);
+        gradients.workspace = NULL;
+        CHECK(check_balance(BACKWARD(e->batch), CMM_OK, "backward") == 1, "one block");
+        refuse = 1;
+        CHECK(check_balance(BACKWARD(e->batch), CMM_ERROR_MEMORY, "backward, no memory") == 0, "no block");
+        refuse = 0;
+        CHECK(check_balance(BACKWARD(0), CMM_OK, "backward, no token") == 0, "no block");
+        CHECK(check_balance(BACKWARD(-1), CMM_ERROR_BATCH, "backward, wrong") == 0, "no block");
+        gradients.workspace = memory;
+        gradients.workspace_bytes = 1 << 20;
+        CHECK(check_balance(BACKWARD(e->batch), CMM_OK, "backward, with a workspace") == 0, "no block");
+    }
+    free(x);
+    free(w_in);
+    __real_free(memory);
+}
+
 int main(int argc, char **argv)
 {
     const int few = argc > 1 && strcmp(argv[1], "few") == 0; /* for an emulator */
@@ -101,6 +130,7 @@ int main(int argc, char **argv)
                               .w_in = e.w_in, .bias = e.bias, .w_out = e.w_out};
         for (int i = 0; i < way_count; i++)
             check_way(&ways[i], &e, &dense, &with_scratch);
+        check_backward(&e);
         example_free(&e);
     }
     printf("%d calls took scratch memory\n", with_scratch);

@@ -47,6 +47,7 @@ DENSE_REFERENCE, DENSE_BLAS1, DENSE_BLAS2, DENSE_BLAS3 = (
 REFERENCE = SRC + "fff/reference.c"
 BLAS1, BLAS2, BLAS3 = (SRC + f"baseline/{name}.c" for name in ("blas1", "blas2", "blas3"))
 PER_TOKEN, GROUPED, MICROKERNEL = (SRC + f"fff/{name}.inl" for name in ("per_token", "grouped", "microkernel"))
+BACKWARD, BY_NODE = SRC + "backward.c", SRC + "fff/by_node.inl"
 SCALAR, AVX2, AVX512 = (SRC + f"simd/{name}.h" for name in ("scalar", "avx2", "avx512"))
 
 PY = "python/cmm/"
@@ -74,6 +75,7 @@ _INTERFACE = [
     "threads",
     "correctness few",
     "exact_path few",
+    "backward few",
 ]
 _PACKING = ["wrong_calls", "struct_sizes", "guard_pages", "narrow_rows few", "exact_path few"]
 _ACTIVATIONS = ["same_bits hash", "activation_accuracy --few"]
@@ -81,6 +83,8 @@ _KERNELS = ["same_bits hash", "correctness few", "blas", "guard_pages", "narrow_
 C_TESTS = {
     **dict.fromkeys([CHECKS, API, CHOICE, RUN, BLAS_KERNEL], _INTERFACE),
     TREE: _KERNELS,
+    BACKWARD: ["backward few", "leaks", "struct_sizes"],
+    BY_NODE: ["backward few"],
     **dict.fromkeys([PACK, TYPES], _PACKING),
     CPU: ["cpu"],
     PLAN: ["plan"],
@@ -120,8 +124,8 @@ PYTHON_TESTS = {
     ],
     DATA_PARALLEL: ["bert/test_bert_data_parallel.py", "core/test_objects.py"],
     PATHS: ["bert/test_bert_paths.py"],
-    CHECK: ["core/test_numpy_api.py", "core/test_errors.py"],
-    ON_NUMPY: ["core/test_numpy_api.py", "core/test_errors.py"],
+    CHECK: ["core/test_numpy_api.py", "core/test_errors.py", "core/test_backward.py"],
+    ON_NUMPY: ["core/test_numpy_api.py", "core/test_errors.py", "core/test_backward.py"],
     DISPATCH: ["core/test_errors.py", "core/test_numpy_api.py", "core/test_blas.py", "core/test_threads.py"],
     ROUTING: ["core/test_errors.py", "core/test_numpy_api.py"],
 }
@@ -566,6 +570,91 @@ MUTANTS = [
     M(DISPATCH, "if find_blas is None else (*run[:4], find_blas())", ""),
     M(ROUTING, "(paths[..., 0] != 0).any()", "False"),
     M(ROUTING, "(counts == 0) & (parents > 0)", "(counts == 0)"),
+    # the backward pass: its driver
+    M(BACKWARD, "p->order[token] = token;", "p->order[token] = batch - 1 - token;"),
+    M(BACKWARD, "bit += RADIX_BITS", "bit += RADIX_BITS + 1"),
+    M(BACKWARD, "for (int64_t i = 0; i < batch; i++) {\n            const int64_t token = p->order[i];",
+      "for (int64_t i = batch - 1; i >= 0; i--) {\n            const int64_t token = p->order[i];"),
+    M(BACKWARD, "p->leaf[i] = leaf_of(problem, p->order[i], tree);", "p->leaf[i] = leaf_of(problem, i, tree);"),
+    M(BACKWARD, "cmm_least(CMM_BACKWARD_ROWS, problem->trees)", "problem->trees"),
+    M(BACKWARD, "wants_dz(b) ? coefficients : 0", "coefficients"),
+    M(BACKWARD, "b->dw_out ? coefficients : 0", "coefficients"),
+    M(BACKWARD, "cmm_least(TOKENS, p->b->problem->batch - first)", "TOKENS"),
+    M(BACKWARD, "b->leaf[half] < first", "b->leaf[half] <= first"),
+    M(BACKWARD, "b->leaf[below] <= last", "b->leaf[below] < last"),
+    M(BACKWARD, "below < problem->batch && ", ""),
+    M(BACKWARD, "problem->depth == 0 ? problem->batch > 0 : is_visited(b, node)",
+      "problem->depth == 0 || is_visited(b, node)"),
+    M(BACKWARD, "b->accumulate & CMM_DW_IN ? NULL : b->dw_in", "b->dw_in"),
+    M(BACKWARD, "b->accumulate & CMM_DW_OUT ? NULL : b->dw_out", "b->dw_out"),
+    M(BACKWARD, "b->accumulate & CMM_DBIAS ? NULL : b->dbias", "b->dbias"),
+    M(BACKWARD, "(b->trees * problem->nodes + ZEROED_ROWS - 1) / ZEROED_ROWS",
+      "(b->trees * problem->nodes) / ZEROED_ROWS"),
+    M(BACKWARD, "(problem->batch + TOKENS - 1) / TOKENS", "problem->batch / TOKENS"),
+    M(BACKWARD, "(problem->d_in + work.strip - 1) / work.strip", "problem->d_in / work.strip"),
+    M(BACKWARD, "b->dbias && index-- == 0", "b->dbias && index == 0"),
+    M(BACKWARD, "cmm_least(p->strip, d - first)", "p->strip"),
+    M(BACKWARD, "(chosen->path_nodes || chosen->path_leaves)", "chosen->path_nodes"),
+    M(BACKWARD, "bytes ? begin(", "1 ? begin("),
+    M(BACKWARD, "!memory && b.workspace_needed > 0", "b.workspace_needed > 0"),
+    M(BACKWARD, "memory || b.workspace_needed == 0", "memory"),
+    M(BACKWARD, "b.dz = wants_dz(&b) ? p.dz : NULL;", "b.dz = p.dz;"),
+    M(BACKWARD, "    free(own);\n", ""),
+    M(BACKWARD, "status = cmm_check_path(&problem, chosen.refused);", "status = CMM_OK;"),
+    # its kernel
+    M(BY_NODE, "return a == b ? depth + 1 :", "return a == b ? depth :"),
+    M(BY_NODE, "b->leaf[first], b->leaf[first + n - 1]", "b->leaf[first], b->leaf[first]"),
+    M(BY_NODE, "*= da[i][t];", "= da[i][t];"),
+    M(BY_NODE, "*= da[i];", "= da[i];"),
+    M(BY_NODE, "b->tree > 0 || (b->accumulate & CMM_DX)", "b->tree > 0"),
+    M(BY_NODE, "b->tree > 0 || (b->accumulate", "(b->accumulate"),
+    M(BY_NODE, "r >= fresh ?", "r > fresh ?"),
+    M(BY_NODE, "s->b->order[place] * s->d", "place * s->d"),
+    M(BY_NODE, "if (at < s->end)", "if (at <= s->end)"),
+    M(BY_NODE, "shared_levels(leaf[lo - 1], leaf[lo], depth)", "depth + 1"),
+    M(BY_NODE, "lo == 0      ? 0", "lo == 0      ? 1"),
+    M(BY_NODE, "cmm_ancestor(leaf[lo], depth - (int32_t)(row + i))", "cmm_ancestor(leaf[lo], depth - (int32_t)row)"),
+    M(BY_NODE, "if (leaf[half] < right)", "if (leaf[half] <= right)"),
+    M(BY_NODE, "NAME(descend)(s, middle, hi, shared);", "(void)hi;"),
+    M(BY_NODE, "is_out ? b->a : b->dz", "b->dz"),
+    M(BY_NODE, "is_out ? b->ld_dw_out : b->ld_dw_in", "is_out ? problem->d_out : problem->d_in"),
+    M(BY_NODE, "(is_out ? CMM_DW_OUT : CMM_DW_IN)", "CMM_DW_IN"),
+    M(BY_NODE, "b->accumulate & CMM_DBIAS ? *out : 0", "0"),
+    M(BY_NODE, "b->leaf[place], problem->depth) > row", "b->leaf[place], problem->depth) >= row"),
+    # its checks
+    M(CHECKS, "b->accumulate & ~(CMM_DX |", "b->accumulate & ~(16 | CMM_DX |"),
+    M(CHECKS, "!b->dx && !b->dw_in && !b->dbias && !b->dw_out", "!b->dx && !b->dw_in"),
+    M(CHECKS, "b->ld_dw_in < problem->d_in ||", ""),
+    M(CHECKS, "|| cmm_bytes_of(rows, b->ld_dw_out, size) < 0", ""),
+    M(CHECKS, "!problem->x && b->dw_in", "!problem->x"),
+    M(CHECKS, "if (has_tokens) {", "if (1) {"),
+    M(CHECKS, "for (int before = 0; before < o; before++)", "for (int before = 1; before < o; before++)"),
+    M(CHECKS, "enum { INPUTS = CMM_INPUTS + 2, OUTPUTS = 4 };", "enum { INPUTS = CMM_INPUTS + 1, OUTPUTS = 4 };"),
+    M(CHECKS, "rows, b->ld_dw_in, problem->d_in, size)", "rows, problem->d_in, problem->d_in, size)"),
+    M(CHECKS, "cmm_misaligned(b->workspace, CMM_ALIGNMENT)", "cmm_misaligned(b->workspace, 8)"),
+    M(CHECKS, "b->workspace_bytes < b->workspace_needed", "b->workspace_bytes <= b->workspace_needed"),
+    M(CHECKS, "if (cmm_overlap(workspace, inputs[i]))", "if (0)"),
+    M(CHECKS, "if (cmm_overlap(workspace, outputs[o].extent))", "if (0)"),
+    # derivatives of activations
+    M(FORMULAS, "(a - h) * (a + h) * (CMM_R)0.5);", "0);"),
+    M(FORMULAS, "CMM_EITHER(15.0f, 38.75)", "CMM_EITHER(14.0f, 38.75)"),
+    M(FORMULAS, "x > 0 ? 1 : x <= 0 ? 0 : x;", "x >= 0 ? 1 : x < 0 ? 0 : x;"),
+    M(FORMULAS, "x > 0 ? 1 : x <= 0 ? 0 : x;", "x > 0 ? 1 : 0;"),
+    M(FORMULAS, "3 * c1 * (a * a)", "2 * c1 * (a * a)"),
+    M(FORMULAS, "(sum - h) / (sum * sum)", "(sum - h) / sum"),
+    M(LOOPS, "CMM_ACTIVATIONS(SLOPE_CASE)", "CMM_ACTIVATIONS(CASE)"),
+    # the backward pass in Python
+    M(CHECK, '("logits", logits, visited), ', ""),
+    M(CHECK, "if nodes.shape != visited:", "if False:"),
+    M(CHECK, "if dtype != dtypes[\"w_in\"]:", "if False:"),
+    M(CHECK, "if not any(one is not False for one in wanted.values()):", "if False:"),
+    M(CHECK, "if not isinstance(accumulate, bool | np.bool_):", "if False:"),
+    M(ON_NUMPY, "if not array.flags.writeable:", "if False:"),
+    M(ON_NUMPY, "if other != name and np.shares_memory(array, given[other]):", "if False:"),
+    M(ON_NUMPY, "for name in given) if accumulate else 0", "for name in given)"),
+    M(ON_NUMPY, "and not _overlaps(address(array), c_inputs)", ""),
+    M(ON_NUMPY, "    if accumulate:\n        np.copyto(temporary, array)\n", ""),
+    M(ON_NUMPY, "        if written[name] is not array:\n            np.copyto(array, written[name])\n", ""),
 ]
 # fmt: on
 

@@ -174,7 +174,7 @@ CMM_HD static inline CMM_R CMM_F(cmm_slope_logistic)(CMM_R x, CMM_R v0, CMM_R v1
 CMM_HD static inline CMM_R CMM_F(cmm_slope_silu)(CMM_R x)
 {
     CMM_R b = CMM_F(cmm_abs)(x);
-    const CMM_R end = CMM_EITHER(110.0f, 755.0);
+    const CMM_R end = CMM_EITHER(112.0f, 760.0);
     CMM_R a = b > end ? end : b;
     return CMM_F(cmm_slope_logistic)(x, a, 0, a);
 }
