@@ -20,7 +20,8 @@
 enum {
     TOKENS = 64,       /* of a piece of the first phase */
     ZEROED_ROWS = 64,  /* of a piece of the second */
-    STRIP_BYTES = 768, /* of a row, in a piece of the third: with those of a block of x in L1 */
+    STRIP_BYTES = 3072, /* of a row, in a piece of the third, at most: those of a block of x are to fit in L2 */
+    STRIP_BITS = 6,     /* as many elements at least, and a multiple: so that strips share no line of a cache */
     RADIX_BITS = 11
 };
 
@@ -183,7 +184,10 @@ static void rows_piece(const phase *p, int64_t index)
 static void run_trees(cmm_backward *b, const cmm_kernel *kernel, places *p, int32_t threads)
 {
     const cmm_problem *const problem = b->problem;
-    phase work = {.b = b, .kernel = kernel, .strip = STRIP_BYTES / cmm_element_size(problem->dtype)};
+    phase work = {.b = b, .kernel = kernel};
+    /* two strips for each thread, where they are not too wide: the columns of one row for one thread */
+    work.strip = cmm_padded((problem->d_in + problem->d_out) / (2 * threads) + 1, 1 << STRIP_BITS);
+    work.strip = cmm_least(work.strip, STRIP_BYTES / cmm_element_size(problem->dtype));
     work.strips_in = b->dw_in ? (problem->d_in + work.strip - 1) / work.strip : 0;
     work.strips_out = b->dw_out ? (problem->d_out + work.strip - 1) / work.strip : 0;
     for (b->tree = 0; b->tree < problem->trees; b->tree += b->trees) {

@@ -407,8 +407,9 @@ static void check_shape(shape s)
         pass p = pass_new(s, at_end);
         const size_t size = element_size(s.dtype);
         for (int i = 0; i < isa_count; i++)
-            for (int32_t mixed = 0; mixed <= 2; mixed++) { /* stored, added, some of both */
-                const int32_t accumulate = mixed == 2 ? 5 : mixed * 15, threads = 1 + (i + mixed) % 3;
+            for (int32_t mixed = 0; mixed <= 3; mixed++) { /* stored, added, some of both */
+                static const int32_t some[] = {0, 15, CMM_DX | CMM_DW_OUT, CMM_DW_IN | CMM_DBIAS};
+                const int32_t accumulate = some[mixed], threads = 1 + (i + mixed) % 3;
                 (void)snprintf(now, sizeof now, "%s, f%d, %s, %lldx%d, %lld to %lld, batch %lld, accumulate %d, %d threads",
                                isas[i], (int)size * 8, s.activation == CMM_GELU ? "gelu" : "another",
                                (long long)s.trees, s.depth, (long long)s.d_in, (long long)s.d_out, (long long)s.batch,

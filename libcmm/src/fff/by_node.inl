@@ -6,18 +6,18 @@
  * back_rows() takes BLOCK tokens at a time down the tree, a strip of columns wide: a run of tokens that are all at the same
  * nodes for some levels adds to MR of those rows of dW at once; then it is split in two, and each half goes on.
  * Work:   8 flops for each column of a visited row: 4 (d_in + d_out) in each of the two functions.
- * Memory: rows of both weights about once; x, dy, dx once; in back_rows() x and dy from L1 for the levels of a block, rows
+ * Memory: rows of both weights about once; x, dy, dx once; in back_rows() x and dy from L2 for the levels of a block, rows
  *         of dW of the top once per block, each row below about once.
  * Sums:   da and dx as in the forward pass; each element of dW and dbias starts at 0, or at what it adds to, and takes its
  *         node's tokens by fused multiply-add (dbias: by addition) in the order of their leaves, those of a leaf in order.
- * Limit:  writing dW, where the tokens are few; else the loads of x and dy from L1. */
+ * Limit:  writing dW, where the tokens are few; else the loads of x and dy from L2. */
 #ifndef CMM_TYPE
 #include "native.h"
 
 #define CMM_BODY "fff/by_node.inl"
 #define CMM_LIST CMM_SAME_TYPES
 
-enum { BLOCK = 32 }; /* tokens whose strips of x stay in L1 on their way down */
+enum { BLOCK = 16 }; /* tokens whose strips of x stay in cache on their way down */
 
 /* Of depth + 1 levels, how many the paths to two leaves share. */
 static inline int64_t shared_levels(uint32_t a, uint32_t b, int32_t depth)
@@ -112,8 +112,12 @@ static void NAME(back_tokens)(const cmm_backward *b, int64_t first, int64_t coun
     if (!dz)
         return;
     b->cpu->XNAME(differentiate)(problem->activation, count * rows, dz);
-    for (int64_t i = 0; i < count; i += MR)
+    for (int64_t i = 0; i < count; i += MR) {
+        for (int64_t next = i + MR; next < cmm_least(i + 2 * MR, count); next++)
+            prefetch_later((const X *)b->dy + b->order[first + next] * problem->d_out,
+                           problem->d_out * (int64_t)sizeof(X));
         NAME(group)(b, first + i, (int)cmm_least(MR, count - i), dz + i * rows);
+    }
 }
 
 /* ---- gradients of rows ------------------------------------------------------------------------------------------- */
