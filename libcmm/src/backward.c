@@ -8,13 +8,13 @@
  * does their number. */
 #include "caller.h"
 #include "cpu.h"
+#include "platform.h"
 #include "run.h"
 #include "scratch.h"
 #include "threadpool.h"
 #include "validate.h"
 
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum {
@@ -290,7 +290,7 @@ cmm_status cmm_fff_backward(const cmm_fff *layer, const cmm_run *run, int64_t ba
     const cmm_caller caller = cmm_caller_enter();
     char *own = NULL, *memory = b.workspace;
     if (!memory && b.workspace_needed > 0)
-        memory = own = aligned_alloc(CMM_ALIGNMENT, (size_t)b.workspace_needed);
+        memory = own = cmm_aligned_alloc((size_t)b.workspace_needed);
     if (memory || b.workspace_needed == 0) {
         places p;
         (void)divide(memory, &b, &p);
@@ -306,7 +306,7 @@ cmm_status cmm_fff_backward(const cmm_fff *layer, const cmm_run *run, int64_t ba
         cmm_threadpool_release(threads);
     } else
         status = CMM_ERROR_MEMORY;
-    free(own);
+    cmm_aligned_free(own);
     cmm_caller_leave(&caller);
     return status;
 }

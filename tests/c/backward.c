@@ -8,14 +8,15 @@
 #include "guard.h"
 #include "oracle.h"
 
-static int few, refuse_memory; /* aligned_alloc() fails */
+static int few, refuse_memory; /* cmm_aligned_alloc() fails: the linker puts this in its place */
 static atomic_int taken;       /* how often it has been called */
 
-void *aligned_alloc(size_t alignment, size_t size)
+void *__real_cmm_aligned_alloc(size_t bytes);
+void *__wrap_cmm_aligned_alloc(size_t bytes);
+void *__wrap_cmm_aligned_alloc(size_t bytes)
 {
-    void *block = NULL;
     atomic_fetch_add(&taken, 1);
-    return refuse_memory || posix_memalign(&block, alignment, size) != 0 ? NULL : block;
+    return refuse_memory ? NULL : __real_cmm_aligned_alloc(bytes);
 }
 
 /* ---- what it should be -------------------------------------------------------------------------------------------- */

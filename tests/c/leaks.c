@@ -94,7 +94,7 @@ static void check_backward(example *e)
 {
     const size_t size = element_size(e->layer.dtype);
     void *const x = allocate(e->batch * e->layer.d_in, size), *const w_in = allocate(e->rows * e->layer.d_in, size);
-    void *const memory = __real_aligned_alloc(CMM_ALIGNMENT, 1 << 20);
+    void *const memory = __real_cmm_aligned_alloc(1 << 20);
     cmm_gradients gradients = {.size = sizeof gradients, .dx = x, .dw_in = w_in};
     CHECK(example_run(e, NULL) == CMM_OK, "forward");
     for (int32_t threads = 1; threads <= 3; threads += 2) {
@@ -115,7 +115,7 @@ static void check_backward(example *e)
     }
     free(x);
     free(w_in);
-    __real_free(memory);
+    __real_cmm_aligned_free(memory);
 }
 
 int main(int argc, char **argv)
