@@ -70,7 +70,7 @@ def main(folder: Path) -> None:
     sources = [".", "./python/libcmm-models"]
     run(*pip, "wheel", "--no-deps", "-w", wheels, *sources)
     if shutil.which("nvcc"):
-        one = ("-C", "cmake.define.CMAKE_CUDA_ARCHITECTURES=90-real")
+        one = ("-C", "cmake.define.CMAKE_CUDA_ARCHITECTURES=90a-real")
         run(*pip, "wheel", "--no-deps", "-w", wheels, *one, "./python/libcmm-cuda13")
     else:
         print("no nvcc: the wheel of libcmm-cuda13 is not built")

@@ -14,7 +14,8 @@ from cmm.errors import ArgumentError, CmmError, LevelError, UnusableError, liste
 from cmm.typing import Algorithm, LevelName
 
 CUDA_LEVELS: tuple[LevelName, ...] = ("cuda-naive", "cuda-bmm", "cuda")
-CUDA_ALGORITHMS: tuple[Algorithm, ...] = ("generic", "per_token", "small_batch", "grouped")  # of level cuda
+# of level cuda
+CUDA_ALGORITHMS: tuple[Algorithm, ...] = ("generic", "per_token", "small_batch", "grouped", "dense_routed")
 
 # The environment variables that the way to run a call hangs on.
 VARIABLES = b"CMM_LEVEL", b"CMM_ISA", b"CMM_NUM_THREADS", b"OMP_NUM_THREADS"

@@ -122,9 +122,9 @@ def fff_forward(
     level : str
         How to compute it, one of :func:`cmm.levels`. "auto" takes what the environment variable ``CMM_LEVEL`` says,
         and where that is not set the best level.
-    algorithm : {"per_token", "grouped", "generic", "small_batch"}, optional
+    algorithm : {"per_token", "grouped", "generic", "small_batch", "dense_routed"}, optional
         One of level "native": "per_token" takes tokens as they come, "grouped" sorts them by subtree, and both give
-        the same bits. Or one of level "cuda", which has all four. None takes the one that suits.
+        the same bits. Or one of level "cuda", which has all five. None takes the one that suits.
     threads : int, optional
         At most this many threads, the BLAS's included. None means what the environment variable ``CMM_NUM_THREADS``
         says, else ``OMP_NUM_THREADS``, else one for each core that the process may use.

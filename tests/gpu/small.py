@@ -3,7 +3,14 @@
 import torch
 from device import ALGORITHMS, DTYPES, fff
 
-CASES = ((3, 33, 17, 2, 2), (37, 64, 40, 1, 11), (5, 128, 128, 40, 0), (2, 600, 24, 1, 3))
+CASES = (
+    (3, 33, 17, 2, 2),
+    (37, 64, 40, 1, 11),
+    (5, 128, 128, 40, 0),
+    (2, 600, 24, 1, 3),
+    (130, 72, 264, 9, 4),
+    (257, 64, 64, 2, 7),
+)
 
 for dtype in DTYPES:
     for batch, d_in, d_out, trees, depth in CASES:

@@ -423,6 +423,25 @@ class Reference:
             self._outputs[activation] = y, bound
         return y, bound
 
+    def magnitudes(self, path: Path, activation: str) -> tuple[Bounds, Bounds]:
+        """Return sum (|a_t| + d_t) |W_t| and sum |W_t| along a path, each (B, d_out); inf and NaN count as 0.
+
+        A program that rounds its coefficients is off by as much of the first as their type's roundoff, and by as much
+        of the second as half its smallest number.
+        """
+        assert self.w_out is not None
+        terms = self.trees * self.levels
+        value, off = _activation_bounds(activation, path.logits, path.bounds, self.dtype)
+        row = (path.nodes + np.arange(self.trees)[:, None] * self.size).reshape(-1, terms)
+        a = (np.abs(value) + off).astype(np.float64).reshape(-1, terms)
+        a[~np.isfinite(a)] = 0
+        sums = np.empty((2, len(row), self.w_out.shape[1]))
+        for token in range(len(row)):
+            w = np.abs(self.w_out[row[token]]).astype(np.float64)
+            w[~np.isfinite(w)] = 0
+            sums[:, token] = a[token] @ w, w.sum(0)
+        return sums[0], sums[1]
+
     def check_path(self, nodes: Array, logits: Array) -> Report:
         """Paths first, then logits: see the module's text."""
         want = self.path

@@ -85,6 +85,7 @@ static cmm_status find_device(cmm_cuda_problem *problem)
         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess)
         return CMM_ERROR_CUDA_DEVICE;
     problem->overlaps = has_code_for_90() && major == 9 && minor == 0;
+    problem->multiplies = CMM_CUDA_90A && problem->overlaps;
     return CMM_OK;
 }
 

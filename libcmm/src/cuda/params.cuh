@@ -21,6 +21,7 @@ struct cmm_cuda_problem : cmm_problem {
     int aligned; /* rows of w_in, w_out, x and y all start at multiples of 16 bytes and end there */
     int sm_count; /* streaming multiprocessors */
     int overlaps; /* see launch_overlapping() in warp_row.cuh */
+    int multiplies; /* the GPU knows the instructions of wgmma.cuh, and they were built */
 };
 
 /* The problems that can_implement() and is_preferred() see are such tasks. */
