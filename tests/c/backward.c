@@ -385,15 +385,21 @@ static cmm_status run_pass(const pass *p, const char *isa, int32_t threads, int3
     return status;
 }
 
-static const char *isas[8];
+static const char *isas[8], *any_isa; /* any_isa: NULL, or where the best one cannot be tried another */
 static int isa_count;
 
 static void find_isas(void)
 {
     cmm_kernel_info info = {.size = sizeof info};
     for (int32_t i = 0; cmm_kernel_get(i, &info) == CMM_OK; i++)
-        if (info.available && strcmp(info.operation, "backward") == 0 && strcmp(info.x_type, "float32") == 0)
+        if (info.available && strcmp(info.operation, "backward") == 0 && strcmp(info.x_type, "float32") == 0) {
+            if (few && strcmp(info.isa, "avx2") == 0 && reads_masked_elements()) {
+                printf("this emulator reads elements that a masked load should not touch: AVX2 is left out\n");
+                any_isa = "scalar";
+                continue;
+            }
             isas[isa_count++] = info.isa;
+        }
     CHECK(isa_count > 0 && isa_count <= 8, "%d", isa_count);
     for (int i = 0; i < isa_count; i++)
         printf("%s%s", i ? ", " : "backward on ", isas[i]);
@@ -433,7 +439,7 @@ static void check_shape(shape s)
             }
         for (int g = 0; g < GRADIENTS && at_end; g++) {
             (void)snprintf(now, sizeof now, "%s alone", names[g]);
-            CHECK(run_pass(&p, NULL, 0, 0, 1 << g, 1) == CMM_OK, "%s", now);
+            CHECK(run_pass(&p, any_isa, 0, 0, 1 << g, 1) == CMM_OK, "%s", now);
             check_wanted(&p, 0, 1 << g, now);
             CHECK(memcmp(bits[0][g], p.gradient[g], (size_t)p.n[g] * size) == 0, "%s: other bits", now);
         }
@@ -449,7 +455,7 @@ static void check_threads(shape s)
     const size_t size = element_size(s.dtype);
     char *bits[GRADIENTS];
     for (int32_t threads = 1; threads <= 9; threads++) {
-        CHECK(run_pass(&p, NULL, threads, 0, 15, 0) == CMM_OK, "%d threads", threads);
+        CHECK(run_pass(&p, any_isa, threads, 0, 15, 0) == CMM_OK, "%d threads", threads);
         for (int g = 0; g < GRADIENTS; g++) {
             if (threads == 1) {
                 bits[g] = allocate(p.n[g], size);

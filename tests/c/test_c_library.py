@@ -408,7 +408,7 @@ def test_no_instruction_that_the_cpu_lacks(cpu: str, best: str, absent: str, tes
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "test", [*EMULATED, "narrow_rows few", "guard_pages few", "activation_accuracy --few", "blas"]
+    "test", [*EMULATED, "narrow_rows few", "guard_pages few", "backward few", "activation_accuracy --few", "blas"]
 )
 def test_aarch64(test: str) -> None:
     """NEON: right, and the same bits as every other machine, for same_bits holds the same stored hashes."""

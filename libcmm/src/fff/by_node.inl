@@ -47,7 +47,7 @@ static void NAME(group)(const cmm_backward *b, int64_t first, int n, X *dz)
     const cmm_problem *const problem = b->problem;
     const int64_t rows = b->rows, levels = problem->depth + 1, d_out = problem->d_out;
     const W *const w_out = problem->w_out;
-    const int32_t *node[MR];
+    const int32_t *node[MR] = {NULL};
     const X *dy[MR];
     for (int t = 0; t < n; t++) {
         const int64_t token = b->order[first + t];
