@@ -599,7 +599,7 @@ MUTANTS = [
     M(BACKWARD, "!memory && b.workspace_needed > 0", "b.workspace_needed > 0"),
     M(BACKWARD, "memory || b.workspace_needed == 0", "memory"),
     M(BACKWARD, "b.dz = wants_dz(&b) ? p.dz : NULL;", "b.dz = p.dz;"),
-    M(BACKWARD, "    free(own);\n", ""),
+    M(BACKWARD, "    cmm_aligned_free(own);\n", ""),
     M(BACKWARD, "status = cmm_check_path(&problem, chosen.refused);", "status = CMM_OK;"),
     # its kernel
     M(BY_NODE, "return a == b ? depth + 1 :", "return a == b ? depth :"),
