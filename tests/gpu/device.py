@@ -68,6 +68,7 @@ def plan_of(
     x: torch.Tensor, w_in: torch.Tensor, w_out: torch.Tensor, y: torch.Tensor, algorithm: str
 ) -> Callable[[], None]:
     """Return a call that only queues kernels, on the stream that is current when it is made."""
+    choose_cuda("cuda", None)
     trees, size, d_in = w_in.shape
     layer = (DTYPES[x.dtype], 0, 0, size.bit_length() - 1, trees, d_in, w_out.shape[2])
     how = (ffi.new("char[]", b"cuda"), ffi.new("char[]", algorithm.encode()), torch.cuda.current_stream().cuda_stream)

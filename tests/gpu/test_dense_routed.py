@@ -123,6 +123,28 @@ def test_a_captured_graph_replays_with_new_data() -> None:
         assert torch.equal(y, fff(static, w_in, w_out, algorithm="dense_routed")[0])
 
 
+@pytest.mark.parametrize("batch", [3, 300, 5000])
+def test_a_call_sees_all_that_the_one_before_wrote(batch: int) -> None:
+    """Its two kernels overlap with each other and with the next call's, and share a workspace."""
+    x, w_in, w_out, _ = make((batch, 64, 64, 9, 4), torch.bfloat16, with_bias=False)
+    w_out = w_out * 0.1  # so that nothing grows
+    want = [x]
+    for _ in range(8):
+        want.append(fff(want[-1], w_in, w_out, algorithm="dense_routed")[0])
+        torch.cuda.synchronize()
+    assert all(bool(a.isfinite().all()) for a in want)
+    assert not torch.equal(want[7], want[8])
+    a, b, ends = x.clone(), torch.empty_like(x), [torch.empty_like(x) for _ in range(50)]
+    plan = [plan_of(source, w_in, w_out, target, "dense_routed") for source, target in ((a, b), (b, a))]
+    for end in ends:  # queued at once
+        a.copy_(x)
+        for turn in range(8):
+            plan[turn % 2]()
+        end.copy_(a)
+    torch.cuda.synchronize()
+    assert all(torch.equal(end, want[8]) for end in ends)
+
+
 def test_same_bits_a_thousand_times() -> None:
     arrays = make((1025, 256, 256, 32, 4), torch.bfloat16, with_bias=True)
     first = fff(*arrays, algorithm="dense_routed")
