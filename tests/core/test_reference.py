@@ -161,8 +161,15 @@ def test_lipschitz_constants(name: str) -> None:
 
 
 def test_header_promises_an_error_for_every_activation() -> None:
-    assert set(ULPS) == {(name, dtype) for name in ACTIVATIONS for dtype in ("f32", "f64")}
-    assert all(0 <= ulp <= 4 for ulp in ULPS.values())
+    """Of its value in ulps, of its derivative in roundings of the derivative's parts."""
+    kinds = ("f32", "f64", "slope f32", "slope f64")
+    assert set(ULPS) == {(name, kind) for name in ACTIVATIONS for kind in kinds}
+    assert all(0 <= ulp <= 4 for (_, kind), ulp in ULPS.items() if not kind.startswith("slope"))
+    assert all(
+        (0 < of_slope <= 8) == (name not in ("relu", "identity"))
+        for (name, kind), of_slope in ULPS.items()
+        if kind.startswith("slope")
+    )
 
 
 def test_fixed_examples_by_hand() -> None:
