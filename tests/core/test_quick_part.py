@@ -136,12 +136,14 @@ def test_samples_have_every_value_of_every_parameter() -> None:
             assert any(f"-{value}-" in name for name in chosen), (test, str(value))
 
 
-# Promises about other compilers, other CPUs, programs to be built and training, of which the quick part has none.
+# Promises about other compilers, other CPUs, other builds of libcmm, programs to be built and training, of which the
+# quick part has none.
 OTHERS = (
     "No instruction that the CPU lacks is executed",
     "A kernel that a build cannot have is a stub that says why",
     "C, C++, Fortran and Rust programs use the installed library",
     "`cmm::cuda` can be linked",
+    "Built without threads, libcmm calls no thread",
     "A run that was stopped goes on and ends with the same bits",
 )
 
