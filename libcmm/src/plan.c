@@ -84,6 +84,13 @@ cmm_plan cmm_fff_plan(const cmm_problem *problem, const cmm_machine *machine, in
         plan.group_ahead = row_in <= FEW_LINES || machine->l2 >= LARGE_L2 ? CMM_PREFETCH_ROW : CMM_PREFETCH_HEAD;
     }
 
+    /* All of a chunk's tokens pass through one tree after the other, twice where that has two phases: of several trees the
+     * second finds the x and y of the first in half of L3. */
+    plan.chunk = CMM_CHUNK;
+    if (problem->trees > 1 && plan.chunk * (x_row + y_row) > machine->l3 / 2)
+        plan.chunk = machine->l3 / 2 / (x_row + y_row) / CMM_BLOCK * CMM_BLOCK;
+    if (plan.chunk < CMM_TURN)
+        plan.chunk = CMM_TURN;
     forest_blocks(problem, machine, tree, x_row + y_row, &plan);
     plan.split = split_level(problem, machine, tokens, row_in, tree);
 

@@ -109,6 +109,15 @@ static void check_blocks(void)
     check_block(&large_l2, 2, 3, 4100, CMM_F32, 128, 0);
 }
 
+static void check_chunks(void)
+{
+    CHECK(plan(&large_l2, 1, 11, 768, CMM_F32, 16384).chunk == CMM_CHUNK, "one tree");
+    CHECK(plan(&large_l2, 4, 9, 768, CMM_F32, 16384).chunk == 2688, "16 MB hold x and y of 2730 tokens, 21 blocks");
+    CHECK(plan(&large_l2, 4, 9, 128, CMM_F32, 16384).chunk == CMM_CHUNK, "16384 of 1 KB");
+    CHECK(plan(&large_l2, 4, 9, 129, CMM_F32, 16384).chunk == 16256, "16256 of 1032 bytes, 127 blocks");
+    CHECK(plan(&large_l2, 2, 9, 4096, CMM_F32, 16384).chunk == CMM_TURN, "512 of 32 KB, but a turn is the least");
+}
+
 static void check_phases(void)
 {
     CHECK(plan(&small_l2, 1, 11, 768, CMM_F32, 256).split == 0, "two blocks");
@@ -186,6 +195,7 @@ int main(void)
     check_algorithm();
     check_trees_of_a_block();
     check_blocks();
+    check_chunks();
     check_phases();
     check_prefetches();
     check_streams();

@@ -87,11 +87,11 @@ INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const 
 }
 
 /* How many elements of these come before the first at a multiple of a vector's size: 0 where that is not the same for all
- * of them, or is not worth it. */
+ * of them, or is not worth it: of vectors that are half a cache line long, one in two crosses none. */
 INLINE int64_t DOT(head)(int n, const VARYING *const *varying, int64_t d)
 {
     uintptr_t differ = 0;
-    if (!ALIGN_VARYING || n == 1 || d < NAME(LONG))
+    if (!ALIGN_VARYING || n == 1 || d < NAME(LONG) || (int)XNAME(VECTOR_BYTES) < CMM_ALIGNMENT)
         return 0;
     for (int i = 1; i < n; i++)
         differ |= (uintptr_t)varying[i] ^ (uintptr_t)varying[0];

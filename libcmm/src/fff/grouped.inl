@@ -22,7 +22,6 @@ NATIVE_SUMS
 #define CMM_LIST CMM_TYPES
 
 enum {
-    CHUNK = 16384, /* tokens grouped at a time; bounds the scratch memory */
     TAIL = 8       /* tokens that go down breadth first at the end: their x, of usual widths, fits in L1 */
 };
 
@@ -77,7 +76,7 @@ INLINE int NAME(is_off_lines)(const void *rows, int64_t d)
 /* Divide the memory for `count` tokens up, the most that a call of run() has; the plan is that for as many. */
 static int64_t NAME(lay_out)(const cmm_problem *problem, int64_t count, char *memory, NAME(tree_state) *s)
 {
-    const int64_t tokens = cmm_least(count, CHUNK), levels = problem->depth + 1;
+    const int64_t tokens = cmm_least(count, s->plan.chunk), levels = problem->depth + 1;
     const int64_t block = cmm_least(s->plan.block, tokens);
     int64_t used = 0;
     s->permutation = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
@@ -375,7 +374,7 @@ static void NAME(two_phases)(NAME(tree_state) *s, int64_t tokens)
 {
     const cmm_problem *const problem = s->problem;
     const int32_t split = s->plan.split;
-    int32_t start[CHUNK / CMM_BUCKET + 1]; /* the plan leaves a bucket of tokens to each of the 1 << split */
+    int32_t start[CMM_CHUNK / CMM_BUCKET + 1]; /* the plan leaves a bucket of tokens to each of the 1 << split */
     for (int64_t tree = 0; tree < problem->trees; tree++) {
         NAME(bind_tree)(s, tree);
         for (int64_t i = 0; i < tokens; i++)
@@ -398,8 +397,9 @@ static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int
     NAME(tree_state) s = {.problem = problem, .cpu = cpu, .plan = cmm_fff_plan(problem, cpu->machine, count)};
     s.weighted_sums = XNAME(sums_for)(problem->weight_out_dtype);
     (void)NAME(lay_out)(problem, count, memory, &s);
-    for (int64_t done = 0; done < count; done += CHUNK) {
-        const int64_t tokens = cmm_least(CHUNK, count - done);
+    const int64_t chunk = s.plan.chunk;
+    for (int64_t done = 0; done < count; done += chunk) {
+        const int64_t tokens = cmm_least(chunk, count - done);
         s.plan = cmm_fff_plan(problem, cpu->machine, tokens);
         s.first = first + done;
         s.ld_x = problem->d_in;

@@ -82,8 +82,8 @@ INLINE int NAME(undecided)(const cmm_problem *problem, int64_t inner, X logit, X
 /* ---- weighted sums --------------------------------------------------------------------------------------------- */
 
 /* A tile of y: for `tokens` tokens that have their first `shared` of `rows` rows in common, `columns` vectors from element
- * `at` on. With first < VL the first of them has so many elements of y, whatever its row goes on with; with part > 0 the
- * one vector of columns has so many, which are the last. */
+ * `at` on. With first < VL the first of them has so many elements of y, which is stored, whatever its row goes on with;
+ * with part > 0 the one vector of columns has so many, which are the last. */
 INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, int64_t at, int64_t first, int64_t part,
                                            const XNAME(output_args) *s, int store_mode, int shared, int rows)
 {
@@ -96,7 +96,6 @@ INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, 
         for (int v = 0; v < columns; v++)
             y[t][v] = store_mode != Y_ADD ? XNAME(vec_zero)()
                       : part > 0          ? XNAME(vec_load_masked)(s[t].y + at, part)
-                      : v == 0 && !whole  ? XNAME(vec_load_masked)(s[t].y + at, first)
                                           : XNAME(vec_load)(s[t].y + (v == 0 ? at : rest + v * XNAME(VL)));
     for (int i = 0; i < shared; i++) {
         const W *const row = (const W *)s[0].row[i];
@@ -142,22 +141,19 @@ INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, 
         }
 }
 
-/* Where y is off the multiples of a vector's size, by the same for all tokens, the first tile brings it there: stores that
- * cross a cache line take twice as long, and those past the caches cannot. */
+/* Stores past the caches are of whole vectors at multiples of their size. Where y, whose rows are whole cache lines then,
+ * is off these, the first tile brings it there. */
 INLINE void NAME(weighted_sum_columns)(const int tokens, const int columns, const XNAME(output_args) *s, int64_t d,
                                        int store_mode, int shared, int rows)
 {
     enum { VL = XNAME(VL), SIZE = XNAME(VECTOR_BYTES) };
     int64_t at = 0;
-    uintptr_t differ = 0;
-    for (int t = 1; t < tokens; t++)
-        differ |= (uintptr_t)s[t].y ^ (uintptr_t)s[0].y;
     const int64_t first = bytes_to_multiple(s[0].y, SIZE) / (int64_t)sizeof(X), tile = first + (columns - 1) * VL;
-    if (first > 0) {
-        if (differ % SIZE == 0 && tile <= d) {
-            NAME(weighted_sum_microkernel)(tokens, columns, 0, first, 0, s, store_mode, shared, rows);
+    if (store_mode == Y_STORE_NT && first > 0) {
+        if (tile <= d) {
+            NAME(weighted_sum_microkernel)(tokens, columns, 0, first, 0, s, Y_STORE_NT, shared, rows);
             at = tile;
-        } else if (store_mode == Y_STORE_NT)
+        } else
             store_mode = Y_STORE;
     }
     for (; at + columns * VL <= d; at += columns * VL)
