@@ -107,6 +107,11 @@ static void check_blocks(void)
     check_block(&large_l2, 128, 4, 768, CMM_I8, 128, 1);
     check_block(&large_l2, 2, 3, 4096, CMM_F32, 128, 1); /* 128 tokens of 32 KB: 4 times L2 */
     check_block(&large_l2, 2, 3, 4100, CMM_F32, 128, 0);
+    cmm_problem problem = shape(2, 0, 512, CMM_F32);
+    problem.nodes = 1024; /* of 4 KB: a tree of 4 times L2 */
+    CHECK(cmm_fff_plan(&problem, &large_l2, 2048).block == 192, "4 times L2");
+    problem.nodes++;
+    CHECK(cmm_fff_plan(&problem, &large_l2, 2048).block == CMM_BLOCK, "more");
 }
 
 static void check_chunks(void)
