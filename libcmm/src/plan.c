@@ -35,6 +35,27 @@ static int32_t split_level(const cmm_problem *problem, const cmm_machine *machin
     return level;
 }
 
+/* Several trees, each no larger than a few L2: a block takes its turn at one after the other, so that a tree's rows are
+ * fetched once for all of the block, which is of as many tokens as leave a quarter of L2 beside their x and y. Where even
+ * L3 is short of all those rows, blocks are four times as large: x from a fast L3 costs less than rows from memory; from a
+ * slow one it does not. x is read once for each level of each tree and y for each tree, so that copies on the cache lines
+ * pay. Other blocks are of a size that suits L2, and several share a turn. */
+static void forest_blocks(const cmm_problem *problem, const cmm_machine *machine, int64_t tree, int64_t token,
+                          cmm_plan *plan)
+{
+    const int large = problem->trees > machine->l3 / 4 / tree;
+    int64_t tokens = machine->l2 / 4 * 3 / token * (large ? 4 : 1) / CMM_STEP * CMM_STEP;
+    plan->block = CMM_BLOCK;
+    plan->turn = CMM_TURN;
+    plan->copies = 0;
+    if (problem->trees == 1 || tree > 4 * machine->l2 || (large && machine->l2 < LARGE_L2))
+        return;
+    if (tokens < CMM_BLOCK)
+        tokens = CMM_BLOCK;
+    plan->block = plan->turn = cmm_least(tokens, CMM_TURN);
+    plan->copies = plan->block * token <= 4 * machine->l2;
+}
+
 cmm_plan cmm_fff_plan(const cmm_problem *problem, const cmm_machine *machine, int64_t tokens)
 {
     const int64_t element = cmm_element_size(problem->dtype);
@@ -63,14 +84,18 @@ cmm_plan cmm_fff_plan(const cmm_problem *problem, const cmm_machine *machine, in
         plan.group_ahead = row_in <= FEW_LINES || machine->l2 >= LARGE_L2 ? CMM_PREFETCH_ROW : CMM_PREFETCH_HEAD;
     }
 
-    /* From one tree to the next a turn's x and y move through the caches once more, and from one turn to the next a tree's
-     * rows. Turns are of one block, whose x and y stay in or near L2, where the rows are less than half of these. */
-    plan.turn = machine->l2 < LARGE_L2 && tree <= CMM_BLOCK * (x_row + y_row) / 2 ? CMM_BLOCK : CMM_TURN;
-
+    /* All of a chunk's tokens pass through one tree after the other, twice where that has two phases: of several trees the
+     * second finds the x and y of the first in half of L3. */
+    plan.chunk = CMM_CHUNK;
+    if (problem->trees > 1 && plan.chunk * (x_row + y_row) > machine->l3 / 2)
+        plan.chunk = machine->l3 / 2 / (x_row + y_row) / CMM_BLOCK * CMM_BLOCK;
+    if (plan.chunk < CMM_TURN)
+        plan.chunk = CMM_TURN;
+    forest_blocks(problem, machine, tree, x_row + y_row, &plan);
     plan.split = split_level(problem, machine, tokens, row_in, tree);
 
     /* y is done with, and would leave the caches anyway before anyone reads it. */
-    plan.streams = problem->trees == 1 && (uintptr_t)problem->y % CMM_ALIGNMENT == 0 && y_row % CMM_ALIGNMENT == 0 &&
+    plan.streams = problem->trees == 1 && y_row % CMM_ALIGNMENT == 0 &&
                    tree + problem->batch * (x_row + y_row) > machine->l3;
     return plan;
 }

@@ -76,18 +76,51 @@ static void check_trees_of_a_block(void)
     CHECK(plan(&small_l2, 3072, 0, 16, CMM_F32, 64).trees == CMM_MOST_TREES, "the most");
 }
 
-static void check_turn(void)
+/* A block of so many tokens takes its turn at one tree after the other; 0: blocks of CMM_BLOCK share a turn. */
+static void check_block(const cmm_machine *machine, int64_t trees, int32_t depth, int64_t width, int32_t weights,
+                        int64_t block, int copies)
 {
-    CHECK(plan(&small_l2, 16, 5, 768, CMM_F32, 2048).turn == CMM_BLOCK, "63 neurons");
-    CHECK(plan(&small_l2, 16, 5, 192, CMM_F32, 2048).turn == CMM_BLOCK, "63 neurons, whatever the width");
-    CHECK(plan(&small_l2, 32, 6, 768, CMM_F32, 2048).turn == CMM_TURN, "127 neurons");
-    CHECK(plan(&small_l2, 32, 6, 768, CMM_I8, 2048).turn == CMM_BLOCK, "127 neurons of a quarter of the bytes");
-    CHECK(plan(&large_l2, 16, 5, 768, CMM_F32, 2048).turn == CMM_TURN, "a large L2");
-    cmm_problem problem = shape(1, 0, 100, CMM_F32);
-    problem.nodes = CMM_BLOCK / 2; /* a tree has one less, or more */
-    CHECK(cmm_fff_plan(&problem, &small_l2, 2048).turn == CMM_BLOCK, "half of a block's x and y");
+    const cmm_plan p = plan(machine, trees, depth, width, weights, 2048);
+    CHECK(p.block == (block ? block : CMM_BLOCK) && p.turn == (block ? block : CMM_TURN) && p.copies == copies,
+          "%lldx%d, width %lld, rows %d, L2 %lld KB: blocks of %lld, turns of %lld, copies %d", (long long)trees, depth,
+          (long long)width, weights, (long long)(machine->l2 / KB), (long long)p.block, (long long)p.turn, p.copies);
+}
+
+static void check_blocks(void)
+{
+    check_block(&small_l2, 16, 5, 768, CMM_F32, 128, 1); /* 384 KB hold x and y of 64, but 128 are the least */
+    check_block(&large_l2, 16, 5, 768, CMM_F32, 128, 1);
+    check_block(&small_l2, 16, 5, 192, CMM_F32, 256, 1);
+    check_block(&large_l2, 16, 5, 192, CMM_F32, 512, 1);
+    check_block(&small_l2, 16, 5, 32, CMM_F32, 1024, 1); /* the most */
+    check_block(&large_l2, 16, 5, 191, CMM_F32, 512, 1); /* 514, of which whole steps of 32 */
+    check_block(&large_l2, 1, 5, 192, CMM_F32, 0, 0);
+    check_block(&large_l2, 2, 5, 192, CMM_F32, 512, 1);
+    check_block(&small_l2, 4, 9, 256, CMM_F32, 192, 1); /* 1023 neurons of 2 KB, 4 times L2 less one */
+    check_block(&small_l2, 4, 9, 257, CMM_F32, 0, 0);
+    check_block(&large_l2, 2, 9, 512, CMM_F32, 192, 1); /* two of 4 MB: a quarter of L3 less 8 KB */
+    check_block(&large_l2, 2, 9, 513, CMM_F32, 0, 0);
+    check_block(&large_l2, 44, 4, 768, CMM_F32, 128, 1); /* 31 neurons of 6 KB: 44 trees take 8184 KB, a quarter of L3 8192 */
+    check_block(&large_l2, 45, 4, 768, CMM_F32, 512, 1);
+    check_block(&small_l2, 44, 4, 768, CMM_F32, 128, 1);
+    check_block(&small_l2, 45, 4, 768, CMM_F32, 0, 0);
+    check_block(&large_l2, 128, 4, 768, CMM_I8, 128, 1);
+    check_block(&large_l2, 2, 3, 4096, CMM_F32, 128, 1); /* 128 tokens of 32 KB: 4 times L2 */
+    check_block(&large_l2, 2, 3, 4100, CMM_F32, 128, 0);
+    cmm_problem problem = shape(2, 0, 512, CMM_F32);
+    problem.nodes = 1024; /* of 4 KB: a tree of 4 times L2 */
+    CHECK(cmm_fff_plan(&problem, &large_l2, 2048).block == 192, "4 times L2");
     problem.nodes++;
-    CHECK(cmm_fff_plan(&problem, &small_l2, 2048).turn == CMM_TURN, "more");
+    CHECK(cmm_fff_plan(&problem, &large_l2, 2048).block == CMM_BLOCK, "more");
+}
+
+static void check_chunks(void)
+{
+    CHECK(plan(&large_l2, 1, 11, 768, CMM_F32, 16384).chunk == CMM_CHUNK, "one tree");
+    CHECK(plan(&large_l2, 4, 9, 768, CMM_F32, 16384).chunk == 2688, "16 MB hold x and y of 2730 tokens, 21 blocks");
+    CHECK(plan(&large_l2, 4, 9, 128, CMM_F32, 16384).chunk == CMM_CHUNK, "16384 of 1 KB");
+    CHECK(plan(&large_l2, 4, 9, 129, CMM_F32, 16384).chunk == 16256, "16256 of 1032 bytes, 127 blocks");
+    CHECK(plan(&large_l2, 2, 9, 4096, CMM_F32, 16384).chunk == CMM_TURN, "512 of 32 KB, but a turn is the least");
 }
 
 static void check_phases(void)
@@ -133,7 +166,7 @@ static void check_streams(void)
     problem.batch++;
     CHECK(cmm_fff_plan(&problem, &small_l2, 100).streams, "a token more, of the call and not of this thread");
     problem.y = y + 16;
-    CHECK(!cmm_fff_plan(&problem, &small_l2, 100).streams, "y off a cache line");
+    CHECK(cmm_fff_plan(&problem, &small_l2, 100).streams, "y off a cache line: the kernel brings its stores there");
     problem.y = y;
     problem.d_out = 1025;
     CHECK(!cmm_fff_plan(&problem, &small_l2, 100).streams, "rows that are no whole lines");
@@ -166,7 +199,8 @@ int main(void)
 {
     check_algorithm();
     check_trees_of_a_block();
-    check_turn();
+    check_blocks();
+    check_chunks();
     check_phases();
     check_prefetches();
     check_streams();

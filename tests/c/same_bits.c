@@ -122,19 +122,32 @@ static void check_outputs(example *e, const way *w)
     results_free(&r);
 }
 
-/* The same wherever y begins. */
+/* The same wherever x and y begin, together or one of them: on a cache line, or some elements after one. */
 static void check_address(example *e, const way *w)
 {
-    const size_t size = element_size(e->layer.dtype);
-    char *const memory = allocate(1, y_bytes(e) + CMM_ALIGNMENT + size);
+    static const size_t elements[] = {0, 1, 4, 15};
+    const size_t size = element_size(e->layer.dtype), x_bytes = (size_t)(e->batch * e->layer.d_in) * size;
+    char *const x = aligned_new(x_bytes + 15 * size), *const y = aligned_new(y_bytes(e) + 15 * size);
+    if (!x || !y) {
+        printf("out of memory\n");
+        exit(2);
+    }
     example r = results_like(e);
     void *const aligned = r.y;
-    r.y = memory + (CMM_ALIGNMENT - (uintptr_t)memory % CMM_ALIGNMENT) % CMM_ALIGNMENT + size;
-    CHECK(example_run(&r, &w->run) == CMM_OK, "%s", w->name);
-    compare(e, &r, w->name, "y begins after a cache line by bytes", (long long)size);
+    for (size_t i = 0; i < sizeof elements / sizeof *elements; i++)
+        for (size_t j = 0; j < sizeof elements / sizeof *elements; j++) {
+            r.x = x + elements[i] * size;
+            r.y = y + elements[j] * size;
+            memcpy(r.x, e->x, x_bytes);
+            example_forget(&r);
+            CHECK(example_run(&r, &w->run) == CMM_OK, "%s", w->name);
+            compare(e, &r, w->name, "x and y begin after a cache line by elements, 100 x + y",
+                    (long long)(100 * elements[i] + elements[j]));
+        }
     r.y = aligned;
     results_free(&r);
-    free(memory);
+    aligned_delete(x);
+    aligned_delete(y);
 }
 
 static void check_threads(example *e, const way *w)
@@ -265,6 +278,18 @@ int main(int argc, char **argv)
         }
         check_level_threads(levels[l], 2, 100);
     }
+    /* Rows so long that native begins at the first whole vector of x; and those of a tree among several. */
+    static const shape wide[] = {
+        {.depth = 4, .trees = 1, .d_in = 768, .d_out = 192, .batch = 37},
+        {.depth = 3, .trees = 3, .d_in = 512, .d_out = 97, .batch = 41},
+        {.depth = 3, .trees = 1, .d_in = 555, .d_out = 130, .batch = 33},
+    };
+    for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++)
+        for (size_t i = 0; i < sizeof wide / sizeof *wide; i++) {
+            shape s = wide[i];
+            s.dtype = dtype;
+            check_level("native", s);
+        }
     /* What native does with large layers: two phases, y past the caches; y that must not go there, for its rows are no
      * whole lines of a cache, or the trees are several; more tokens than are grouped at a time, in as many
      * subtrees as there can be. */

@@ -46,7 +46,9 @@ DENSE_REFERENCE, DENSE_BLAS1, DENSE_BLAS2, DENSE_BLAS3 = (
 )
 REFERENCE = SRC + "fff/reference.c"
 BLAS1, BLAS2, BLAS3 = (SRC + f"baseline/{name}.c" for name in ("blas1", "blas2", "blas3"))
-PER_TOKEN, GROUPED, MICROKERNEL = (SRC + f"fff/{name}.inl" for name in ("per_token", "grouped", "microkernel"))
+PER_TOKEN, GROUPED, MICROKERNEL, DOT = (
+    SRC + f"fff/{name}.inl" for name in ("per_token", "grouped", "microkernel", "dot")
+)
 BACKWARD, BY_NODE = SRC + "backward.c", SRC + "fff/by_node.inl"
 SCALAR, AVX2, AVX512 = (SRC + f"simd/{name}.h" for name in ("scalar", "avx2", "avx512"))
 
@@ -95,7 +97,7 @@ C_TESTS = {
     **dict.fromkeys(
         [DENSE_REFERENCE, DENSE_BLAS1, DENSE_BLAS2, DENSE_BLAS3, REFERENCE, BLAS1, BLAS2, BLAS3], _KERNELS
     ),
-    **dict.fromkeys([PER_TOKEN, MICROKERNEL, AVX2, AVX512], _KERNELS),
+    **dict.fromkeys([PER_TOKEN, MICROKERNEL, DOT, AVX2, AVX512], _KERNELS),
     GROUPED: [*_KERNELS, "plan"],
     SCALAR: [*_KERNELS, "fma"],
 }
@@ -326,7 +328,24 @@ MUTANTS = [
     M(PLAN, "tree > machine->l2 / 2)", "tree > machine->l2)"),
     M(PLAN, "plan.walk_ahead = row_in <= FEW_LINES", "plan.walk_ahead = row_in < FEW_LINES"),
     M(PLAN, "row_in <= FEW_LINES || machine->l2 >= LARGE_L2", "row_in <= FEW_LINES"),
-    M(PLAN, "tree <= CMM_BLOCK * (x_row + y_row) / 2", "tree < CMM_BLOCK * (x_row + y_row) / 2"),
+    M(PLAN, "machine->l3 / 4 / tree", "machine->l3 / 8 / tree"),
+    M(PLAN, "(large ? 4 : 1)", "(large ? 2 : 1)"),
+    M(PLAN, " / CMM_STEP * CMM_STEP", ""),
+    M(PLAN, "problem->trees == 1 || tree > 4 * machine->l2", "problem->trees == 1 || tree >= 4 * machine->l2"),
+    M(PLAN, "(large && machine->l2 < LARGE_L2)", "large"),
+    M(PLAN, "plan->block = plan->turn = cmm_least(tokens, CMM_TURN)", "plan->block = plan->turn = tokens"),
+    M(PLAN, "plan->block * token <= 4 * machine->l2", "plan->block * token < 4 * machine->l2"),
+    M(DOT, "differ % XNAME(VECTOR_BYTES) ? 0 :", ""),
+    M(DOT, "int64_t i = head;", "int64_t i = 0;"),
+    M(DOT, "head > 0 && pass == passes - 1", "head > 0"),
+    M(DOT, "LOAD_SHARED_MASKED(shared[0], head), head)", "LOAD_SHARED_MASKED(shared[0], head), 0)"),
+    M(MICROKERNEL, "if (tile <= d) {", "if (1) {"),
+    M(MICROKERNEL, "            at = tile;", "            at = 0;"),
+    M(MICROKERNEL, "XNAME(vec_store_masked)(to, y[t][v], first)", "XNAME(vec_store_masked)(to, y[t][v], first - 1)"),
+    M(MICROKERNEL, "            store_mode = Y_STORE;", "            ;"),
+    M(GROUPED, "s->ld_y = NAME(copy_stride)(d_out);", "s->ld_y = d_out;"),
+    M(GROUPED, "copy_rows)(count, d_in, x,", "copy_rows)(count - 1, d_in, x,"),
+    M(GROUPED, "s->first = first + at;", "s->first = first;"),
     M(PLAN, "problem->batch * (x_row + y_row)", "tokens * (x_row + y_row)"),
     M(GROUPED, "cmm_fff_plan(problem, cmm_cpu_machine(), problem->batch).grouped", "problem->batch >= 100"),
     M(GROUPED, "start[b + 1] += start[b]", "start[b + 1] += 0"),
@@ -403,7 +422,7 @@ MUTANTS = [
     M(GROUPED, "s->tree > 0 || level > 0", "level > 0", "the norms of a token are the same in every tree"),
     M(GROUPED, "inner = s->tree * (problem->nodes / 2) + node", "inner = node"),
     M(GROUPED, "s->tree * problem->nodes + node, dots[t]", "node, dots[t]"),
-    M(GROUPED, "NAME(measure)(&s, at, stop, 0);", ""),
+    M(GROUPED, "NAME(measure)(s, at, stop, 0);", ""),
     M(MICROKERNEL, "(X)problem->margin[inner] * norm", "(X)problem->margin[inner] * norm * (X)0.97"),
     M(MICROKERNEL, "squares <= (X)0x1p80", "squares <= (X)INFINITY"),
     M(RUN, "if (run->path_nodes && run->path_leaves)", "if (0)"),

@@ -1,12 +1,15 @@
 /* The micro-kernel of dot products, between shared operands and MR varying ones, each of its own type. microkernel.inl
  * includes it for rows that tokens share, many_rows.inl for a token that rows share. Who includes it defines SHARED and
- * VARYING, the types; LOAD_SHARED, LOAD_VARYING and the same with _MASKED, which load a vector of X from them; and
- * DOT(a), the names. */
+ * VARYING, the types; LOAD_SHARED, LOAD_VARYING and the same with _MASKED, which load a vector of X from them;
+ * ALIGN_VARYING, whether vectors of varying operands begin at multiples of their size, if they are long; and DOT(a), the
+ * names. */
 
 /* out[s][v] = dot(shared[s], varying[v]) for n_shared <= NR and n_varying <= MR, which are constants wherever this
- * is inlined. Meanwhile the token `prefetch`, where it is not NULL, is prefetched into L2. */
+ * is inlined. Meanwhile the token `prefetch`, where it is not NULL, is prefetched into L2. With head > 0, less than a vector,
+ * the vectors of the varying operands begin `head` elements on, and what comes before is summed first, in the last lanes of
+ * the last vector: every lane of a sum is `head` lanes lower, cyclically, which halving does not see. For n_shared == 1. */
 INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const SHARED *const *shared,
-                          const VARYING *const *varying, int64_t d, X (*out)[MR], const X *prefetch)
+                          const VARYING *const *varying, int64_t d, X (*out)[MR], const X *prefetch, int64_t head)
 {
     enum { LINE = CMM_ALIGNMENT / (int)sizeof(X) };
     const int vectors = n_shared > 1 ? NAME(PASS_OF_ROWS) : n_varying > 1 ? NAME(PASS) : NAME(PASS_ALONE);
@@ -21,7 +24,15 @@ INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const 
 #pragma GCC unroll 8
                 for (int v = 0; v < vectors; v++)
                     sum[r][t][v] = XNAME(vec_zero)();
-        int64_t i = 0;
+        if (head > 0 && pass == passes - 1) {
+            const XNAME(vec) first = XNAME(vec_rotate)(LOAD_SHARED_MASKED(shared[0], head), head);
+#pragma GCC unroll 8
+            for (int t = 0; t < n_varying; t++) {
+                const XNAME(vec) own = XNAME(vec_rotate)(LOAD_VARYING_MASKED(varying[t], head), head);
+                sum[0][t][vectors - 1] = XNAME(vec_fma)(first, own, sum[0][t][vectors - 1]);
+            }
+        }
+        int64_t i = head;
         for (; i + NAME(LANES) <= d; i += NAME(LANES)) {
             if (prefetch && pass == 0)
 #pragma GCC unroll 8
@@ -75,28 +86,41 @@ INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const 
             out[r][t] = XNAME(vec_reduce_add)(NAME(pairwise_sum)(passes, lanes[r][t]));
 }
 
+/* How many elements of these come before the first at a multiple of a vector's size: 0 where that is not the same for all
+ * of them, or is not worth it: of vectors that are half a cache line long, one in two crosses none. */
+INLINE int64_t DOT(head)(int n, const VARYING *const *varying, int64_t d)
+{
+    uintptr_t differ = 0;
+    if (!ALIGN_VARYING || n == 1 || d < NAME(LONG) || (int)XNAME(VECTOR_BYTES) < CMM_ALIGNMENT)
+        return 0;
+    for (int i = 1; i < n; i++)
+        differ |= (uintptr_t)varying[i] ^ (uintptr_t)varying[0];
+    return differ % XNAME(VECTOR_BYTES) ? 0 : bytes_to_multiple(varying[0], XNAME(VECTOR_BYTES)) / (int64_t)sizeof(X);
+}
+
 /* out[v] = dot(shared, varying[v]) for 1 <= n <= MR. */
 static void DOT(dots)(int n, const SHARED *shared, const VARYING *const *varying, int64_t d, X *out,
                       const X *prefetch)
 {
+    const int64_t head = DOT(head)(n, varying, d);
     switch (n) {
 #if MR >= 4
     case 4:
-        DOT(dot_microkernel)(1, 4, &shared, varying, d, (X(*)[MR])out, prefetch);
+        DOT(dot_microkernel)(1, 4, &shared, varying, d, (X(*)[MR])out, prefetch, head);
         return;
 #endif
 #if MR >= 3
     case 3:
-        DOT(dot_microkernel)(1, 3, &shared, varying, d, (X(*)[MR])out, prefetch);
+        DOT(dot_microkernel)(1, 3, &shared, varying, d, (X(*)[MR])out, prefetch, head);
         return;
 #endif
 #if MR >= 2
     case 2:
-        DOT(dot_microkernel)(1, 2, &shared, varying, d, (X(*)[MR])out, prefetch);
+        DOT(dot_microkernel)(1, 2, &shared, varying, d, (X(*)[MR])out, prefetch, head);
         return;
 #endif
     default:
-        DOT(dot_microkernel)(1, 1, &shared, varying, d, (X(*)[MR])out, prefetch);
+        DOT(dot_microkernel)(1, 1, &shared, varying, d, (X(*)[MR])out, prefetch, head);
     }
 }
 
@@ -107,3 +131,4 @@ static void DOT(dots)(int n, const SHARED *shared, const VARYING *const *varying
 #undef LOAD_VARYING
 #undef LOAD_VARYING_MASKED
 #undef DOT
+#undef ALIGN_VARYING

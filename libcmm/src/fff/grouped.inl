@@ -22,8 +22,6 @@ NATIVE_SUMS
 #define CMM_LIST CMM_TYPES
 
 enum {
-    BLOCK = CMM_BLOCK,
-    CHUNK = 16384, /* tokens grouped at a time; bounds the scratch memory */
     TAIL = 8       /* tokens that go down breadth first at the end: their x, of usual widths, fits in L1 */
 };
 
@@ -52,6 +50,8 @@ typedef struct {
     XNAME(sums_function) *weighted_sums;
     const X *x;
     X *y;
+    int64_t ld_x, ld_y; /* elements from one token's to the next's */
+    X *x_copy, *y_copy; /* [plan.block] rows that start at cache lines; NULL: not wanted */
     int32_t *permutation; /* [tokens] in the order of their groups */
     int32_t *scratch;     /* [tokens] room for a split or a sort */
     int32_t *node;      /* [tokens] where each token is going to */
@@ -59,32 +59,46 @@ typedef struct {
     X *norm;            /* [tokens] for the exact path */
     int64_t recomputed; /* logits that were */
     X *logit;           /* [tokens][levels] */
-    X *c;               /* [BLOCK][levels] activations */
+    X *c;               /* [plan.block][levels] activations */
     const void **row;   /* [MR][levels] */
     int64_t next, next_end; /* places in `permutation` of the tokens whose x is prefetched meanwhile */
 } NAME(tree_state);
 
+/* Elements from one row of a copy to the next, of which each starts a cache line. */
+INLINE int64_t NAME(copy_stride)(int64_t d) { return cmm_padded(d * (int64_t)sizeof(X), CMM_ALIGNMENT) / (int64_t)sizeof(X); }
+
+/* Whether rows of d elements from `rows` on are off the cache lines. */
+INLINE int NAME(is_off_lines)(const void *rows, int64_t d)
+{
+    return (uintptr_t)rows % CMM_ALIGNMENT || d * (int64_t)sizeof(X) % CMM_ALIGNMENT;
+}
+
+/* Divide the memory for `count` tokens up, the most that a call of run() has; the plan is that for as many. */
 static int64_t NAME(lay_out)(const cmm_problem *problem, int64_t count, char *memory, NAME(tree_state) *s)
 {
-    const int64_t tokens = cmm_least(count, CHUNK), levels = problem->depth + 1;
+    const int64_t tokens = cmm_least(count, s->plan.chunk), levels = problem->depth + 1;
+    const int64_t block = cmm_least(s->plan.block, tokens);
     int64_t used = 0;
     s->permutation = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
     s->scratch = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
     s->node = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
     s->logit = cmm_take(memory, &used, tokens * levels * (int64_t)sizeof(X));
-    s->c = cmm_take(memory, &used, cmm_least(BLOCK, tokens) * levels * (int64_t)sizeof(X));
+    s->c = cmm_take(memory, &used, block * levels * (int64_t)sizeof(X));
     s->row = cmm_take(memory, &used, MR * levels * (int64_t)sizeof(void *));
     if (NAME(NARROW) && problem->exact_in) {
         s->undecided = cmm_take(memory, &used, tokens * (int64_t)sizeof(int32_t));
         s->norm = cmm_take(memory, &used, tokens * (int64_t)sizeof(X));
     }
+    if (s->plan.copies && NAME(is_off_lines)(problem->x, problem->d_in))
+        s->x_copy = cmm_take(memory, &used, block * NAME(copy_stride)(problem->d_in) * (int64_t)sizeof(X));
+    if (s->plan.copies && problem->y && NAME(is_off_lines)(problem->y, problem->d_out))
+        s->y_copy = cmm_take(memory, &used, block * NAME(copy_stride)(problem->d_out) * (int64_t)sizeof(X));
     return used;
 }
 
 static int64_t NAME(scratch)(const cmm_problem *problem, const cmm_context *cpu, int64_t count)
 {
-    (void)cpu;
-    return NAME(lay_out)(problem, count, NULL, &(NAME(tree_state)){0});
+    return NAME(lay_out)(problem, count, NULL, &(NAME(tree_state)){.plan = cmm_fff_plan(problem, cpu->machine, count)});
 }
 
 /* The exact path: the norms of tokens that begin their first tree. */
@@ -93,7 +107,7 @@ static void NAME(measure)(NAME(tree_state) *s, int64_t begin, int64_t end, int32
     if (!NAME(NARROW) || !s->problem->exact_in || s->tree > 0 || level > 0)
         return;
     for (int64_t i = begin; i < end; i++)
-        s->norm[s->permutation[i]] = NAME(norm)(s->x + s->permutation[i] * s->problem->d_in, s->problem->d_in);
+        s->norm[s->permutation[i]] = NAME(norm)(s->x + s->permutation[i] * s->ld_x, s->problem->d_in);
 }
 
 /* The exact path: of the tokens permutation[begin .. end), all at `node`, those whose logit the narrow row leaves undecided
@@ -114,7 +128,7 @@ static void NAME(decide)(NAME(tree_state) *s, int64_t begin, int64_t end, int64_
         const X *x[MR];
         X dots[MR];
         for (int t = 0; t < tokens; t++)
-            x[t] = s->x + s->undecided[i + t] * problem->d_in;
+            x[t] = s->x + s->undecided[i + t] * s->ld_x;
         XNAME(dots)(tokens, row, x, problem->d_in, dots, NULL);
         for (int t = 0; t < tokens; t++)
             s->logit[s->undecided[i + t] * levels + level] =
@@ -155,8 +169,8 @@ static int64_t NAME(visit)(NAME(tree_state) *s, int64_t begin, int64_t end, int6
         const X *x[MR];
         X dots[MR];
         for (int t = 0; t < tokens; t++)
-            x[t] = s->x + s->permutation[i + t] * d_in;
-        const X *const prefetch = s->next < s->next_end ? s->x + s->permutation[s->next++] * d_in : NULL;
+            x[t] = s->x + s->permutation[i + t] * s->ld_x;
+        const X *const prefetch = s->next < s->next_end ? s->x + s->permutation[s->next++] * s->ld_x : NULL;
         NAME(dots)(tokens, row, x, d_in, dots, prefetch);
         for (int t = 0; t < tokens; t++)
             s->logit[s->permutation[i + t] * levels + level] = NAME(logit)(problem, neuron, dots[t]);
@@ -261,7 +275,7 @@ static void NAME(epilogue)(const NAME(tree_state) *s, int64_t begin, int64_t end
                 if (problem->scale_out)
                     c[level] *= (X)problem->scale_out[s->tree * problem->nodes + node];
             }
-            args[t] = (XNAME(output_args)){row, c, s->y + token * problem->d_out};
+            args[t] = (XNAME(output_args)){row, c, s->y + token * s->ld_y};
         }
         /* what the first and the last share, all of a tile share */
         const int shared = cmm_shared_prefix((uint32_t)s->node[s->permutation[i]],
@@ -276,10 +290,11 @@ static void NAME(process_blocks)(NAME(tree_state) *s, int64_t begin, int64_t end
                                  int64_t after,
                           int64_t last)
 {
-    for (int64_t at = begin; at < end; at += BLOCK) {
-        const int64_t stop = cmm_least(at + BLOCK, end);
+    const int64_t block = s->plan.block;
+    for (int64_t at = begin; at < end; at += block) {
+        const int64_t stop = cmm_least(at + block, end);
         s->next = stop < end ? stop : after;
-        s->next_end = cmm_least(s->next + BLOCK, stop < end ? end : last);
+        s->next_end = cmm_least(s->next + block, stop < end ? end : last);
         NAME(measure)(s, at, stop, level);
         NAME(descend)(s, at, stop, node, level, s->problem->depth + 1);
         NAME(epilogue)(s, at, stop);
@@ -313,48 +328,88 @@ static void NAME(bind_tree)(NAME(tree_state) *s, int64_t tree)
     s->w_out = problem->y ? (const char *)problem->w_out + tree * problem->nodes * s->ld_out : NULL;
 }
 
-static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
+/* Rows of d elements, from one place to another. */
+static void NAME(copy_rows)(int64_t rows, int64_t d, const X *from, int64_t ld_from, X *to, int64_t ld_to)
 {
-    NAME(tree_state) s = {.problem = problem, .cpu = cpu};
-    s.weighted_sums = XNAME(sums_for)(problem->weight_out_dtype);
-    (void)NAME(lay_out)(problem, count, memory, &s);
-    for (int64_t done = 0; done < count; done += CHUNK) {
-        const int64_t tokens = cmm_least(CHUNK, count - done);
-        s.plan = cmm_fff_plan(problem, cpu->machine, tokens);
-        s.first = first + done;
-        s.x = (const X *)problem->x + s.first * problem->d_in;
-        s.y = problem->y ? (X *)problem->y + s.first * problem->d_out : NULL;
-        if (s.plan.split == 0) {
-            for (int64_t at = 0; at < tokens; at += s.plan.turn) {
-                const int64_t end = cmm_least(at + s.plan.turn, tokens);
-                for (int64_t i = at; i < end; i++)
-                    s.permutation[i] = (int32_t)i;
-                for (int64_t tree = 0; tree < problem->trees; tree++) {
-                    NAME(bind_tree)(&s, tree); /* its first block is this one's, but for those that fit in L2 anyway */
-                    NAME(process_blocks)(&s, at, end, 0, 0, at, tree + 1 < problem->trees && end - at > BLOCK
-                                         ? end : at);
-                }
-            }
-            continue;
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(to + i * ld_to, from + i * ld_from, (size_t)d * sizeof(X));
+}
+
+/* One phase: a turn of tokens through one tree after the other. What is off the cache lines goes through copies on them,
+ * while it is a block that takes its turn. */
+static void NAME(one_phase)(NAME(tree_state) *s, int64_t tokens)
+{
+    const cmm_problem *const problem = s->problem;
+    const int64_t first = s->first, d_in = problem->d_in, d_out = problem->d_out;
+    for (int64_t at = 0; at < tokens; at += s->plan.turn) {
+        const int64_t count = cmm_least(s->plan.turn, tokens - at);
+        const X *const x = (const X *)problem->x + (first + at) * d_in;
+        X *const y = problem->y ? (X *)problem->y + (first + at) * d_out : NULL;
+        s->first = first + at;
+        s->x = x;
+        s->y = y;
+        if (s->x_copy) {
+            s->ld_x = NAME(copy_stride)(d_in);
+            NAME(copy_rows)(count, d_in, x, d_in, s->x_copy, s->ld_x);
+            s->x = s->x_copy;
+        }
+        if (s->y_copy) {
+            s->ld_y = NAME(copy_stride)(d_out);
+            s->y = s->y_copy;
         }
         for (int64_t tree = 0; tree < problem->trees; tree++) {
-            const int32_t split = s.plan.split;
-            int32_t start[CHUNK / CMM_BUCKET + 1]; /* the plan leaves a bucket of tokens to each of the 1 << split */
-            NAME(bind_tree)(&s, tree);
-            for (int64_t i = 0; i < tokens; i++)
-                s.permutation[i] = (int32_t)i;
-            for (int64_t at = 0; at < tokens; at += BLOCK) {
-                s.next = at + BLOCK;
-                s.next_end = cmm_least(at + 2 * BLOCK, tokens);
-                const int64_t stop = cmm_least(at + BLOCK, tokens);
-                NAME(measure)(&s, at, stop, 0);
-                NAME(descend)(&s, at, stop, 0, 0, split);
-            }
-            NAME(sort)(&s, tokens, split, start);
-            for (int32_t b = 0; b < 1 << split; b++)
-                NAME(process_blocks)(&s, start[b], start[b + 1], cmm_descendant(0, split, b), split, start[b + 1],
-                                     tokens);
+            NAME(bind_tree)(s, tree);
+            for (int64_t i = 0; i < count; i++)
+                s->permutation[i] = (int32_t)i;
+            /* its first block is this one's, but for those that fit in L2 anyway */
+            NAME(process_blocks)(s, 0, count, 0, 0, 0, tree + 1 < problem->trees && count > s->plan.block ? count : 0);
         }
+        if (s->y_copy)
+            NAME(copy_rows)(count, d_out, s->y_copy, s->ld_y, y, d_out);
+    }
+}
+
+/* Two phases: blocks of tokens through the top of the tree, and then the subtrees' tokens through the rest. */
+static void NAME(two_phases)(NAME(tree_state) *s, int64_t tokens)
+{
+    const cmm_problem *const problem = s->problem;
+    const int32_t split = s->plan.split;
+    int32_t start[CMM_CHUNK / CMM_BUCKET + 1]; /* the plan leaves a bucket of tokens to each of the 1 << split */
+    for (int64_t tree = 0; tree < problem->trees; tree++) {
+        NAME(bind_tree)(s, tree);
+        for (int64_t i = 0; i < tokens; i++)
+            s->permutation[i] = (int32_t)i;
+        for (int64_t at = 0; at < tokens; at += s->plan.block) {
+            const int64_t stop = cmm_least(at + s->plan.block, tokens);
+            s->next = stop;
+            s->next_end = cmm_least(stop + s->plan.block, tokens);
+            NAME(measure)(s, at, stop, 0);
+            NAME(descend)(s, at, stop, 0, 0, split);
+        }
+        NAME(sort)(s, tokens, split, start);
+        for (int32_t b = 0; b < 1 << split; b++)
+            NAME(process_blocks)(s, start[b], start[b + 1], cmm_descendant(0, split, b), split, start[b + 1], tokens);
+    }
+}
+
+static int64_t NAME(run)(const cmm_problem *problem, const cmm_context *cpu, int64_t first, int64_t count, void *memory)
+{
+    NAME(tree_state) s = {.problem = problem, .cpu = cpu, .plan = cmm_fff_plan(problem, cpu->machine, count)};
+    s.weighted_sums = XNAME(sums_for)(problem->weight_out_dtype);
+    (void)NAME(lay_out)(problem, count, memory, &s);
+    const int64_t chunk = s.plan.chunk;
+    for (int64_t done = 0; done < count; done += chunk) {
+        const int64_t tokens = cmm_least(chunk, count - done);
+        s.plan = cmm_fff_plan(problem, cpu->machine, tokens);
+        s.first = first + done;
+        s.ld_x = problem->d_in;
+        s.ld_y = problem->d_out;
+        s.x = (const X *)problem->x + s.first * problem->d_in;
+        s.y = problem->y ? (X *)problem->y + s.first * problem->d_out : NULL;
+        if (s.plan.split == 0)
+            NAME(one_phase)(&s, tokens);
+        else
+            NAME(two_phases)(&s, tokens);
     }
     vec_fence();
     return s.recomputed;

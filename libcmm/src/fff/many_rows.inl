@@ -6,6 +6,7 @@
 #define LOAD_SHARED XNAME(vec_load)
 #define LOAD_SHARED_MASKED XNAME(vec_load_masked)
 #define VARYING W
+#define ALIGN_VARYING 0
 #define LOAD_VARYING NAME(load_w)
 #define LOAD_VARYING_MASKED NAME(load_w_masked)
 #define DOT(a) NAME(a##_of_token)
@@ -19,21 +20,21 @@ static void NAME(dots_of_rows)(int tokens, const W *const w[NR], const X *const 
     switch (tokens) {
 #if MR >= 4
     case 4:
-        NAME(dot_microkernel)(NR, 4, w, x, d, out, prefetch);
+        NAME(dot_microkernel)(NR, 4, w, x, d, out, prefetch, 0);
         return;
 #endif
 #if MR >= 3
     case 3:
-        NAME(dot_microkernel)(NR, 3, w, x, d, out, prefetch);
+        NAME(dot_microkernel)(NR, 3, w, x, d, out, prefetch, 0);
         return;
 #endif
 #if MR >= 2
     case 2:
-        NAME(dot_microkernel)(NR, 2, w, x, d, out, prefetch);
+        NAME(dot_microkernel)(NR, 2, w, x, d, out, prefetch, 0);
         return;
 #endif
     default:
-        NAME(dot_microkernel)(NR, 1, w, x, d, out, prefetch);
+        NAME(dot_microkernel)(NR, 1, w, x, d, out, prefetch, 0);
     }
 }
 

@@ -21,6 +21,7 @@ enum {
      * the fma; of several rows, 2 or 1 leave registers for all of them. */
     NAME(PASS) = NAME(VECTORS) < 4 ? NAME(VECTORS) : 4,
     NAME(PASS_ALONE) = NAME(VECTORS) <= REGISTERS / 2 ? NAME(VECTORS) : NAME(PASS), /* of one row and one token: all */
+    NAME(LONG) = 2048 / (int)sizeof(X), /* a row so long that it pays to begin at the tokens' first whole vector */
     NAME(PASS_OF_ROWS) = NAME(VECTORS) < 2 || REGISTERS < 32 ? 1 : 2
 };
 
@@ -44,6 +45,7 @@ INLINE XNAME(vec) NAME(pairwise_sum)(const int n, const XNAME(vec) *v)
 #define LOAD_SHARED NAME(load_w)
 #define LOAD_SHARED_MASKED NAME(load_w_masked)
 #define VARYING X
+#define ALIGN_VARYING 1
 #define LOAD_VARYING XNAME(vec_load)
 #define LOAD_VARYING_MASKED XNAME(vec_load_masked)
 #define DOT(a) NAME(a)
@@ -79,28 +81,32 @@ INLINE int NAME(undecided)(const cmm_problem *problem, int64_t inner, X logit, X
 
 /* ---- weighted sums --------------------------------------------------------------------------------------------- */
 
-/* Columns [at, at + columns vectors) of y for `tokens` tokens that have their first `shared` of `rows` rows in common.
- * The last `part` elements, where part > 0, fill only a part of the one vector of columns. */
-INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, int64_t at, int64_t part,
+/* A tile of y: for `tokens` tokens that have their first `shared` of `rows` rows in common, `columns` vectors from element
+ * `at` on. With first < VL the first of them has so many elements of y, which is stored, whatever its row goes on with;
+ * with part > 0 the one vector of columns has so many, which are the last. */
+INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, int64_t at, int64_t first, int64_t part,
                                            const XNAME(output_args) *s, int store_mode, int shared, int rows)
 {
+    const int64_t rest = at + first - XNAME(VL); /* the vectors behind the first begin at multiples of VL from here */
+    const int whole = first == XNAME(VL);
     XNAME(vec) y[MR][COLUMNS_ALONE];
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 16
         for (int v = 0; v < columns; v++)
             y[t][v] = store_mode != Y_ADD ? XNAME(vec_zero)()
-                      : part > 0         ? XNAME(vec_load_masked)(s[t].y + at, part)
-                                         : XNAME(vec_load)(s[t].y + at + v * XNAME(VL));
+                      : part > 0          ? XNAME(vec_load_masked)(s[t].y + at, part)
+                                          : XNAME(vec_load)(s[t].y + (v == 0 ? at : rest + v * XNAME(VL)));
     for (int i = 0; i < shared; i++) {
-        const W *const row = (const W *)s[0].row[i] + at;
+        const W *const row = (const W *)s[0].row[i];
         XNAME(vec) c[MR];
 #pragma GCC unroll 16
         for (int t = 0; t < tokens; t++)
             c[t] = XNAME(vec_broadcast)(s[t].c[i]);
 #pragma GCC unroll 16
         for (int v = 0; v < columns; v++) {
-            const XNAME(vec) w = part > 0 ? NAME(load_w_masked)(row, part) : NAME(load_w)(row + v * XNAME(VL));
+            const XNAME(vec) w = part > 0 ? NAME(load_w_masked)(row + at, part)
+                                          : NAME(load_w)(row + (v == 0 ? at : rest + v * XNAME(VL)));
 #pragma GCC unroll 16
             for (int t = 0; t < tokens; t++)
                 y[t][v] = XNAME(vec_fma)(c[t], w, y[t][v]);
@@ -109,11 +115,12 @@ INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, 
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; t++) {
         for (int i = shared; i < rows; i++) {
-            const W *const row = (const W *)s[t].row[i] + at;
+            const W *const row = (const W *)s[t].row[i];
             const XNAME(vec) c = XNAME(vec_broadcast)(s[t].c[i]);
 #pragma GCC unroll 16
             for (int v = 0; v < columns; v++) {
-                const XNAME(vec) w = part > 0 ? NAME(load_w_masked)(row, part) : NAME(load_w)(row + v * XNAME(VL));
+                const XNAME(vec) w = part > 0 ? NAME(load_w_masked)(row + at, part)
+                                              : NAME(load_w)(row + (v == 0 ? at : rest + v * XNAME(VL)));
                 y[t][v] = XNAME(vec_fma)(c, w, y[t][v]);
             }
         }
@@ -122,25 +129,39 @@ INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, 
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 16
         for (int v = 0; v < columns; v++) {
+            X *const to = s[t].y + (v == 0 ? at : rest + v * XNAME(VL));
             if (part > 0)
-                XNAME(vec_store_masked)(s[t].y + at, y[t][v], part);
+                XNAME(vec_store_masked)(to, y[t][v], part);
+            else if (v == 0 && !whole)
+                XNAME(vec_store_masked)(to, y[t][v], first);
             else if (store_mode == Y_STORE_NT)
-                XNAME(vec_store_nt)(s[t].y + at + v * XNAME(VL), y[t][v]);
+                XNAME(vec_store_nt)(to, y[t][v]);
             else
-                XNAME(vec_store)(s[t].y + at + v * XNAME(VL), y[t][v]);
+                XNAME(vec_store)(to, y[t][v]);
         }
 }
 
+/* Stores past the caches are of whole vectors at multiples of their size. Where y, whose rows are whole cache lines then,
+ * is off these, the first tile brings it there. */
 INLINE void NAME(weighted_sum_columns)(const int tokens, const int columns, const XNAME(output_args) *s, int64_t d,
                                        int store_mode, int shared, int rows)
 {
+    enum { VL = XNAME(VL), SIZE = XNAME(VECTOR_BYTES) };
     int64_t at = 0;
-    for (; at + columns * XNAME(VL) <= d; at += columns * XNAME(VL))
-        NAME(weighted_sum_microkernel)(tokens, columns, at, 0, s, store_mode, shared, rows);
-    for (; at + XNAME(VL) <= d; at += XNAME(VL))
-        NAME(weighted_sum_microkernel)(tokens, 1, at, 0, s, store_mode, shared, rows);
+    const int64_t first = bytes_to_multiple(s[0].y, SIZE) / (int64_t)sizeof(X), tile = first + (columns - 1) * VL;
+    if (store_mode == Y_STORE_NT && first > 0) {
+        if (tile <= d) {
+            NAME(weighted_sum_microkernel)(tokens, columns, 0, first, 0, s, Y_STORE_NT, shared, rows);
+            at = tile;
+        } else
+            store_mode = Y_STORE;
+    }
+    for (; at + columns * VL <= d; at += columns * VL)
+        NAME(weighted_sum_microkernel)(tokens, columns, at, VL, 0, s, store_mode, shared, rows);
+    for (; at + VL <= d; at += VL)
+        NAME(weighted_sum_microkernel)(tokens, 1, at, VL, 0, s, store_mode, shared, rows);
     if (at < d)
-        NAME(weighted_sum_microkernel)(tokens, 1, at, d - at, s, store_mode, shared, rows);
+        NAME(weighted_sum_microkernel)(tokens, 1, at, VL, d - at, s, store_mode, shared, rows);
 }
 
 /* y[d] of 1 <= tokens <= MR tokens, which have their first `shared` rows in common. */

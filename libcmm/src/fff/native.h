@@ -21,6 +21,15 @@ static inline vec_f64 load_w_masked_f64(const double *p, int64_t n) { return vec
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* What vectors are better off at multiples of: their size, if it is more than arrays start at multiples of anyway. */
+enum {
+    VECTOR_BYTES_f32 = VL_f32 * sizeof(float) > 16 ? VL_f32 * sizeof(float) : 1,
+    VECTOR_BYTES_f64 = VL_f64 * sizeof(double) > 16 ? VL_f64 * sizeof(double) : 1
+};
+
+/* From an address to the next multiple of `size`, a power of 2. */
+INLINE int64_t bytes_to_multiple(const void *address, int64_t size) { return (int64_t)(-(uintptr_t)address % (uintptr_t)size); }
+
 /* What one token takes from w_out: y (+)= sum over i of c[i] * row[i], the rows being of one type. And a function that
  * does it for up to MR tokens, which have their first `shared` rows in common: microkernel.inl has one for each type. */
 enum { Y_STORE, Y_ADD, Y_STORE_NT }; /* y is stored, added to, or stored past the caches (which needs whole cache lines) */

@@ -41,6 +41,12 @@ static inline __m256i mask_f32(int64_t n)
 static inline vec_f32 vec_load_masked_f32(const float *p, int64_t n) { return _mm256_maskload_ps(p, mask_f32(n)); }
 static inline void vec_store_masked_f32(float *p, vec_f32 a, int64_t n) { _mm256_maskstore_ps(p, mask_f32(n), a); }
 
+static inline vec_f32 vec_rotate_f32(vec_f32 a, int64_t n)
+{
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_permutevar8x32_ps(a, _mm256_add_epi32(lane, _mm256_set1_epi32((int32_t)n)));
+}
+
 static inline float vec_reduce_add_f32(vec_f32 a)
 {
     const __m128 c = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -67,6 +73,11 @@ static inline __m256i mask_f64(int64_t n)
 }
 static inline vec_f64 vec_load_masked_f64(const double *p, int64_t n) { return _mm256_maskload_pd(p, mask_f64(n)); }
 static inline void vec_store_masked_f64(double *p, vec_f64 a, int64_t n) { _mm256_maskstore_pd(p, mask_f64(n), a); }
+
+static inline vec_f64 vec_rotate_f64(vec_f64 a, int64_t n)
+{
+    return _mm256_castps_pd(vec_rotate_f32(_mm256_castpd_ps(a), 2 * n));
+}
 
 static inline double vec_reduce_add_f64(vec_f64 a)
 {

@@ -47,6 +47,14 @@ static inline void vec_store_masked_f32(float *p, vec_f32 a, int64_t n)
         p[i] = part[i];
 }
 
+static inline vec_f32 vec_rotate_f32(vec_f32 a, int64_t n)
+{
+    float twice[8];
+    vst1q_f32(twice, a);
+    vst1q_f32(twice + 4, a);
+    return vld1q_f32(twice + n);
+}
+
 static inline float vec_reduce_add_f32(vec_f32 a)
 {
     const float32x2_t b = vadd_f32(vget_low_f32(a), vget_high_f32(a));
@@ -80,6 +88,8 @@ static inline void vec_store_masked_f64(double *p, vec_f64 a, int64_t n)
     else if (n == 1)
         *p = vgetq_lane_f64(a, 0);
 }
+
+static inline vec_f64 vec_rotate_f64(vec_f64 a, int64_t n) { return n ? vextq_f64(a, a, 1) : a; }
 
 static inline double vec_reduce_add_f64(vec_f64 a) { return vgetq_lane_f64(a, 0) + vgetq_lane_f64(a, 1); }
 

@@ -159,6 +159,13 @@ static inline double fma_one_f64(double a, double b, double c) { return fma(a, b
             c.v[i] = NAME(fma_one)(a.v[i], b.v[i], c.v[i]);                                                          \
         return c;                                                                                                    \
     }                                                                                                                \
+    static inline NAME(vec) NAME(vec_rotate)(NAME(vec) a, int64_t n)                                                 \
+    {                                                                                                                \
+        NAME(vec) b;                                                                                                 \
+        for (int64_t i = 0; i < NAME(VL); i++)                                                                       \
+            b.v[i] = a.v[(i + n) % NAME(VL)];                                                                        \
+        return b;                                                                                                    \
+    }                                                                                                                \
     static inline X NAME(vec_reduce_add)(NAME(vec) a)                                                                     \
     {                                                                                                                \
         for (int half = NAME(VL) / 2; half > 0; half /= 2)                                                           \
