@@ -435,7 +435,8 @@ def test_what_is_exported_computes_visited_nodes():
         assert operators == ["cmm.fff_forward.default"], "the transposed form is a constant of the program"
         for count in (TOKENS, 5, 1):
             assert torch.equal(exported.module()(x[:count]), layer(x[:count]))
-    assert "cmm.fff_forward.default" in names_of(torch.export.export(layer.train(), (x,)))
+    for mode in (False, True):  # where gradients are recorded
+        assert "cmm.fff_forward.default" in names_of(torch.export.export(layer.train(mode), (x,)))
 
 
 @pytest.mark.full

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from cmm._check import check_choice, check_tokens
 from cmm._dispatch import why_not
 from cmm._native import ACTIVATIONS, TIES, lib
-from cmm.errors import ArgumentError, listed
+from cmm.errors import ArgumentError, ShapeError, listed
 from cmm.torch.operators import CPU_DTYPES, Conditional, apply, fff_forward
 from cmm.typing import Activation, Tie
 
@@ -31,7 +31,19 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 assert _ACTIVATIONS.keys() == ACTIVATIONS.keys()
 
 _DEEP, _FEW_TOKENS = 3, 64  # from which depth on, and else up to how many tokens, visited nodes are faster than all
+_PLAIN = (nn.Parameter, Tensor)  # no subclass, whose memory may be another matter
 _CUDA_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class Routing(NamedTuple):
+    """How the tokens of a forward pass spread over the trees of a layer."""
+
+    counts: Tensor
+    """int64, (K, N): how many tokens visited each node."""
+    leaves: Tensor
+    """int64, (K,): how many leaves of a tree were visited."""
+    perplexity: Tensor
+    """(K,): exp of the entropy of the leaves, so that many leaves that share the tokens evenly have this number."""
 
 
 class FFF(nn.Module):
@@ -56,6 +68,14 @@ class FFF(nn.Module):
     its place, and one that a gradient is asked for have none: each forward pass then transposes. Whoever writes to
     the weight in ``eval()`` in another way calls ``eval()`` again.
 
+    In the soft phase of training, ``layer.softness = alpha``, all neurons act, those off the path by a factor of
+    alpha: ``activation(z) * (1 on the path, alpha off it)``. Setting it to 0 ends that phase; ``eval()`` is hard in
+    any case. A change of alpha within the phase compiles nothing anew.
+
+    ``linear_in`` and ``linear_out`` may be replaced by modules that call them or compute otherwise (adapters,
+    quantised or parametrised ones), and may have hooks: they are then called, on all neurons, in training and in
+    ``eval()``.
+
     Parameters
     ----------
     d_in : int
@@ -73,11 +93,19 @@ class FFF(nn.Module):
         How forward passes with a gradient are computed, and all in training: "visited" by libcmm's operators,
         "dense" by PyTorch's products, "auto" by what is faster for this device, layer and batch, as it was
         measured. Also an attribute that may be set.
+    straight_through : bool, optional
+        Whether the choice of a child has a gradient in training: of a visited inner node, from how much better the
+        subtree to its right would have done than the one to its left, times the slope of the sigmoid. It needs all
+        neurons, and lets unvisited ones have an influence. Also an attribute.
+    track_routing : bool, optional
+        Whether each forward pass keeps its paths, for :meth:`balance_loss` and :meth:`routing`. Also an attribute.
     device, dtype
         As for ``torch.nn.Linear``.
 
     Attributes
     ----------
+    softness : float
+        alpha, and 0 outside of the soft phase. May be set, to a number from 0 to 1.
     linear_in : torch.nn.Linear
         Weight (K*N, d_in) and bias (K*N,): node n of tree k is row k*N + n.
     linear_out : torch.nn.Linear
@@ -90,6 +118,7 @@ class FFF(nn.Module):
     """
 
     _rows_out: Tensor | None
+    alpha: Tensor
 
     def __init__(
         self,
@@ -102,6 +131,8 @@ class FFF(nn.Module):
         activation: Activation = "gelu",
         tie: Tie = "left",
         backward: BackwardWay = "auto",
+        straight_through: bool = False,
+        track_routing: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -118,9 +149,13 @@ class FFF(nn.Module):
         self.nodes = 2 ** (depth + 1) - 1
         self.activation, self.tie = activation, tie
         self.backward: BackwardWay = backward
+        self.straight_through, self._tracks = straight_through, track_routing
+        self._is_soft = False  # which of two graphs training is; how soft is a number in it
+        self._routed: tuple[Tensor, Tensor] | None = None  # nodes and logits of the last forward pass, (T, K, D+1)
         rows = trees * self.nodes
         self.linear_in = nn.Linear(d_in, rows, bias=bias, device=device, dtype=dtype)
         self.linear_out = nn.Linear(rows, d_out, bias=False, device=device, dtype=dtype)
+        self.register_buffer("alpha", torch.zeros((), device=device), persistent=False)
         self.register_buffer("_rows_out", None, persistent=False)
         self._rows_of: tuple[Tensor, ...] = ()  # what they are the transposed form of; no parameter of this module
         self._is_ready = False  # in eval(), with that form, on a CPU
@@ -158,24 +193,31 @@ class FFF(nn.Module):
         ArgumentError
             backward is "visited", and libcmm has no gradient for this tensor.
         """
-        linear_in, w_out = self.linear_in, self.linear_out.weight
-        w_in, bias = linear_in.weight, linear_in.bias
-        if self._is_ready and not torch.is_grad_enabled() and _is_plain(x, w_in, bias) and w_out is self._rows_of[0]:
+        linear_in, linear_out = self.linear_in, self.linear_out
+        if not type(linear_in) is type(linear_out) is nn.Linear or _is_hooked(linear_in) or _is_hooked(linear_out):
+            return self._by_calls(x)
+        w_in, bias, w_out = linear_in.weight, linear_in.bias, linear_out.weight
+        if self._is_ready and w_out is self._rows_of[0] and not torch.is_grad_enabled() and _is_plain(x, w_in, bias):
+            # One token takes libcmm a few microseconds, and the dispatcher ten more.
             return apply(x, w_in, bias, self._rows_out, self.trees, self.activation, self.tie)
+        exports = torch.compiler.is_exporting()  # which puts fake parameters in the place of these
+        if not (exports or (type(w_in) in _PLAIN and type(w_out) in _PLAIN)):
+            return self._by_calls(x)
         check_tokens(x, self.d_in)
         gradient = torch.is_grad_enabled() and (
             x.requires_grad or w_in.requires_grad or w_out.requires_grad or (bias is not None and bias.requires_grad)
         )
-        if self._rows_of and gradient and w_out.requires_grad:
+        if self._rows_of and gradient and w_out.requires_grad and not exports:
             self._drop()  # who asks for its gradient is about to change it
         if self._by_operators(x, gradient or self.training):
-            rows = self._rows(w_out)
-            if not torch.is_grad_enabled():
-                y, _, _ = fff_forward(x, w_in, bias, rows, self.trees, self.activation, self.tie, False)
-            else:
-                # In a graph that is compiled the operator has its gradient; torch.func sees that of a Function.
-                call = fff_forward if torch.compiler.is_compiling() else Conditional.apply
-                y, _, _ = call(x, w_in, bias, rows, self.trees, self.activation, self.tie, True)
+            # In a graph that is compiled the operator has its gradient; torch.func sees that of a Function.
+            records = torch.is_grad_enabled()
+            call = Conditional.apply if records and not torch.compiler.is_compiling() else fff_forward
+            wants_path = records or self._tracks
+            layer = w_in, bias, self._rows(w_out), self.trees, self.activation, self.tie
+            y, nodes, logits = call(x, *layer, wants_path)
+            if self._tracks:
+                self._routed = nodes.flatten(0, -3), logits.flatten(0, -3)
             return y
         return self._by_products(x, w_in, bias, w_out)
 
@@ -184,13 +226,23 @@ class FFF(nn.Module):
         if not is_chosen:
             return not _autocasts(x.device.type) and _computable(x)
         _check_way(self.backward)
+        needs_all = self.training and (self._is_soft or self.straight_through)
         if self.backward == "visited":
+            if needs_all:
+                why = f"softness is {self.softness}" if self._is_soft else "straight_through is True"
+                raise ArgumentError(f"{why}, for which all neurons are computed; backward should not be 'visited'")
             if x.device.type != "cpu" or x.dtype not in CPU_DTYPES:
                 raise ArgumentError(
                     f"x is on {x.device} and of {x.dtype}; backward='visited' is for float32 and float64 on a CPU"
                 )
             return True
-        if self.backward == "dense" or x.device.type != "cpu" or x.dtype not in CPU_DTYPES or _autocasts("cpu"):
+        if (
+            needs_all
+            or self.backward == "dense"
+            or x.device.type != "cpu"
+            or x.dtype not in CPU_DTYPES
+            or _autocasts("cpu")
+        ):
             return False
         return self._visited_is_faster(x)
 
@@ -214,12 +266,51 @@ class FFF(nn.Module):
         to_nodes = _ToNodes if torch.compiler.is_compiling() else _ToNodesForward
         logits = to_nodes.apply(x, w_in, bias)  # (T, K*N)
         nodes = self._walk(logits.detach())  # (T, K*(D+1))
-        visited = torch.zeros_like(logits, dtype=torch.bool).scatter(1, nodes, 1)
-        hidden = _ACTIVATIONS[self.activation](torch.where(visited, logits, 0))
+        hidden = self._hidden(logits, nodes)
+        if self.training and self._is_soft:
+            return functional.linear(hidden, w_out).reshape(*lead, self.d_out)
         y = functional.linear(hidden, _finite(w_out))  # (T, d_out)
         broken = (~torch.isfinite(w_out).all(dim=0))[nodes].any(dim=1)  # (T,)
         # Its last step makes a new tensor: a view would not do for FSDP.
         return torch.where(broken.reshape(*lead, 1), torch.nan, y.reshape(*lead, self.d_out))
+
+    def _by_calls(self, x: Tensor) -> Tensor:
+        """Compute as the modules in place of linear_in and linear_out do."""
+        check_tokens(x, self.d_in)
+        if self._rows_of and not torch.compiler.is_exporting():
+            self._drop()  # an adapter may be merged into the weight
+        if self.backward == "visited":
+            called = next(name for name in ("linear_in", "linear_out") if _is_called(getattr(self, name)))
+            kind = type(getattr(self, called)).__name__
+            raise ArgumentError(
+                f"{called} is a {kind} that has to be called, for all neurons; backward should not be 'visited'"
+            )
+        logits = self.linear_in(x)
+        rows = self.trees * self.nodes
+        if logits.shape != (*x.shape[:-1], rows):
+            should = (*x.shape[:-1], rows)
+            raise ShapeError(f"linear_in has given shape {tuple(logits.shape)}; it should be {should}")
+        flat = logits.reshape(-1, rows)
+        hidden = self._hidden(flat, self._walk(flat.detach()))
+        y: Tensor = self.linear_out(hidden.reshape(logits.shape))
+        return y
+
+    def _hidden(self, logits: Tensor, nodes: Tensor) -> Tensor:
+        """Return what neurons (T, K*N) give to the output, for the flat numbers of the visited ones."""
+        if self._tracks:
+            path = (-1, self.depth + 1, self.trees)
+            first = torch.arange(self.trees, device=nodes.device) * self.nodes
+            own = (nodes.reshape(path) - first).transpose(1, 2).to(torch.int32)
+            self._routed = own, logits.gather(1, nodes).reshape(path).transpose(1, 2)
+        visited = torch.zeros_like(logits, dtype=torch.bool).scatter(1, nodes, 1)
+        activation = _ACTIVATIONS[self.activation]
+        if self.training and self._is_soft:
+            hidden = activation(logits) * torch.where(visited, 1, self.alpha.to(logits.dtype))
+        else:
+            hidden = activation(torch.where(visited, logits, 0))
+        if self.training and self.straight_through:
+            hidden = hidden + _Choice.apply(logits, visited, self.trees, self.depth, self.activation, self.tie)
+        return hidden
 
     def _walk(self, logits: Tensor) -> Tensor:
         """Return the flat numbers of the visited nodes, (T, K*(D+1)), for logits (T, K*N)."""
@@ -233,13 +324,93 @@ class FFF(nn.Module):
             path.append(node + first)
         return torch.cat(path, dim=1)
 
+    # ---- softness, balance ----------------------------------------------------------------------------------------
+
+    @property
+    def track_routing(self) -> bool:
+        """Whether forward passes keep their paths."""
+        return self._tracks
+
+    @track_routing.setter
+    def track_routing(self, wanted: bool) -> None:
+        self._tracks = wanted
+        self._prepare()
+
+    @property
+    def softness(self) -> float:
+        """How much neurons off the path act in training, from 0 to 1."""
+        return float(self.alpha) if self._is_soft else 0.0
+
+    @softness.setter
+    def softness(self, alpha: float) -> None:
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
+            raise ArgumentError(f"softness is {alpha!r}; it should be a number from 0 to 1")
+        with torch.no_grad():
+            self.alpha.fill_(alpha)
+        self._is_soft = alpha > 0
+
+    def balance_loss(self) -> Tensor:
+        """Return how unevenly the inner nodes shared out the tokens of the last forward pass, from 0 to 1.
+
+        Of each inner node n, p_n is the mean of ``sigmoid(z_n)`` over the tokens that visited it. The loss is the
+        mean over the trees of ``sum over n of (share of the tokens that visited n) * (2 p_n - 1)^2 / D``; of trees
+        of one node it is 0. It has a gradient where the forward pass had one. What worked: 0.2 times it, added to
+        the loss.
+
+        Returns
+        -------
+        tensor without dimensions, float32, or float64 where the layer is
+
+        Raises
+        ------
+        ArgumentError
+            No forward pass has kept its paths.
+        """
+        nodes, logits = self._last()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if not self.depth or not len(nodes):
+            return logits.sum() * 0
+        first = torch.arange(self.trees, device=nodes.device)[:, None] * self.nodes
+        row = (nodes[..., :-1] + first).flatten()
+        right = torch.sigmoid(logits[..., :-1]).flatten()
+        zeros = right.new_zeros(self.trees * self.nodes)
+        count = zeros.index_add(0, row, torch.ones_like(right))
+        p = zeros.index_add(0, row, right) / count.clamp(min=1)
+        return (count / len(nodes) * (2 * p - 1) ** 2).sum() / (self.depth * self.trees)
+
+    def routing(self) -> Routing:
+        """Return how the tokens of the last forward pass spread over the trees.
+
+        Raises
+        ------
+        ArgumentError
+            No forward pass has kept its paths.
+        """
+        nodes, _ = self._last()
+        first = torch.arange(self.trees, device=nodes.device)[:, None] * self.nodes
+        counts = torch.bincount((nodes + first).flatten(), minlength=self.trees * self.nodes)
+        counts = counts.reshape(self.trees, self.nodes)
+        leaves = counts[:, self.nodes // 2 :]
+        share = leaves / leaves.sum(1, keepdim=True).clamp(min=1)
+        return Routing(counts, (leaves > 0).sum(1), torch.exp(torch.special.entr(share).sum(1)))
+
+    def _last(self) -> tuple[Tensor, Tensor]:
+        if self._routed is None:
+            raise ArgumentError(
+                "no forward pass has kept its paths; track_routing should be True before the one that is asked about"
+            )
+        return self._routed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to one forward pass."""
+        return {**self.__dict__, "_routed": None}
+
     # ---- the transposed form of linear_out -------------------------------------------------------------------------
 
     def _rows(self, w_out: Tensor) -> Tensor:
         """Return the output weights node by node, (K*N, d_out)."""
         kept = self._rows_out
         if kept is not None:
-            # Export puts fake parameters in the place of these.
             its_own = torch.compiler.is_exporting() or w_out is self._rows_of[0]
             if its_own:
                 return kept
@@ -247,13 +418,13 @@ class FFF(nn.Module):
 
     def _prepare(self) -> None:
         """Make the form anew in eval(), and have none in training or of a parameter that is no plain tensor."""
-        weight: Any = getattr(self.linear_out, "weight", None)
-        if self.training or type(weight) not in (Tensor, nn.Parameter):
+        weight: Any = None if self.training or _is_called(self.linear_out) else self.linear_out.weight
+        if type(weight) not in _PLAIN:
             self._drop()
         else:
             self._rows_out = weight.detach().t().contiguous()
             self._rows_of = (weight,)
-            self._is_ready = weight.is_cpu and weight.dtype in CPU_DTYPES
+            self._is_ready = weight.is_cpu and weight.dtype in CPU_DTYPES and not self._tracks
 
     def _drop(self) -> None:
         self._rows_out, self._rows_of, self._is_ready = None, (), False
@@ -270,6 +441,19 @@ class FFF(nn.Module):
         super()._apply(*arguments, **how)
         self._prepare()
         return self
+
+
+def set_softness(model: nn.Module, alpha: float) -> None:
+    """Set the softness of every :class:`FFF` in a model, from 1, where all neurons act, to 0, the true operation.
+
+    Raises
+    ------
+    ArgumentError
+        alpha is no number from 0 to 1.
+    """
+    for module in model.modules():
+        if isinstance(module, FFF):
+            module.softness = alpha
 
 
 def _renew(layer: FFF, _: Any) -> None:
@@ -317,6 +501,59 @@ class _ToNodesForward(_ToNodes):
         parts += [] if dweight is None else [x @ dweight.t()]
         parts += [] if dbias is None else [dbias.expand(len(x), -1)]
         return sum(parts[1:], parts[0])
+
+
+class _Choice(torch.autograd.Function):
+    """Zeros to be added to the hidden neurons, whose gradient is that of the choice of a child, straight through.
+
+    With g the gradient of the neurons and v = activation(z) g, let V(n) = v(n) + V(the child that z(n) chooses), from
+    the leaves up. A visited inner node gets (V(right) - V(left)) sigmoid'(z).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, visited: Tensor, trees: int, depth: int, activation: str, tie: str) -> Tensor:
+        return torch.zeros_like(logits)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        logits, visited, ctx.trees, ctx.depth, ctx.activation, ctx.tie = inputs
+        ctx.save_for_backward(logits, visited)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        logits, visited = ctx.saved_tensors
+        of_tree = (*logits.shape[:-1], ctx.trees, 2 ** (ctx.depth + 1) - 1)
+        z = logits.reshape(of_tree)
+        v = (_ACTIVATIONS[ctx.activation](logits) * gradient).reshape(of_tree)
+        best = v[..., 2**ctx.depth - 1 :]  # V of a level
+        levels = [torch.zeros_like(best)]
+        for level in reversed(range(ctx.depth)):
+            some = slice(2**level - 1, 2 ** (level + 1) - 1)
+            left, right = best[..., 0::2], best[..., 1::2]
+            sigmoid = torch.sigmoid(z[..., some])
+            levels.append((right - left) * sigmoid * (1 - sigmoid))
+            goes_right = z[..., some] > 0 if ctx.tie == "left" else z[..., some] >= 0
+            best = v[..., some] + torch.where(goes_right, right, left)
+        dz = torch.cat(levels[::-1], dim=-1).reshape(logits.shape)
+        return torch.where(visited, dz, 0), None, None, None, None, None
+
+
+def _is_hooked(linear: nn.Linear) -> bool:
+    """Whether a call of a linear layer does more than its product."""
+    return bool(
+        linear._forward_hooks
+        or linear._forward_pre_hooks
+        or linear._backward_hooks
+        or linear._backward_pre_hooks
+        or "forward" in linear.__dict__
+    )
+
+
+def _is_called(linear: nn.Module) -> bool:
+    """Whether a module is more than the weights of a linear layer, so that it has to be called."""
+    return type(linear) is not nn.Linear or type(linear.weight) not in _PLAIN or _is_hooked(linear)
 
 
 def _is_plain(x: Tensor, w_in: Tensor, bias: Tensor | None) -> bool:
