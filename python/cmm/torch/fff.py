@@ -14,7 +14,7 @@ from cmm._check import check_choice, check_tokens
 from cmm._dispatch import why_not
 from cmm._native import ACTIVATIONS, TIES, lib
 from cmm.errors import ArgumentError, ShapeError, listed
-from cmm.torch.operators import CPU_DTYPES, Conditional, apply, fff_forward
+from cmm.torch.operators import CPU_DTYPES, Conditional, SparseConditional, apply, fff_forward
 from cmm.typing import Activation, Tie
 
 BackwardWay: TypeAlias = Literal["auto", "visited", "dense"]
@@ -93,6 +93,11 @@ class FFF(nn.Module):
         How forward passes with a gradient are computed, and all in training: "visited" by libcmm's operators,
         "dense" by PyTorch's products, "auto" by what is faster for this device, layer and batch, as it was
         measured. Also an attribute that may be set.
+    sparse : bool, optional
+        Whether gradients of weights and bias are sparse tensors (COO) of the visited rows, as
+        ``torch.optim.SparseAdam`` takes them. ``linear_out`` is then a module whose weight is (K*N, d_out), a row
+        for each node; in a ``state_dict`` it is (d_out, K*N) all the same. Training is by visited nodes, on a CPU,
+        and not compiled.
     straight_through : bool, optional
         Whether the choice of a child has a gradient in training: of a visited inner node, from how much better the
         subtree to its right would have done than the one to its left, times the slope of the sigmoid. It needs all
@@ -131,6 +136,7 @@ class FFF(nn.Module):
         activation: Activation = "gelu",
         tie: Tie = "left",
         backward: BackwardWay = "auto",
+        sparse: bool = False,
         straight_through: bool = False,
         track_routing: bool = False,
         device: Any = None,
@@ -149,12 +155,19 @@ class FFF(nn.Module):
         self.nodes = 2 ** (depth + 1) - 1
         self.activation, self.tie = activation, tie
         self.backward: BackwardWay = backward
+        if sparse and backward == "dense":
+            raise ArgumentError("backward is 'dense', and sparse is True; it should be 'auto' or 'visited'")
+        self.sparse = bool(sparse)
         self.straight_through, self._tracks = straight_through, track_routing
         self._is_soft = False  # which of two graphs training is; how soft is a number in it
         self._routed: tuple[Tensor, Tensor] | None = None  # nodes and logits of the last forward pass, (T, K, D+1)
         rows = trees * self.nodes
         self.linear_in = nn.Linear(d_in, rows, bias=bias, device=device, dtype=dtype)
-        self.linear_out = nn.Linear(rows, d_out, bias=False, device=device, dtype=dtype)
+        self.linear_out: nn.Module
+        if sparse:
+            self.linear_out = _NodeRows(rows, d_out, device=device, dtype=dtype)
+        else:
+            self.linear_out = nn.Linear(rows, d_out, bias=False, device=device, dtype=dtype)
         self.register_buffer("alpha", torch.zeros((), device=device), persistent=False)
         self.register_buffer("_rows_out", None, persistent=False)
         self._rows_of: tuple[Tensor, ...] = ()  # what they are the transposed form of; no parameter of this module
@@ -194,6 +207,8 @@ class FFF(nn.Module):
             backward is "visited", and libcmm has no gradient for this tensor.
         """
         linear_in, linear_out = self.linear_in, self.linear_out
+        if self.sparse:
+            return self._sparsely(x, linear_in, linear_out)
         if not type(linear_in) is type(linear_out) is nn.Linear or _is_hooked(linear_in) or _is_hooked(linear_out):
             return self._by_calls(x)
         w_in, bias, w_out = linear_in.weight, linear_in.bias, linear_out.weight
@@ -220,6 +235,31 @@ class FFF(nn.Module):
                 self._routed = nodes.flatten(0, -3), logits.flatten(0, -3)
             return y
         return self._by_products(x, w_in, bias, w_out)
+
+    def _sparsely(self, x: Tensor, linear_in: nn.Module, linear_out: nn.Module) -> Tensor:
+        """Compute visited nodes, so that the gradients of weights are sparse."""
+        check_tokens(x, self.d_in)
+        if type(linear_in) is not nn.Linear or type(linear_out) is not _NodeRows or _is_hooked(linear_in):
+            raise ArgumentError("sparse is True, for which linear_in and linear_out should be as the layer made them")
+        w_in, bias, w_out = linear_in.weight, linear_in.bias, linear_out.weight
+        if not (self.training or torch.is_grad_enabled()) and (_autocasts(x.device.type) or not _computable(x)):
+            return self._by_products(x, w_in, bias, w_out.t())
+        if self.backward == "dense" or (self.training and (self._is_soft or self.straight_through)):
+            raise ArgumentError(
+                "sparse is True, for which backward should not be 'dense', softness be 0 and straight_through False"
+            )
+        if x.device.type != "cpu" or x.dtype not in CPU_DTYPES or (self.training and torch.compiler.is_compiling()):
+            raise ArgumentError(
+                f"x is on {x.device} and of {x.dtype}; sparse=True is for training in float32 and float64 on a CPU, "
+                "without torch.compile"
+            )
+        records = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        call = SparseConditional.apply if records else fff_forward
+        layer = w_in, bias, w_out, self.trees, self.activation, self.tie
+        y, nodes, logits = call(x, *layer, records or self._tracks)
+        if self._tracks:
+            self._routed = nodes.flatten(0, -3), logits.flatten(0, -3)
+        return y
 
     def _by_operators(self, x: Tensor, is_chosen: bool) -> bool:
         """Whether libcmm's operators compute; where `backward` chooses, only if it says so."""
@@ -454,6 +494,29 @@ def set_softness(model: nn.Module, alpha: float) -> None:
     for module in model.modules():
         if isinstance(module, FFF):
             module.softness = alpha
+
+
+class _NodeRows(nn.Module):
+    """The second half of a layer node by node: a weight (K*N, d_out), and in a state_dict that of a linear layer."""
+
+    def __init__(self, rows: int, d_out: int, device: Any, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, d_out, device=device, dtype=dtype))
+        self.register_state_dict_post_hook(_save_transposed)
+        self.register_load_state_dict_pre_hook(_load_transposed)
+
+    def extra_repr(self) -> str:
+        """Return what ``print`` says of it."""
+        return "{}, {}".format(*self.weight.shape)
+
+
+def _save_transposed(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
+    state[f"{prefix}weight"] = state[f"{prefix}weight"].t()
+
+
+def _load_transposed(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    if f"{prefix}weight" in state:
+        state[f"{prefix}weight"] = state[f"{prefix}weight"].t().contiguous()
 
 
 def _renew(layer: FFF, _: Any) -> None:

@@ -22,7 +22,7 @@ from cmm._native import ACTIVATIONS, DTYPES, NULL, TIES, ffi, lib
 from cmm.errors import ArgumentError, DtypeError, ShapeError
 from cmm.layers import fff_forward as forward_anywhere
 
-__all__ = ["CPU_DTYPES", "Conditional", "apply", "fff_backward", "fff_forward"]
+__all__ = ["CPU_DTYPES", "Conditional", "SparseConditional", "apply", "fff_backward", "fff_forward"]
 
 Codes: TypeAlias = tuple[int, ...]
 
@@ -223,26 +223,48 @@ def _backward_cpu(
     wanted: list[bool],
 ) -> tuple[Tensor, ...]:
     """Compute the gradients that are wanted, of dx, dw_in, dbias and dw_out; the others are empty."""
+    _check_wanted(wanted)
+    made = _gradients_like(x, w_in, w_out, wanted)
+    into = [one if want else None for one, want in zip(made, wanted, strict=True)]
+    _backward_into(into, 0, dy, x, w_in, w_out, nodes, logits, trees, activation)
+    return made
+
+
+def _backward_into(
+    into: list[Tensor | None],
+    added: int,
+    dy: Tensor,
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    nodes: Tensor,
+    logits: Tensor,
+    trees: int,
+    activation: str,
+) -> None:
+    """Store gradients in new tensors, or add those to them whose bits are set in `added`."""
     codes = _codes(x.dtype, w_in.shape, None, w_out.shape, trees, activation, "left")
     _, _, _, depth, _, d_in, d_out = codes
     check_tokens(x, d_in)
     _same_dtype(x, w_in=w_in, w_out=w_out, logits=logits, dy=dy)
     _on_cpu(dy=dy, w_in=w_in, w_out=w_out, nodes=nodes, logits=logits)
     path = (*x.shape[:-1], trees, depth + 1)
-    for name, tensor, shape in (("nodes", nodes, path), ("logits", logits, path), ("dy", dy, (*x.shape[:-1], d_out))):
+    for name, tensor, shape in (
+        ("nodes", nodes, path),
+        ("logits", logits, path),
+        ("dy", dy, (*x.shape[:-1], d_out)),
+    ):
         if tuple(tensor.shape) != shape:
             raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; it should be {shape}")
     if nodes.dtype is not torch.int32:
         raise DtypeError(f"nodes has dtype {nodes.dtype}; it should be torch.int32, as the forward pass gives them")
-    _check_wanted(wanted)
     inputs = [_usable(tensor) for tensor in (w_in, w_out, x, nodes, logits, dy)]
-    made = _gradients_like(x, w_in, w_out, wanted)
     run = choose("native", None, torch.get_num_threads(), False)
     where = ffi.new("int64_t[2]")
     c_in, c_out, *c_tokens = map(_at, inputs)
-    c_made = [_at(one) if want else NULL for one, want in zip(made, wanted, strict=True)]
+    c_into = [NULL if one is None else _at(one) for one in into]
     status = lib.cmm_py_fff_backward(
-        *codes, c_in, c_out, run[0], run[2], x.numel() // d_in, *c_tokens, 0, *c_made, where
+        *codes, c_in, c_out, run[0], run[2], x.numel() // d_in, *c_tokens, added, *c_into, where
     )
     if status == lib.CMM_ERROR_PATH:
         token, tree = where
@@ -250,7 +272,6 @@ def _backward_cpu(
         raise ArgumentError(f"nodes has {found} for token {token}, tree {tree}; it should be a path from the root")
     if status:
         raise refused(status, run)
-    return made
 
 
 def _check_wanted(wanted: list[bool]) -> None:
@@ -317,28 +338,40 @@ def _gradient(ctx: Any, dy: Tensor | None, _: Any, dlogits: Tensor | None) -> tu
 
 
 def _through_logits(
-    dlogits: Tensor, x: Tensor, w_in: Tensor, nodes: Tensor, trees: int, wanted: list[bool]
+    dlogits: Tensor,
+    x: Tensor,
+    w_in: Tensor,
+    nodes: Tensor,
+    trees: int,
+    wanted: list[bool],
+    place: Tensor | None = None,
+    count: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return what a gradient with respect to the logits themselves adds to dx, dw_in and dbias.
 
+    The latter two have the rows of w_in, or `count` rows, of which row n of w_in is row place[n].
     One node of the path at a time, so that what is gathered is no larger than x.
     """
-    first = torch.arange(trees, device=x.device)[:, None] * (w_in.shape[0] // trees)
-    rows = (nodes + first).reshape(-1, nodes.shape[-1] * trees)  # (T, K*(D+1))
+    rows = _flat(nodes, trees, len(w_in))
     dz = dlogits.to(x.dtype).reshape(rows.shape)
     tokens = x.reshape(-1, x.shape[-1])
+    places, count = (rows, len(w_in)) if place is None or count is None else (place[rows], count)
     dx = torch.zeros_like(tokens) if wanted[0] else None
-    dw_in = torch.zeros_like(w_in) if wanted[1] else None
-    for place in range(rows.shape[1]):
-        row, d = rows[:, place], dz[:, place, None]
+    dw_in = x.new_zeros(count, x.shape[-1]) if wanted[1] else None
+    for step in range(rows.shape[1]):
+        d = dz[:, step, None]
         if dx is not None:
-            dx = dx + d * w_in[row]
+            dx = dx + d * w_in[rows[:, step]]
         if dw_in is not None:
-            dw_in = dw_in.index_add(0, row, d * tokens)
-    dbias = None
-    if wanted[2]:
-        dbias = w_in.new_zeros(w_in.shape[0]).index_add(0, rows.reshape(-1), dz.reshape(-1))
+            dw_in = dw_in.index_add(0, places[:, step], d * tokens)
+    dbias = x.new_zeros(count).index_add(0, places.reshape(-1), dz.reshape(-1)) if wanted[2] else None
     return None if dx is None else dx.reshape(x.shape), dw_in, dbias
+
+
+def _flat(nodes: Tensor, trees: int, rows: int) -> Tensor:
+    """Return the rows of visited nodes, (T, K*(D+1))."""
+    first = torch.arange(trees, device=nodes.device)[:, None] * (rows // trees)
+    return (nodes + first).reshape(-1, nodes.shape[-1] * trees)
 
 
 _NO_FORWARD_MODE = 'forward-mode derivatives are not computed through visited nodes: use backward="dense"'
@@ -388,6 +421,66 @@ class Backward(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """Compute the gradients of each of a batch."""
         return _one_by_one(Backward.apply, info, in_dims, inputs)
+
+
+class SparseConditional(Conditional):
+    """The forward pass whose gradients of weights and bias are sparse: COO, of visited rows alone."""
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, _: Any, dlogits: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Compute gradients at the cost of the visited rows, and of a look at one bit for each row."""
+        x, w_in, w_out, nodes, logits = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        wanted = [wants[0], wants[1], wants[2] and ctx.has_bias, wants[3]]
+        visited = torch.zeros(len(w_in), dtype=torch.bool)
+        visited[_flat(nodes, ctx.trees, len(w_in)).reshape(-1)] = True
+        (rows,) = visited.nonzero(as_tuple=True)
+        shapes = [w_in.shape, w_in.shape[:1], w_out.shape]
+        dx, values = (
+            None,
+            [
+                x.new_zeros(len(rows), *shape[1:]) if want else None
+                for shape, want in zip(shapes, wanted[1:], strict=True)
+            ],
+        )
+        if dy is not None and any(wanted):
+            dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else None
+            sums = [_zeros(shape, x.dtype) if want else None for shape, want in zip(shapes, wanted[1:], strict=True)]
+            bits = lib.CMM_DW_IN * wanted[1] | lib.CMM_DBIAS * wanted[2] | lib.CMM_DW_OUT * wanted[3]
+            _backward_into([dx, *sums], bits, dy, x, w_in, w_out, nodes, logits, ctx.trees, ctx.activation)
+            for number, one in enumerate(sums):
+                if one is not None:
+                    values[number] = one[rows]
+                    one[rows] = 0
+                    _give_back(one)
+        if dlogits is not None and any(wanted[:3]):
+            place = visited.cumsum(0) - 1
+            more = _through_logits(dlogits, x, w_in, nodes, ctx.trees, wanted, place, len(rows))
+            dx = more[0] if dx is None else dx if more[0] is None else dx + more[0]
+            values[:2] = [a if b is None or a is None else a + b for a, b in zip(values[:2], more[1:], strict=True)]
+        sparse = [
+            None
+            if one is None
+            else torch.sparse_coo_tensor(rows[None], one, shape, is_coalesced=True, check_invariants=False)
+            for one, shape in zip(values, shapes, strict=True)
+        ]
+        return dx, *sparse, None, None, None, None
+
+
+# Sums of all rows, whose visited ones are taken out and set to 0 again: what is free of each shape.
+_free: dict[tuple[tuple[int, ...], torch.dtype], list[Tensor]] = {}
+
+
+def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Return zeros that _give_back() has got, or new ones."""
+    try:
+        return _free[tuple(shape), dtype].pop()
+    except (KeyError, IndexError):
+        return torch.zeros(shape, dtype=dtype)
+
+
+def _give_back(zeros: Tensor) -> None:
+    _free.setdefault((tuple(zeros.shape), zeros.dtype), []).append(zeros)
 
 
 def _no_second(ctx: Any, *gradients: Any) -> Any:
