@@ -89,6 +89,10 @@ def test_eval_is_always_hard():
         layer.train().softness = 0
         torch.testing.assert_close(layer(x), hard, **CLOSE)
     assert "alpha" not in layer.state_dict()
+    dense = make(backward="dense").eval()
+    hard = dense(x)
+    dense.softness = 0.5
+    assert torch.equal(dense(x), hard)
 
 
 def test_two_phases_are_two_graphs():
@@ -299,11 +303,22 @@ def test_hooks_are_called(name, mode):
     layer, x = make().train(mode), tokens()
     with torch.no_grad():
         want = layer(x)
-        handle = getattr(layer, name).register_forward_hook(lambda module, inputs, output: 2 * output)
-        assert not torch.allclose(layer(x), want)
-        handle.remove()
+        for register, hook in (
+            (getattr(layer, name).register_forward_hook, lambda module, inputs, output: 2 * output),
+            (getattr(layer, name).register_forward_pre_hook, lambda module, inputs: (2 * inputs[0],)),
+        ):
+            handle = register(hook)
+            assert not torch.allclose(layer(x), want)
+            handle.remove()
         torch.testing.assert_close(layer(x), want, **CLOSE)
-        linear = getattr(layer, name)
+        linear, seen = getattr(layer, name), []
+        with torch.enable_grad():
+            for register in (linear.register_full_backward_hook, linear.register_full_backward_pre_hook):
+                handle = register(lambda *_: seen.append(1) and None)
+                layer(x.clone().requires_grad_()).sum().backward()
+                assert len(seen) == 1
+                seen.clear()
+                handle.remove()
         linear.forward = lambda x: 0 * nn.Linear.forward(linear, x)
         assert not layer(x).any()
 

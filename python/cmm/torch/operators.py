@@ -310,10 +310,8 @@ def _backward_fake(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     """Keep for the backward pass what it reads."""
-    x, w_in, bias, w_out, ctx.trees, ctx.activation, _, return_path = inputs
+    x, w_in, _, w_out, ctx.trees, ctx.activation, _, ctx.has_path = inputs
     _, nodes, logits = output
-    ctx.has_bias = bias is not None
-    ctx.has_path = return_path
     ctx.mark_non_differentiable(nodes)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, w_in, w_out, nodes, logits)
@@ -324,8 +322,7 @@ def _gradient(ctx: Any, dy: Tensor | None, _: Any, dlogits: Tensor | None) -> tu
     if not ctx.has_path:
         raise ArgumentError("return_path is False; for a gradient it should be True")
     x, w_in, w_out, nodes, logits = ctx.saved_tensors
-    wants = ctx.needs_input_grad
-    wanted = [wants[0], wants[1], wants[2] and ctx.has_bias, wants[3]]
+    wanted = list(ctx.needs_input_grad[:4])
     found: list[Tensor | None] = [None] * 4
     if dy is not None and any(wanted):
         gradients = Backward.apply if not torch.compiler.is_compiling() else fff_backward
@@ -430,8 +427,7 @@ class SparseConditional(Conditional):
     def backward(ctx: Any, dy: Tensor | None, _: Any, dlogits: Tensor | None) -> tuple[Tensor | None, ...]:
         """Compute gradients at the cost of the visited rows, and of a look at one bit for each row."""
         x, w_in, w_out, nodes, logits = ctx.saved_tensors
-        wants = ctx.needs_input_grad
-        wanted = [wants[0], wants[1], wants[2] and ctx.has_bias, wants[3]]
+        wanted = list(ctx.needs_input_grad[:4])
         visited = torch.zeros(len(w_in), dtype=torch.bool)
         visited[_flat(nodes, ctx.trees, len(w_in)).reshape(-1)] = True
         (rows,) = visited.nonzero(as_tuple=True)
