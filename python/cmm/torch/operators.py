@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cmm._check import check_choice, check_tokens
 from cmm._dispatch import choose, refused
@@ -324,45 +325,41 @@ def _gradient(ctx: Any, dy: Tensor | None, _: Any, dlogits: Tensor | None) -> tu
     x, w_in, w_out, nodes, logits = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:4])
     found: list[Tensor | None] = [None] * 4
+    gradients = fff_backward if torch.compiler.is_compiling() else Backward.apply
     if dy is not None and any(wanted):
-        gradients = Backward.apply if not torch.compiler.is_compiling() else fff_backward
         made = gradients(dy, x, w_in, w_out, nodes, logits, ctx.trees, ctx.activation, wanted)
         found = [one if want else None for one, want in zip(made, wanted, strict=True)]
     if dlogits is not None and any(wanted[:3]):
-        through = _through_logits(dlogits, x, w_in, nodes, ctx.trees, wanted)
+        through = _through_logits(dlogits, x, w_in, nodes, ctx.trees, wanted, gradients)
         found[:3] = [b if a is None else a if b is None else a + b for a, b in zip(found[:3], through, strict=True)]
     return *found, None, None, None, None
 
 
 def _through_logits(
-    dlogits: Tensor,
-    x: Tensor,
-    w_in: Tensor,
-    nodes: Tensor,
-    trees: int,
-    wanted: list[bool],
-    place: Tensor | None = None,
-    count: int | None = None,
+    dlogits: Tensor, x: Tensor, w_in: Tensor, nodes: Tensor, trees: int, wanted: list[bool], gradients: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return what a gradient with respect to the logits themselves adds to dx, dw_in and dbias.
-
-    The latter two have the rows of w_in, or `count` rows, of which row n of w_in is row place[n].
-    One node of the path at a time, so that what is gathered is no larger than x.
-    """
+    """Return what a gradient with respect to the logits themselves adds to dx, dw_in and dbias."""
     rows = _flat(nodes, trees, len(w_in))
     dz = dlogits.to(x.dtype).reshape(rows.shape)
-    tokens = x.reshape(-1, x.shape[-1])
-    places, count = (rows, len(w_in)) if place is None or count is None else (place[rows], count)
-    dx = torch.zeros_like(tokens) if wanted[0] else None
-    dw_in = x.new_zeros(count, x.shape[-1]) if wanted[1] else None
-    for step in range(rows.shape[1]):
-        d = dz[:, step, None]
-        if dx is not None:
-            dx = dx + d * w_in[rows[:, step]]
-        if dw_in is not None:
-            dw_in = dw_in.index_add(0, places[:, step], d * tokens)
-    dbias = x.new_zeros(count).index_add(0, places.reshape(-1), dz.reshape(-1)) if wanted[2] else None
-    return None if dx is None else dx.reshape(x.shape), dw_in, dbias
+    dx = dw_in = dbias = None
+    if wanted[0]:
+        dx = functional.embedding_bag(rows, w_in, per_sample_weights=dz, mode="sum").reshape(x.shape)
+    if wanted[1]:
+        *_, dw_in = gradients(*_as_dw_out(dlogits, x, w_in, nodes), trees, "identity", [False, False, False, True])
+    if wanted[2]:
+        dbias = x.new_zeros(len(w_in)).index_add(0, rows.reshape(-1), dz.reshape(-1))
+    return dx, dw_in, dbias
+
+
+def _as_dw_out(
+    dlogits: Tensor, x: Tensor, w_in: Tensor, nodes: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return tensors of a backward pass whose dw_out is what dlogits adds to dw_in.
+
+    dw_out[n] is the sum of activation(logit) dy over the tokens at n: with the identity, dlogits in the place of the
+    logits and x in that of dy, the sum of dlogits x.
+    """
+    return x, x, w_in, w_in, nodes, dlogits.to(x.dtype)
 
 
 def _flat(nodes: Tensor, trees: int, rows: int) -> Tensor:
@@ -431,29 +428,27 @@ class SparseConditional(Conditional):
         visited = torch.zeros(len(w_in), dtype=torch.bool)
         visited[_flat(nodes, ctx.trees, len(w_in)).reshape(-1)] = True
         (rows,) = visited.nonzero(as_tuple=True)
-        shapes = [w_in.shape, w_in.shape[:1], w_out.shape]
-        dx, values = (
-            None,
-            [
-                x.new_zeros(len(rows), *shape[1:]) if want else None
-                for shape, want in zip(shapes, wanted[1:], strict=True)
-            ],
-        )
+        shapes = w_in.shape, w_in.shape[:1], w_out.shape
+        sums = [_zeros(shape, x.dtype) if want else None for shape, want in zip(shapes, wanted[1:], strict=True)]
+        dx = None
         if dy is not None and any(wanted):
             dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else None
-            sums = [_zeros(shape, x.dtype) if want else None for shape, want in zip(shapes, wanted[1:], strict=True)]
             bits = lib.CMM_DW_IN * wanted[1] | lib.CMM_DBIAS * wanted[2] | lib.CMM_DW_OUT * wanted[3]
             _backward_into([dx, *sums], bits, dy, x, w_in, w_out, nodes, logits, ctx.trees, ctx.activation)
-            for number, one in enumerate(sums):
-                if one is not None:
-                    values[number] = one[rows]
-                    one[rows] = 0
-                    _give_back(one)
-        if dlogits is not None and any(wanted[:3]):
-            place = visited.cumsum(0) - 1
-            more = _through_logits(dlogits, x, w_in, nodes, ctx.trees, wanted, place, len(rows))
-            dx = more[0] if dx is None else dx if more[0] is None else dx + more[0]
-            values[:2] = [a if b is None or a is None else a + b for a, b in zip(values[:2], more[1:], strict=True)]
+        if dlogits is not None:
+            through = [wanted[0], False, wanted[2]]
+            more, _, dbias = _through_logits(dlogits, x, w_in, nodes, ctx.trees, through, None)
+            dx = more if dx is None else dx if more is None else dx + more
+            if wanted[1]:
+                into = [None, None, None, sums[0]]
+                _backward_into(into, lib.CMM_DW_OUT, *_as_dw_out(dlogits, x, w_in, nodes), ctx.trees, "identity")
+            if sums[1] is not None:
+                sums[1] += dbias
+        values = [None if one is None else one[rows] for one in sums]
+        for one in sums:
+            if one is not None:
+                one[rows] = 0
+                _give_back(one)
         sparse = [
             None
             if one is None
