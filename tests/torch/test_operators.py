@@ -492,6 +492,7 @@ def test_no_hook_is_left_in_pytorch():
 # ---- more processes ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 def test_two_processes(tmp_path):
     """FSDP2 and DDP, by gloo: the gradients of the whole batch, and forward passes in training and eval."""
