@@ -43,7 +43,9 @@ LATE = {
 }
 
 # Names with an underscore that other packages document, or that classes of theirs want.
-OF_OTHERS = {"_SubParsersAction", "_apply", "_asdict", "_replace", "_version"}
+OF_OTHERS = {"_SubParsersAction", "_apply", "_asdict", "_replace"} | {
+    f"_{when}_hooks" for when in ("forward", "forward_pre", "backward", "backward_pre")
+}
 
 
 def modules(package: Path) -> dict[str, ast.Module]:

@@ -108,8 +108,8 @@ class Backend:
         accumulate: bool,
         threads: int | None,
     ) -> tuple[Any, ...]:
-        """Refuse: _check lets no arrays on a GPU through."""
-        raise NotImplementedError
+        """Refuse."""
+        raise ArgumentError("x is on a GPU; fff_backward is for arrays on a CPU")
 
     def target(self, library: Library, out: Any, shape: tuple[int, ...], dtype: str, inputs: tuple[Any, ...]) -> Any:
         """Return where to write: out, which should be memory of its own at every level, or something new."""

@@ -14,7 +14,7 @@ try:
 except ImportError as error:
     raise UnusableError(f"cmm.torch needs PyTorch: pip install torch ({error})") from None
 
-from cmm.torch.fff import FFF
+from cmm.torch.fff import FFF, Routing, set_softness
 from cmm.torch.model import Classifier, Encoder, MaskedLanguageModel
 
-__all__ = ["FFF", "Classifier", "Encoder", "MaskedLanguageModel"]
+__all__ = ["FFF", "Classifier", "Encoder", "MaskedLanguageModel", "Routing", "set_softness"]

@@ -1,20 +1,24 @@
-"""The fast feedforward layer as a PyTorch module: trained by PyTorch, evaluated by libcmm."""
+"""The fast feedforward layer as a PyTorch module: by libcmm's operators, or by PyTorch's products."""
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from cmm._check import check_choice, check_tokens
 from cmm._dispatch import why_not
 from cmm._native import ACTIVATIONS, TIES, lib
-from cmm.errors import ArgumentError
-from cmm.layers import fff_forward
+from cmm.errors import ArgumentError, ShapeError, listed
+from cmm.torch.operators import CPU_DTYPES, Conditional, SparseConditional, apply, fff_forward
 from cmm.typing import Activation, Tie
+
+BackwardWay: TypeAlias = Literal["auto", "visited", "dense"]
+WAYS: tuple[BackwardWay, ...] = ("auto", "visited", "dense")
 
 # Each is 0 at 0, which is what nodes that were not visited get.
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -26,36 +30,51 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 assert _ACTIVATIONS.keys() == ACTIVATIONS.keys()
 
-_CPU_DTYPES = (torch.float32, torch.float64)
-_CUDA_DTYPES = (*_CPU_DTYPES, torch.float16, torch.bfloat16)
-
-_steps = [0]  # of all optimizers: PyTorch does not count what a fused one does as a change of the parameter
-
-
-def _count_step(*_: Any) -> None:
-    _steps[0] += 1
+_DEEP, _FEW_TOKENS = 3, 64  # from which depth on, and else up to how many tokens, visited nodes are faster than all
+_PLAIN = (nn.Parameter, Tensor)  # no subclass, whose memory may be another matter
+_CUDA_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-register_optimizer_step_post_hook(_count_step)
+class Routing(NamedTuple):
+    """How the tokens of a forward pass spread over the trees of a layer."""
+
+    counts: Tensor
+    """int64, (K, N): how many tokens visited each node."""
+    leaves: Tensor
+    """int64, (K,): how many leaves of a tree were visited."""
+    perplexity: Tensor
+    """(K,): exp of the entropy of the leaves, so that many leaves that share the tokens evenly have this number."""
 
 
 class FFF(nn.Module):
     """A fast feedforward layer of K trees of depth D, with the names and shapes of the authors' training code.
 
-    What it computes is :func:`cmm.fff_forward`. In training every neuron is computed, by two matrix products, and
-    those that a token did not visit are set to 0: that is the fast way on a GPU, and costs what a dense layer costs.
-    The path is chosen without gradient; gradients flow through the visited nodes only. What is not visited has no
-    influence, also where its weights are not finite. A visited node whose output weights are not finite makes the
-    token's whole output NaN.
+    What it computes is :func:`cmm.fff_forward`. The path is chosen without gradient; gradients flow through the
+    visited nodes only. What is not visited has no influence, also where its weights are not finite.
 
-    In ``eval()``, where no gradient is asked for (``torch.no_grad()``, ``torch.inference_mode()``), libcmm computes
-    the visited nodes only, on the memory of the tensors: on the CPU float32 and float64, on a GPU also float16 and
-    bfloat16 where libcmm_cuda can be used. It uses at most ``torch.get_num_threads()`` threads. Under autocast, for
-    other dtypes and on other devices it computes as in training.
+    There are two ways. libcmm's operators, ``torch.ops.cmm.fff_forward`` and ``fff_backward``, compute the visited
+    nodes and no others, on the memory of the tensors: on a CPU float32 and float64, and on a GPU forward passes,
+    also of float16 and bfloat16, where libcmm_cuda can be used. They use at most ``torch.get_num_threads()``
+    threads. The dense way computes every neuron, by two products of PyTorch, and sets those that a token did not
+    visit to 0; it costs what a dense layer costs, runs on every device, and has derivatives of every order and in
+    forward mode. There a visited node whose output weights are not finite makes the token's whole output NaN.
 
-    libcmm reads ``linear_out.weight`` transposed, and the layer keeps that copy until the parameter changes, as
-    optimizers and ``load_state_dict`` change it. Writing through ``.data`` or another view that PyTorch does not
-    track goes unnoticed until the next call of ``train()`` or ``eval()``.
+    In ``eval()``, where no gradient is asked for, the operators compute wherever they can, the dense way elsewhere,
+    and under autocast. Where a gradient may be asked for, `backward` decides. The choice is part of what
+    ``torch.compile`` and ``torch.export`` record.
+
+    libcmm reads ``linear_out.weight`` transposed. ``eval()`` makes that form, and ``train()`` drops it;
+    ``load_state_dict``, ``to()`` and its like make it anew. A sharded parameter (DTensor), another parameter in
+    its place, and one that a gradient is asked for have none: each forward pass then transposes. Whoever writes to
+    the weight in ``eval()`` in another way calls ``eval()`` again.
+
+    In the soft phase of training, ``layer.softness = alpha``, all neurons act, those off the path by a factor of
+    alpha: ``activation(z) * (1 on the path, alpha off it)``. Setting it to 0 ends that phase; ``eval()`` is hard in
+    any case. A change of alpha within the phase compiles nothing anew.
+
+    ``linear_in`` and ``linear_out`` may be replaced by modules that call them or compute otherwise (adapters,
+    quantised or parametrised ones), and may have hooks: they are then called, on all neurons, in training and in
+    ``eval()``.
 
     Parameters
     ----------
@@ -70,11 +89,28 @@ class FFF(nn.Module):
     activation : {"gelu", "gelu_tanh", "relu", "silu", "identity"}, optional
     tie : {"left", "right"}, optional
         Where a logit of exactly 0 goes. NaN goes left.
+    backward : {"auto", "visited", "dense"}, optional
+        How forward passes with a gradient are computed, and all in training: "visited" by libcmm's operators,
+        "dense" by PyTorch's products, "auto" by what is faster for this device, layer and batch, as it was
+        measured. Also an attribute that may be set.
+    sparse : bool, optional
+        Whether gradients of weights and bias are sparse tensors (COO) of the visited rows, as
+        ``torch.optim.SparseAdam`` takes them. ``linear_out`` is then a module whose weight is (K*N, d_out), a row
+        for each node; in a ``state_dict`` it is (d_out, K*N) all the same. Training is by visited nodes, on a CPU,
+        and not compiled.
+    straight_through : bool, optional
+        Whether the choice of a child has a gradient in training: of a visited inner node, from how much better the
+        subtree to its right would have done than the one to its left, times the slope of the sigmoid. It needs all
+        neurons, and lets unvisited ones have an influence. Also an attribute.
+    track_routing : bool, optional
+        Whether each forward pass keeps its paths, for :meth:`balance_loss` and :meth:`routing`. Also an attribute.
     device, dtype
         As for ``torch.nn.Linear``.
 
     Attributes
     ----------
+    softness : float
+        alpha, and 0 outside of the soft phase. May be set, to a number from 0 to 1.
     linear_in : torch.nn.Linear
         Weight (K*N, d_in) and bias (K*N,): node n of tree k is row k*N + n.
     linear_out : torch.nn.Linear
@@ -83,8 +119,11 @@ class FFF(nn.Module):
     Raises
     ------
     ArgumentError
-        A size is not a whole number in its range, or activation or tie is not one of those.
+        A size is not a whole number in its range, or activation, tie or backward is not one of those.
     """
+
+    _rows_out: Tensor | None
+    alpha: Tensor
 
     def __init__(
         self,
@@ -96,6 +135,10 @@ class FFF(nn.Module):
         bias: bool = True,
         activation: Activation = "gelu",
         tie: Tie = "left",
+        backward: BackwardWay = "auto",
+        sparse: bool = False,
+        straight_through: bool = False,
+        track_routing: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -107,13 +150,29 @@ class FFF(nn.Module):
                 raise ArgumentError(f"{name} is {value!r}; it should be a whole number from {low} to {high}")
         check_choice("activation", activation, ACTIVATIONS)
         check_choice("tie", tie, TIES)
+        _check_way(backward)
         self.d_in, self.trees, self.depth, self.d_out = d_in, trees, depth, d_out
         self.nodes = 2 ** (depth + 1) - 1
         self.activation, self.tie = activation, tie
+        self.backward: BackwardWay = backward
+        if sparse and backward == "dense":
+            raise ArgumentError("backward is 'dense', and sparse is True; it should be 'auto' or 'visited'")
+        self.sparse = bool(sparse)
+        self.straight_through, self._tracks = straight_through, track_routing
+        self._is_soft = False  # which of two graphs training is; how soft is a number in it
+        self._routed: tuple[Tensor, Tensor] | None = None  # nodes and logits of the last forward pass, (T, K, D+1)
         rows = trees * self.nodes
         self.linear_in = nn.Linear(d_in, rows, bias=bias, device=device, dtype=dtype)
-        self.linear_out = nn.Linear(rows, d_out, bias=False, device=device, dtype=dtype)
-        self._transposed: tuple[Any, Tensor, Tensor] | None = None
+        self.linear_out: nn.Module
+        if sparse:
+            self.linear_out = _NodeRows(rows, d_out, device=device, dtype=dtype)
+        else:
+            self.linear_out = nn.Linear(rows, d_out, bias=False, device=device, dtype=dtype)
+        self.register_buffer("alpha", torch.zeros((), device=device), persistent=False)
+        self.register_buffer("_rows_out", None, persistent=False)
+        self._rows_of: tuple[Tensor, ...] = ()  # what they are the transposed form of; no parameter of this module
+        self._is_ready = False  # in eval(), with that form, on a CPU
+        self.register_load_state_dict_post_hook(_renew)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -122,10 +181,12 @@ class FFF(nn.Module):
         nn.init.normal_(self.linear_out.weight, std=0.02)
         if self.linear_in.bias is not None:
             nn.init.zeros_(self.linear_in.bias)
+        self._prepare()
 
     def extra_repr(self) -> str:
         """Return what ``print`` says of the layer."""
-        return f"{self.trees}x{self.depth}, activation={self.activation!r}, tie={self.tie!r}"
+        way = "" if self.backward == "auto" else f", backward={self.backward!r}"
+        return f"{self.trees}x{self.depth}, activation={self.activation!r}, tie={self.tie!r}{way}"
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to tokens.
@@ -142,16 +203,99 @@ class FFF(nn.Module):
         ------
         ShapeError
             x has another width.
+        ArgumentError
+            backward is "visited", and libcmm has no gradient for this tensor.
         """
+        linear_in, linear_out = self.linear_in, self.linear_out
+        if self.sparse:
+            return self._sparsely(x, linear_in, linear_out)
+        if not type(linear_in) is type(linear_out) is nn.Linear or _is_hooked(linear_in) or _is_hooked(linear_out):
+            return self._by_calls(x)
+        w_in, bias, w_out = linear_in.weight, linear_in.bias, linear_out.weight
+        if self._is_ready and w_out is self._rows_of[0] and not torch.is_grad_enabled() and _is_plain(x, w_in, bias):
+            # One token takes libcmm a few microseconds, and the dispatcher ten more.
+            return apply(x, w_in, bias, self._rows_out, self.trees, self.activation, self.tie)
+        exports = torch.compiler.is_exporting()  # which puts fake parameters in the place of these
+        if not (exports or (type(w_in) in _PLAIN and type(w_out) in _PLAIN)):
+            return self._by_calls(x)
         check_tokens(x, self.d_in)
-        if not self.training and not self._wants_gradient(x) and _computable(x):
-            return self._by_libcmm(x)
-        return self._by_torch(x)
+        gradient = torch.is_grad_enabled() and (
+            x.requires_grad or w_in.requires_grad or w_out.requires_grad or (bias is not None and bias.requires_grad)
+        )
+        if self._rows_of and gradient and w_out.requires_grad and not exports:
+            self._drop()  # who asks for its gradient is about to change it
+        if self._by_operators(x, gradient or self.training):
+            # In a graph that is compiled the operator has its gradient; torch.func sees that of a Function.
+            records = torch.is_grad_enabled()
+            call = Conditional.apply if records and not torch.compiler.is_compiling() else fff_forward
+            wants_path = records or self._tracks
+            layer = w_in, bias, self._rows(w_out), self.trees, self.activation, self.tie
+            y, nodes, logits = call(x, *layer, wants_path)
+            if self._tracks:
+                self._routed = nodes.flatten(0, -3), logits.flatten(0, -3)
+            return y
+        return self._by_products(x, w_in, bias, w_out)
 
-    # ---- by PyTorch ------------------------------------------------------------------------------------------------
+    def _sparsely(self, x: Tensor, linear_in: nn.Module, linear_out: nn.Module) -> Tensor:
+        """Compute visited nodes, so that the gradients of weights are sparse."""
+        check_tokens(x, self.d_in)
+        if type(linear_in) is not nn.Linear or type(linear_out) is not _NodeRows or _is_hooked(linear_in):
+            raise ArgumentError("sparse is True, for which linear_in and linear_out should be as the layer made them")
+        w_in, bias, w_out = linear_in.weight, linear_in.bias, linear_out.weight
+        if not (self.training or torch.is_grad_enabled()) and (_autocasts(x.device.type) or not _computable(x)):
+            return self._by_products(x, w_in, bias, w_out.t())
+        if self.backward == "dense" or (self.training and (self._is_soft or self.straight_through)):
+            raise ArgumentError(
+                "sparse is True, for which backward should not be 'dense', softness be 0 and straight_through False"
+            )
+        if x.device.type != "cpu" or x.dtype not in CPU_DTYPES or (self.training and torch.compiler.is_compiling()):
+            raise ArgumentError(
+                f"x is on {x.device} and of {x.dtype}; sparse=True is for training in float32 and float64 on a CPU, "
+                "without torch.compile"
+            )
+        records = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        call = SparseConditional.apply if records else fff_forward
+        layer = w_in, bias, w_out, self.trees, self.activation, self.tie
+        y, nodes, logits = call(x, *layer, records or self._tracks)
+        if self._tracks:
+            self._routed = nodes.flatten(0, -3), logits.flatten(0, -3)
+        return y
 
-    def _by_torch(self, x: Tensor) -> Tensor:
-        w_in, bias, w_out = self.linear_in.weight, self.linear_in.bias, self.linear_out.weight
+    def _by_operators(self, x: Tensor, is_chosen: bool) -> bool:
+        """Whether libcmm's operators compute; where `backward` chooses, only if it says so."""
+        if not is_chosen:
+            return not _autocasts(x.device.type) and _computable(x)
+        _check_way(self.backward)
+        needs_all = self.training and (self._is_soft or self.straight_through)
+        if self.backward == "visited":
+            if needs_all:
+                why = f"softness is {self.softness}" if self._is_soft else "straight_through is True"
+                raise ArgumentError(f"{why}, for which all neurons are computed; backward should not be 'visited'")
+            if x.device.type != "cpu" or x.dtype not in CPU_DTYPES:
+                raise ArgumentError(
+                    f"x is on {x.device} and of {x.dtype}; backward='visited' is for float32 and float64 on a CPU"
+                )
+            return True
+        if (
+            needs_all
+            or self.backward == "dense"
+            or x.device.type != "cpu"
+            or x.dtype not in CPU_DTYPES
+            or _autocasts("cpu")
+        ):
+            return False
+        return self._visited_is_faster(x)
+
+    def _visited_is_faster(self, x: Tensor) -> bool:
+        """Whether it was, on a CPU, where docs/internals/performance.md has the table."""
+        if self.depth >= _DEEP:  # at most 27 % of the neurons are visited
+            return True
+        # A compiled graph is for any number of tokens, and has one way.
+        return not torch.compiler.is_compiling() and x.numel() <= _FEW_TOKENS * self.d_in
+
+    # ---- all neurons -----------------------------------------------------------------------------------------------
+
+    def _by_products(self, x: Tensor, w_in: Tensor, bias: Tensor | None, w_out: Tensor) -> Tensor:
         lead = x.shape[:-1]
         x = x.reshape(-1, self.d_in)  # (T, d_in)
         device = x.device.type
@@ -159,14 +303,54 @@ class FFF(nn.Module):
             dtype = torch.get_autocast_dtype(device)
             x, w_in, w_out = x.to(dtype), w_in.to(dtype), w_out.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        logits = _ToNodes.apply(x, w_in, bias)  # (T, K*N)
+        to_nodes = _ToNodes if torch.compiler.is_compiling() else _ToNodesForward
+        logits = to_nodes.apply(x, w_in, bias)  # (T, K*N)
         nodes = self._walk(logits.detach())  # (T, K*(D+1))
-        visited = torch.zeros_like(logits, dtype=torch.bool).scatter(1, nodes, 1)
-        hidden = _ACTIVATIONS[self.activation](torch.where(visited, logits, 0))
+        hidden = self._hidden(logits, nodes)
+        if self.training and self._is_soft:
+            return functional.linear(hidden, w_out).reshape(*lead, self.d_out)
         y = functional.linear(hidden, _finite(w_out))  # (T, d_out)
-        broken = ~torch.isfinite(w_out).all(dim=0)  # (K*N,)
-        y = torch.where(broken[nodes].any(dim=1, keepdim=True), torch.nan, y)
-        return y.reshape(*lead, self.d_out)
+        broken = (~torch.isfinite(w_out).all(dim=0))[nodes].any(dim=1)  # (T,)
+        # Its last step makes a new tensor: a view would not do for FSDP.
+        return torch.where(broken.reshape(*lead, 1), torch.nan, y.reshape(*lead, self.d_out))
+
+    def _by_calls(self, x: Tensor) -> Tensor:
+        """Compute as the modules in place of linear_in and linear_out do."""
+        check_tokens(x, self.d_in)
+        if self._rows_of and not torch.compiler.is_exporting():
+            self._drop()  # an adapter may be merged into the weight
+        if self.backward == "visited":
+            called = next(name for name in ("linear_in", "linear_out") if _is_called(getattr(self, name)))
+            kind = type(getattr(self, called)).__name__
+            raise ArgumentError(
+                f"{called} is a {kind} that has to be called, for all neurons; backward should not be 'visited'"
+            )
+        logits = self.linear_in(x)
+        rows = self.trees * self.nodes
+        if logits.shape != (*x.shape[:-1], rows):
+            should = (*x.shape[:-1], rows)
+            raise ShapeError(f"linear_in has given shape {tuple(logits.shape)}; it should be {should}")
+        flat = logits.reshape(-1, rows)
+        hidden = self._hidden(flat, self._walk(flat.detach()))
+        y: Tensor = self.linear_out(hidden.reshape(logits.shape))
+        return y
+
+    def _hidden(self, logits: Tensor, nodes: Tensor) -> Tensor:
+        """Return what neurons (T, K*N) give to the output, for the flat numbers of the visited ones."""
+        if self._tracks:
+            path = (-1, self.depth + 1, self.trees)
+            first = torch.arange(self.trees, device=nodes.device) * self.nodes
+            own = (nodes.reshape(path) - first).transpose(1, 2).to(torch.int32)
+            self._routed = own, logits.gather(1, nodes).reshape(path).transpose(1, 2)
+        visited = torch.zeros_like(logits, dtype=torch.bool).scatter(1, nodes, 1)
+        activation = _ACTIVATIONS[self.activation]
+        if self.training and self._is_soft:
+            hidden = activation(logits) * torch.where(visited, 1, self.alpha.to(logits.dtype))
+        else:
+            hidden = activation(torch.where(visited, logits, 0))
+        if self.training and self.straight_through:
+            hidden = hidden + _Choice.apply(logits, visited, self.trees, self.depth, self.activation, self.tie)
+        return hidden
 
     def _walk(self, logits: Tensor) -> Tensor:
         """Return the flat numbers of the visited nodes, (T, K*(D+1)), for logits (T, K*N)."""
@@ -180,52 +364,169 @@ class FFF(nn.Module):
             path.append(node + first)
         return torch.cat(path, dim=1)
 
-    # ---- by libcmm -------------------------------------------------------------------------------------------------
+    # ---- softness, balance ----------------------------------------------------------------------------------------
 
-    def _wants_gradient(self, x: Tensor) -> bool:
-        return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+    @property
+    def track_routing(self) -> bool:
+        """Whether forward passes keep their paths."""
+        return self._tracks
 
-    @torch.compiler.disable
-    def _by_libcmm(self, x: Tensor) -> Tensor:
-        w_in, bias = self.linear_in.weight.detach(), self.linear_in.bias
-        result: Tensor = fff_forward(
-            x.detach().resolve_neg(),
-            w_in.view(self.trees, self.nodes, self.d_in),
-            self._w_out(),
-            None if bias is None else bias.detach().view(self.trees, self.nodes),
-            activation=self.activation,
-            tie=self.tie,
-            threads=torch.get_num_threads() if x.device.type == "cpu" else None,
-        )
-        return result
+    @track_routing.setter
+    def track_routing(self, wanted: bool) -> None:
+        self._tracks = wanted
+        self._prepare()
 
-    def _w_out(self) -> Tensor:
-        """Return the output weights node by node, (K, N, d_out)."""
-        weight = self.linear_out.weight
-        # PyTorch counts the changes of a tensor, but not of one that was made in inference mode.
-        changes = None if weight.is_inference() else weight._version
-        key = changes, _steps[0], weight.data_ptr(), weight.dtype, weight.device
-        kept = self._transposed
-        if changes is None or kept is None or kept[0] != key:
-            source = weight.detach()  # kept too, so that no other tensor can come to lie at its address
-            w_out = source.t().contiguous().view(self.trees, self.nodes, self.d_out)
-            self._transposed = kept = key, source, w_out
-        return kept[2]
+    @property
+    def softness(self) -> float:
+        """How much neurons off the path act in training, from 0 to 1."""
+        return float(self.alpha) if self._is_soft else 0.0
+
+    @softness.setter
+    def softness(self, alpha: float) -> None:
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
+            raise ArgumentError(f"softness is {alpha!r}; it should be a number from 0 to 1")
+        with torch.no_grad():
+            self.alpha.fill_(alpha)
+        self._is_soft = alpha > 0
+
+    def balance_loss(self) -> Tensor:
+        """Return how unevenly the inner nodes shared out the tokens of the last forward pass, from 0 to 1.
+
+        Of each inner node n, p_n is the mean of ``sigmoid(z_n)`` over the tokens that visited it. The loss is the
+        mean over the trees of ``sum over n of (share of the tokens that visited n) * (2 p_n - 1)^2 / D``; of trees
+        of one node it is 0. It has a gradient where the forward pass had one. What worked: 0.2 times it, added to
+        the loss.
+
+        Returns
+        -------
+        tensor without dimensions, float32, or float64 where the layer is
+
+        Raises
+        ------
+        ArgumentError
+            No forward pass has kept its paths.
+        """
+        nodes, logits = self._last()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if not self.depth or not len(nodes):
+            return logits.sum() * 0
+        first = torch.arange(self.trees, device=nodes.device)[:, None] * self.nodes
+        row = (nodes[..., :-1] + first).flatten()
+        right = torch.sigmoid(logits[..., :-1]).flatten()
+        zeros = right.new_zeros(self.trees * self.nodes)
+        count = zeros.index_add(0, row, torch.ones_like(right))
+        p = zeros.index_add(0, row, right) / count.clamp(min=1)
+        return (count / len(nodes) * (2 * p - 1) ** 2).sum() / (self.depth * self.trees)
+
+    def routing(self) -> Routing:
+        """Return how the tokens of the last forward pass spread over the trees.
+
+        Raises
+        ------
+        ArgumentError
+            No forward pass has kept its paths.
+        """
+        nodes, _ = self._last()
+        first = torch.arange(self.trees, device=nodes.device)[:, None] * self.nodes
+        counts = torch.bincount((nodes + first).flatten(), minlength=self.trees * self.nodes)
+        counts = counts.reshape(self.trees, self.nodes)
+        leaves = counts[:, self.nodes // 2 :]
+        share = leaves / leaves.sum(1, keepdim=True).clamp(min=1)
+        return Routing(counts, (leaves > 0).sum(1), torch.exp(torch.special.entr(share).sum(1)))
+
+    def _last(self) -> tuple[Tensor, Tensor]:
+        if self._routed is None:
+            raise ArgumentError(
+                "no forward pass has kept its paths; track_routing should be True before the one that is asked about"
+            )
+        return self._routed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to one forward pass."""
+        return {**self.__dict__, "_routed": None}
+
+    # ---- the transposed form of linear_out -------------------------------------------------------------------------
+
+    def _rows(self, w_out: Tensor) -> Tensor:
+        """Return the output weights node by node, (K*N, d_out)."""
+        kept = self._rows_out
+        if kept is not None:
+            its_own = torch.compiler.is_exporting() or w_out is self._rows_of[0]
+            if its_own:
+                return kept
+        return w_out.t().contiguous()
+
+    def _prepare(self) -> None:
+        """Make the form anew in eval(), and have none in training or of a parameter that is no plain tensor."""
+        weight: Any = None if self.training or _is_called(self.linear_out) else self.linear_out.weight
+        if type(weight) not in _PLAIN:
+            self._drop()
+        else:
+            self._rows_out = weight.detach().t().contiguous()
+            self._rows_of = (weight,)
+            self._is_ready = weight.is_cpu and weight.dtype in CPU_DTYPES and not self._tracks
+
+    def _drop(self) -> None:
+        self._rows_out, self._rows_of, self._is_ready = None, (), False
 
     def train(self, mode: bool = True) -> "FFF":
-        """Set training or evaluation, and forget the transposed copy."""
-        self._transposed = None
+        """Set training, which drops the transposed form, or evaluation, which makes it anew."""
         super().train(mode)
+        self._prepare()
         return self
 
     def _apply(self, *arguments: Any, **how: Any) -> "FFF":
-        """Convert or move the parameters, as ``half()`` and ``to()`` do, and forget the transposed copy."""
-        self._transposed = None
+        """Convert or move the parameters, as ``half()`` and ``to()`` do, and make the transposed form anew."""
+        self._drop()
         super()._apply(*arguments, **how)
+        self._prepare()
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_transposed": None}
+
+def set_softness(model: nn.Module, alpha: float) -> None:
+    """Set the softness of every :class:`FFF` in a model, from 1, where all neurons act, to 0, the true operation.
+
+    Raises
+    ------
+    ArgumentError
+        alpha is no number from 0 to 1.
+    """
+    for module in model.modules():
+        if isinstance(module, FFF):
+            module.softness = alpha
+
+
+class _NodeRows(nn.Module):
+    """The second half of a layer node by node: a weight (K*N, d_out), and in a state_dict that of a linear layer."""
+
+    def __init__(self, rows: int, d_out: int, device: Any, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, d_out, device=device, dtype=dtype))
+        self.register_state_dict_post_hook(_save_transposed)
+        self.register_load_state_dict_pre_hook(_load_transposed)
+
+    def extra_repr(self) -> str:
+        """Return what ``print`` says of it."""
+        return "{}, {}".format(*self.weight.shape)
+
+
+def _save_transposed(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
+    state[f"{prefix}weight"] = state[f"{prefix}weight"].t()
+
+
+def _load_transposed(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    if f"{prefix}weight" in state:
+        state[f"{prefix}weight"] = state[f"{prefix}weight"].t().contiguous()
+
+
+def _renew(layer: FFF, _: Any) -> None:
+    """Make the transposed form of what load_state_dict has loaded."""
+    layer._prepare()
+
+
+def _check_way(backward: Any) -> None:
+    if backward not in WAYS:
+        raise ArgumentError(f"backward is {backward!r}; it should be one of {listed(WAYS)}")
 
 
 class _ToNodes(torch.autograd.Function):
@@ -234,16 +535,104 @@ class _ToNodes(torch.autograd.Function):
     That gradient is a product with zeros for all nodes that were not visited, and 0 times infinity is NaN.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        x, weight, bias = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+        ctx.has_bias = bias is not None
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         return gradient @ _finite(weight), gradient.t() @ x, gradient.sum(0) if ctx.has_bias else None
+
+
+class _ToNodesForward(_ToNodes):
+    """The same with a derivative in forward mode, which torch.compile has no rule for."""
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        parts = [] if dx is None else [dx @ weight.t()]
+        parts += [] if dweight is None else [x @ dweight.t()]
+        parts += [] if dbias is None else [dbias.expand(len(x), -1)]
+        return sum(parts[1:], parts[0])
+
+
+class _Choice(torch.autograd.Function):
+    """Zeros to be added to the hidden neurons, whose gradient is that of the choice of a child, straight through.
+
+    With g the gradient of the neurons and v = activation(z) g, let V(n) = v(n) + V(the child that z(n) chooses), from
+    the leaves up. A visited inner node gets (V(right) - V(left)) sigmoid'(z).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, visited: Tensor, trees: int, depth: int, activation: str, tie: str) -> Tensor:
+        return torch.zeros_like(logits)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        logits, visited, ctx.trees, ctx.depth, ctx.activation, ctx.tie = inputs
+        ctx.save_for_backward(logits, visited)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        logits, visited = ctx.saved_tensors
+        of_tree = (*logits.shape[:-1], ctx.trees, 2 ** (ctx.depth + 1) - 1)
+        z = logits.reshape(of_tree)
+        v = (_ACTIVATIONS[ctx.activation](logits) * gradient).reshape(of_tree)
+        best = v[..., 2**ctx.depth - 1 :]  # V of a level
+        levels = [torch.zeros_like(best)]
+        for level in reversed(range(ctx.depth)):
+            some = slice(2**level - 1, 2 ** (level + 1) - 1)
+            left, right = best[..., 0::2], best[..., 1::2]
+            sigmoid = torch.sigmoid(z[..., some])
+            levels.append((right - left) * sigmoid * (1 - sigmoid))
+            goes_right = z[..., some] > 0 if ctx.tie == "left" else z[..., some] >= 0
+            best = v[..., some] + torch.where(goes_right, right, left)
+        dz = torch.cat(levels[::-1], dim=-1).reshape(logits.shape)
+        return torch.where(visited, dz, 0), None, None, None, None, None
+
+
+def _is_hooked(linear: nn.Linear) -> bool:
+    """Whether a call of a linear layer does more than its product."""
+    return bool(
+        linear._forward_hooks
+        or linear._forward_pre_hooks
+        or linear._backward_hooks
+        or linear._backward_pre_hooks
+        or "forward" in linear.__dict__
+    )
+
+
+def _is_called(linear: nn.Module) -> bool:
+    """Whether a module is more than the weights of a linear layer, so that it has to be called."""
+    return type(linear) is not nn.Linear or type(linear.weight) not in _PLAIN or _is_hooked(linear)
+
+
+def _is_plain(x: Tensor, w_in: Tensor, bias: Tensor | None) -> bool:
+    """Whether these are tensors on a CPU that nobody traces, transforms, records or casts."""
+    return (
+        type(x) is Tensor
+        and x.is_cpu
+        and type(w_in) is nn.Parameter
+        and (bias is None or type(bias) is nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled("cpu")
+        and not is_functorch_wrapped_tensor(x)
+        and not is_in_torch_dispatch_mode()
+        and not x.is_neg()
+    )
 
 
 def _finite(weight: Tensor) -> Tensor:
@@ -255,13 +644,11 @@ def _autocasts(device: str) -> bool:
 
 
 def _computable(x: Tensor) -> bool:
-    """Whether libcmm can compute on this tensor; what PyTorch records could not be computed again."""
+    """Whether libcmm has a forward pass for this tensor."""
     device = x.device.type
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or _autocasts(device):
-        return False
     if device == "cuda":
         return x.dtype in _CUDA_DTYPES and _cuda_is_usable()
-    return device == "cpu" and x.dtype in _CPU_DTYPES
+    return device == "cpu" and x.dtype in CPU_DTYPES
 
 
 @cache

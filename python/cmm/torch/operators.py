@@ -1,0 +1,521 @@
+"""The operators ``cmm::fff_forward`` and ``cmm::fff_backward``: libcmm in PyTorch's dispatcher.
+
+>>> import torch, cmm.torch
+>>> y, nodes, logits = torch.ops.cmm.fff_forward(x, w_in, bias, w_out, trees, "gelu", "left", True)
+
+Weights have a row for each node, tree by tree: ``w_in (K*N, d_in)``, ``bias (K*N,)`` or None, ``w_out (K*N, d_out)``.
+With the last argument ``nodes`` and ``logits``, both ``(..., K, D+1)``, are the path; without it they are empty.
+Both operators have fake kernels, so that they are traced and compiled as they stand, rules for vmap and autocast, and
+the first has a gradient: through visited rows, and through the logits. libcmm is handed addresses and shapes, never a
+view by NumPy or DLPack, which would pin a tensor's storage to its size.
+"""
+
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cmm._check import check_choice, check_tokens
+from cmm._dispatch import choose, refused
+from cmm._native import ACTIVATIONS, DTYPES, NULL, TIES, ffi, lib
+from cmm.errors import ArgumentError, DtypeError, ShapeError
+from cmm.layers import fff_forward as forward_anywhere
+
+__all__ = ["CPU_DTYPES", "Conditional", "SparseConditional", "apply", "fff_backward", "fff_forward"]
+
+Codes: TypeAlias = tuple[int, ...]
+
+_LIBRARY = torch.library.Library("cmm", "DEF")
+_LIBRARY.define(
+    "fff_forward(Tensor x, Tensor w_in, Tensor? bias, Tensor w_out, int trees, str activation, str tie, "
+    "bool return_path) -> (Tensor y, Tensor nodes, Tensor logits)"
+)
+_LIBRARY.define(
+    "fff_backward(Tensor dy, Tensor x, Tensor w_in, Tensor w_out, Tensor nodes, Tensor logits, int trees, "
+    "str activation, bool[] wanted) -> (Tensor dx, Tensor dw_in, Tensor dbias, Tensor dw_out)"
+)
+fff_forward = torch.ops.cmm.fff_forward.default
+fff_backward = torch.ops.cmm.fff_backward.default
+
+# Those that libcmm computes with on a CPU, with the names that its errors have.
+CPU_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+
+# ---- what both check -----------------------------------------------------------------------------------------------
+
+
+@lru_cache(1024)
+def _codes(
+    dtype: torch.dtype,
+    w_in: torch.Size,
+    bias: torch.Size | None,
+    w_out: torch.Size,
+    trees: int,
+    activation: str,
+    tie: str,
+) -> Codes:
+    """Return a layer of these shapes as libcmm's functions take it, or say what is wrong with it."""
+    if dtype not in CPU_DTYPES:
+        raise DtypeError(f"x has dtype {dtype}; it should be torch.float32 or torch.float64 on a CPU")
+    if trees < 1:
+        raise ArgumentError(f"trees is {trees}; it should be at least 1")
+    if len(w_in) != 2 or w_in[1] < 1:
+        raise ShapeError(f"w_in has shape {tuple(w_in)}; it should be (K*N, d_in), d_in at least 1")
+    nodes, rest = divmod(w_in[0], trees)
+    depth = (nodes + 1).bit_length() - 2
+    if rest or nodes != 2 ** (depth + 1) - 1 or not 0 <= depth <= lib.CMM_MAX_DEPTH:
+        raise ShapeError(f"w_in has {w_in[0]} rows; it should have {trees} times 2^(D+1) - 1, trees is {trees}")
+    if len(w_out) != 2 or w_out[0] != w_in[0] or w_out[1] < 1:
+        raise ShapeError(f"w_out has shape {tuple(w_out)}; it should be ({w_in[0]}, d_out), a row for each of w_in")
+    if bias is not None and tuple(bias) != (w_in[0],):
+        raise ShapeError(f"bias has shape {tuple(bias)}; it should be ({w_in[0]},), one for each row of w_in")
+    choices = check_choice("activation", activation, ACTIVATIONS), check_choice("tie", tie, TIES)
+    return (DTYPES[CPU_DTYPES[dtype]], *choices, depth, trees, w_in[1], w_out[1])
+
+
+def _same_dtype(x: Tensor, **others: Tensor | None) -> None:
+    for name, other in others.items():
+        if other is not None and other.dtype is not x.dtype:
+            raise DtypeError(f"{name} has dtype {other.dtype} and x has dtype {x.dtype}; they should be the same")
+
+
+def _on_cpu(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_cpu:
+            raise ArgumentError(f"{name} is on {tensor.device}; it should be on the CPU, where x is")
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    """Return an input as libcmm reads it: itself where it is contiguous and aligned, else a copy."""
+    if tensor.is_contiguous() and not tensor.data_ptr() % tensor.element_size():
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _at(tensor: Tensor) -> Any:
+    """Return the address of a tensor that _usable() has seen."""
+    return ffi.cast("void *", tensor.data_ptr())
+
+
+# ---- the forward pass ----------------------------------------------------------------------------------------------
+
+
+def apply(
+    x: Tensor,
+    w_in: Tensor,
+    bias: Tensor | None,
+    w_out: Tensor,
+    trees: int,
+    activation: str,
+    tie: str,
+    nodes: Tensor | None = None,
+    logits: Tensor | None = None,
+) -> Tensor:
+    """Return y on a CPU, and fill in the path where it is wanted: the operator without PyTorch's dispatcher.
+
+    The caller knows that these are plain tensors, and that nobody records or transforms the call.
+    """
+    dtype = x.dtype
+    codes = _codes(dtype, w_in.shape, None if bias is None else bias.shape, w_out.shape, trees, activation, tie)
+    _, _, _, _, _, d_in, d_out = codes
+    check_tokens(x, d_in)
+    if not (w_in.dtype is w_out.dtype is dtype and (bias is None or bias.dtype is dtype)):
+        _same_dtype(x, w_in=w_in, bias=bias, w_out=w_out)
+    if not (w_in.is_cpu and w_out.is_cpu and (bias is None or bias.is_cpu)):
+        _on_cpu(w_in=w_in, bias=bias, w_out=w_out)
+    x, w_in, w_out = _usable(x), _usable(w_in), _usable(w_out)
+    y = torch.empty((*x.shape[:-1], d_out), dtype=dtype)
+    c_bias = c_nodes = c_logits = NULL
+    if bias is not None:
+        bias = _usable(bias)
+        c_bias = _at(bias)
+    if nodes is not None and logits is not None:
+        c_nodes, c_logits = _at(nodes), _at(logits)
+    run = choose("auto", None, torch.get_num_threads(), False)
+    status = lib.cmm_py_fff_once(
+        *codes, _at(w_in), c_bias, _at(w_out), *run, x.numel() // d_in, _at(x), _at(y), c_nodes, c_logits
+    )
+    if status:
+        raise refused(status, run)
+    return y
+
+
+def _forward_cpu(
+    x: Tensor,
+    w_in: Tensor,
+    bias: Tensor | None,
+    w_out: Tensor,
+    trees: int,
+    activation: str,
+    tie: str,
+    return_path: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply a layer on a CPU."""
+    bias_shape = None if bias is None else bias.shape
+    depth = _codes(x.dtype, w_in.shape, bias_shape, w_out.shape, trees, activation, tie)[3]
+    path = (*x.shape[:-1], trees, depth + 1) if return_path else (0,)
+    nodes, logits = torch.empty(path, dtype=torch.int32), torch.empty(path, dtype=x.dtype)
+    given = (nodes, logits) if return_path else ()
+    return apply(x, w_in, bias, w_out, trees, activation, tie, *given), nodes, logits
+
+
+def _forward_cuda(
+    x: Tensor,
+    w_in: Tensor,
+    bias: Tensor | None,
+    w_out: Tensor,
+    trees: int,
+    activation: Any,
+    tie: Any,
+    return_path: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queue a layer on the current stream of a GPU."""
+    with torch.no_grad():
+        tree = (trees, w_in.shape[0] // trees)
+        weights = w_in.view(*tree, -1), w_out.view(*tree, -1), None if bias is None else bias.view(tree)
+        how = {"activation": activation, "tie": tie}
+        if return_path:
+            found: tuple[Tensor, Tensor, Tensor] = forward_anywhere(x, *weights, return_path=True, **how)
+            return found
+        return forward_anywhere(x, *weights, **how), x.new_empty(0, dtype=torch.int32), _no_logits(x)
+
+
+def _no_logits(x: Tensor) -> Tensor:
+    return x.new_empty(0, dtype=_logits_dtype(x.dtype))
+
+
+def _logits_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of logits: float32 where tokens are narrower."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def _forward_fake(
+    x: Tensor,
+    w_in: Tensor,
+    bias: Tensor | None,
+    w_out: Tensor,
+    trees: int,
+    activation: str,
+    tie: str,
+    return_path: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tensors like those of the forward pass, with nothing in them."""
+    depth = (w_in.shape[0] // max(trees, 1) + 1).bit_length() - 2
+    lead = x.shape[:-1]
+    path = (*lead, trees, depth + 1) if return_path else (0,)
+    nodes = x.new_empty(path, dtype=torch.int32)
+    return x.new_empty((*lead, w_out.shape[1])), nodes, x.new_empty(path, dtype=_logits_dtype(x.dtype))
+
+
+# ---- the backward pass ---------------------------------------------------------------------------------------------
+
+
+def _backward_cpu(
+    dy: Tensor,
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    nodes: Tensor,
+    logits: Tensor,
+    trees: int,
+    activation: str,
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:
+    """Compute the gradients that are wanted, of dx, dw_in, dbias and dw_out; the others are empty."""
+    _check_wanted(wanted)
+    made = _gradients_like(x, w_in, w_out, wanted)
+    into = [one if want else None for one, want in zip(made, wanted, strict=True)]
+    _backward_into(into, 0, dy, x, w_in, w_out, nodes, logits, trees, activation)
+    return made
+
+
+def _backward_into(
+    into: list[Tensor | None],
+    added: int,
+    dy: Tensor,
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    nodes: Tensor,
+    logits: Tensor,
+    trees: int,
+    activation: str,
+) -> None:
+    """Store gradients in new tensors, or add those to them whose bits are set in `added`."""
+    codes = _codes(x.dtype, w_in.shape, None, w_out.shape, trees, activation, "left")
+    _, _, _, depth, _, d_in, d_out = codes
+    check_tokens(x, d_in)
+    _same_dtype(x, w_in=w_in, w_out=w_out, logits=logits, dy=dy)
+    _on_cpu(dy=dy, w_in=w_in, w_out=w_out, nodes=nodes, logits=logits)
+    path = (*x.shape[:-1], trees, depth + 1)
+    for name, tensor, shape in (
+        ("nodes", nodes, path),
+        ("logits", logits, path),
+        ("dy", dy, (*x.shape[:-1], d_out)),
+    ):
+        if tuple(tensor.shape) != shape:
+            raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; it should be {shape}")
+    if nodes.dtype is not torch.int32:
+        raise DtypeError(f"nodes has dtype {nodes.dtype}; it should be torch.int32, as the forward pass gives them")
+    inputs = [_usable(tensor) for tensor in (w_in, w_out, x, nodes, logits, dy)]
+    run = choose("native", None, torch.get_num_threads(), False)
+    where = ffi.new("int64_t[2]")
+    c_in, c_out, *c_tokens = map(_at, inputs)
+    c_into = [NULL if one is None else _at(one) for one in into]
+    status = lib.cmm_py_fff_backward(
+        *codes, c_in, c_out, run[0], run[2], x.numel() // d_in, *c_tokens, added, *c_into, where
+    )
+    if status == lib.CMM_ERROR_PATH:
+        token, tree = where
+        found = nodes.reshape(-1, trees, depth + 1)[token, tree].tolist()
+        raise ArgumentError(f"nodes has {found} for token {token}, tree {tree}; it should be a path from the root")
+    if status:
+        raise refused(status, run)
+
+
+def _check_wanted(wanted: list[bool]) -> None:
+    if len(wanted) != 4 or not any(wanted):
+        raise ArgumentError(f"wanted is {list(wanted)}; it should be four of True and False, and not all False")
+
+
+def _backward_cuda(dy: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    raise ArgumentError('x is on a GPU; cmm::fff_backward is for tensors on a CPU: use backward="dense"')
+
+
+def _gradients_like(x: Tensor, w_in: Tensor, w_out: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
+    """Return new tensors for the gradients, empty ones for those that are not wanted."""
+    shapes = x.shape, w_in.shape, w_in.shape[:1], w_out.shape
+    return tuple(x.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True))
+
+
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    nodes: Tensor,
+    logits: Tensor,
+    trees: int,
+    activation: str,
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:
+    """Return tensors like the gradients, with nothing in them."""
+    _check_wanted(wanted)
+    return _gradients_like(x, w_in, w_out, wanted)
+
+
+# ---- the gradient --------------------------------------------------------------------------------------------------
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keep for the backward pass what it reads."""
+    x, w_in, _, w_out, ctx.trees, ctx.activation, _, ctx.has_path = inputs
+    _, nodes, logits = output
+    ctx.mark_non_differentiable(nodes)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, w_in, w_out, nodes, logits)
+
+
+def _gradient(ctx: Any, dy: Tensor | None, _: Any, dlogits: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the forward pass's arguments."""
+    if not ctx.has_path:
+        raise ArgumentError("return_path is False; for a gradient it should be True")
+    x, w_in, w_out, nodes, logits = ctx.saved_tensors
+    wanted = list(ctx.needs_input_grad[:4])
+    found: list[Tensor | None] = [None] * 4
+    gradients = fff_backward if torch.compiler.is_compiling() else Backward.apply
+    if dy is not None and any(wanted):
+        made = gradients(dy, x, w_in, w_out, nodes, logits, ctx.trees, ctx.activation, wanted)
+        found = [one if want else None for one, want in zip(made, wanted, strict=True)]
+    if dlogits is not None and any(wanted[:3]):
+        through = _through_logits(dlogits, x, w_in, nodes, ctx.trees, wanted, gradients)
+        found[:3] = [b if a is None else a if b is None else a + b for a, b in zip(found[:3], through, strict=True)]
+    return *found, None, None, None, None
+
+
+def _through_logits(
+    dlogits: Tensor, x: Tensor, w_in: Tensor, nodes: Tensor, trees: int, wanted: list[bool], gradients: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return what a gradient with respect to the logits themselves adds to dx, dw_in and dbias."""
+    rows = _flat(nodes, trees, len(w_in))
+    dz = dlogits.to(x.dtype).reshape(rows.shape)
+    dx = dw_in = dbias = None
+    if wanted[0]:
+        dx = functional.embedding_bag(rows, w_in, per_sample_weights=dz, mode="sum").reshape(x.shape)
+    if wanted[1]:
+        *_, dw_in = gradients(*_as_dw_out(dlogits, x, w_in, nodes), trees, "identity", [False, False, False, True])
+    if wanted[2]:
+        dbias = x.new_zeros(len(w_in)).index_add(0, rows.reshape(-1), dz.reshape(-1))
+    return dx, dw_in, dbias
+
+
+def _as_dw_out(
+    dlogits: Tensor, x: Tensor, w_in: Tensor, nodes: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return tensors of a backward pass whose dw_out is what dlogits adds to dw_in.
+
+    dw_out[n] is the sum of activation(logit) dy over the tokens at n: with the identity, dlogits in the place of the
+    logits and x in that of dy, the sum of dlogits x.
+    """
+    return x, x, w_in, w_in, nodes, dlogits.to(x.dtype)
+
+
+def _flat(nodes: Tensor, trees: int, rows: int) -> Tensor:
+    """Return the rows of visited nodes, (T, K*(D+1))."""
+    first = torch.arange(trees, device=nodes.device)[:, None] * (rows // trees)
+    return (nodes + first).reshape(-1, nodes.shape[-1] * trees)
+
+
+_NO_FORWARD_MODE = 'forward-mode derivatives are not computed through visited nodes: use backward="dense"'
+_NO_SECOND = 'second derivatives are not computed through visited nodes: use backward="dense"'
+
+
+class Conditional(torch.autograd.Function):
+    """The forward pass with its gradient, for torch.func too, which cannot see that of an operator."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Apply a layer."""
+        return fff_forward(*inputs)
+
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_gradient)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Refuse."""
+        raise ArgumentError(_NO_FORWARD_MODE)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+        """Apply a layer to a batch of batches."""
+        return _forward_vmap(info, in_dims, *inputs, call=Conditional.apply)
+
+
+class Backward(torch.autograd.Function):
+    """The backward pass, of which there is no derivative."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        """Compute gradients."""
+        return fff_backward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Refuse."""
+        raise ArgumentError(_NO_SECOND)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+        """Compute the gradients of each of a batch."""
+        return _one_by_one(Backward.apply, info, in_dims, inputs)
+
+
+class SparseConditional(Conditional):
+    """The forward pass whose gradients of weights and bias are sparse: COO, of visited rows alone."""
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, _: Any, dlogits: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Compute gradients at the cost of the visited rows, and of a look at one bit for each row."""
+        x, w_in, w_out, nodes, logits = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:4])
+        visited = torch.zeros(len(w_in), dtype=torch.bool)
+        visited[_flat(nodes, ctx.trees, len(w_in)).reshape(-1)] = True
+        (rows,) = visited.nonzero(as_tuple=True)
+        shapes = w_in.shape, w_in.shape[:1], w_out.shape
+        sums = [_zeros(shape, x.dtype) if want else None for shape, want in zip(shapes, wanted[1:], strict=True)]
+        dx = None
+        if dy is not None and any(wanted):
+            dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else None
+            bits = lib.CMM_DW_IN * wanted[1] | lib.CMM_DBIAS * wanted[2] | lib.CMM_DW_OUT * wanted[3]
+            _backward_into([dx, *sums], bits, dy, x, w_in, w_out, nodes, logits, ctx.trees, ctx.activation)
+        if dlogits is not None:
+            through = [wanted[0], False, wanted[2]]
+            more, _, dbias = _through_logits(dlogits, x, w_in, nodes, ctx.trees, through, None)
+            dx = more if dx is None else dx if more is None else dx + more
+            if wanted[1]:
+                into = [None, None, None, sums[0]]
+                _backward_into(into, lib.CMM_DW_OUT, *_as_dw_out(dlogits, x, w_in, nodes), ctx.trees, "identity")
+            if sums[1] is not None:
+                sums[1] += dbias
+        values = [None if one is None else one[rows] for one in sums]
+        for one in sums:
+            if one is not None:
+                one[rows] = 0
+                _give_back(one)
+        sparse = [
+            None
+            if one is None
+            else torch.sparse_coo_tensor(rows[None], one, shape, is_coalesced=True, check_invariants=False)
+            for one, shape in zip(values, shapes, strict=True)
+        ]
+        return dx, *sparse, None, None, None, None
+
+
+# Sums of all rows, whose visited ones are taken out and set to 0 again: what is free of each shape.
+_free: dict[tuple[tuple[int, ...], torch.dtype], list[Tensor]] = {}
+
+
+def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Return zeros that _give_back() has got, or new ones."""
+    try:
+        return _free[tuple(shape), dtype].pop()
+    except (KeyError, IndexError):
+        return torch.zeros(shape, dtype=dtype)
+
+
+def _give_back(zeros: Tensor) -> None:
+    _free.setdefault((tuple(zeros.shape), zeros.dtype), []).append(zeros)
+
+
+def _no_second(ctx: Any, *gradients: Any) -> Any:
+    raise ArgumentError(_NO_SECOND)
+
+
+# ---- vmap ----------------------------------------------------------------------------------------------------------
+
+
+def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any, call: Any = fff_forward) -> Any:
+    """Tokens have any leading dimensions, so theirs is one more; other weights for each are so many calls."""
+    x, *weights = inputs[:4]
+    if any(dim is not None for dim in in_dims[1:4]):
+        return _one_by_one(call, info, in_dims, inputs)
+    found = call(x.movedim(in_dims[0], 0), *weights, *inputs[4:])
+    return found, (0, 0, 0) if inputs[7] else (0, None, None)
+
+
+def _one_by_one(call: Any, info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
+    found = []
+    for place in range(info.batch_size):
+        some = [
+            one if dim is None or not isinstance(one, Tensor) else one.select(dim, place)
+            for one, dim in zip(inputs, in_dims, strict=True)
+        ]
+        found.append(call(*some))
+    return tuple(torch.stack(each) for each in zip(*found, strict=True)), (0,) * len(found[0])
+
+
+def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+    return _one_by_one(fff_backward, info, in_dims, inputs)
+
+
+# ---- what the dispatcher is told -----------------------------------------------------------------------------------
+
+_LIBRARY.impl("fff_forward", _forward_cpu, "CPU")
+_LIBRARY.impl("fff_forward", _forward_cuda, "CUDA")
+_LIBRARY.impl("fff_backward", _backward_cpu, "CPU")
+_LIBRARY.impl("fff_backward", _backward_cuda, "CUDA")
+torch.library.register_fake("cmm::fff_forward", _forward_fake, lib=_LIBRARY)
+torch.library.register_fake("cmm::fff_backward", _backward_fake, lib=_LIBRARY)
+torch.library.register_autograd("cmm::fff_forward", _gradient, setup_context=_keep, lib=_LIBRARY)
+torch.library.register_autograd("cmm::fff_backward", _no_second, lib=_LIBRARY)
+torch.library.register_vmap("cmm::fff_forward", _forward_vmap, lib=_LIBRARY)
+torch.library.register_vmap("cmm::fff_backward", _backward_vmap, lib=_LIBRARY)
+# On a CPU libcmm has no narrow tokens, and float32 is what it is fast in.
+torch.library.register_autocast("cmm::fff_forward", "cpu", torch.float32, lib=_LIBRARY)

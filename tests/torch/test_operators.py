@@ -1,0 +1,566 @@
+"""cmm::fff_forward and cmm::fff_backward: what PyTorch asks of an operator, and how a layer behaves with them.
+
+That their numbers are right is in test_torch_layer.py, with derived bounds, and in tests/core.
+"""
+
+import copy
+import math
+import pickle
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import cmm
+import numpy as np
+import pytest
+from building import ROOT
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+from cmm.torch import FFF  # noqa: E402
+from torch.func import functional_call, grad, jacrev, jvp, vmap  # noqa: E402
+from torch.library import opcheck  # noqa: E402
+from torch.optim import optimizer  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+
+forward, backward = torch.ops.cmm.fff_forward, torch.ops.cmm.fff_backward
+TREES, DEPTH, D_IN, D_OUT, TOKENS = 3, 4, 12, 7, 33
+ROWS = TREES * (2 ** (DEPTH + 1) - 1)
+# PyTorch's compiler and torch.func warn of PyTorch's own deprecations.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+compiles = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler"
+)
+
+
+def make(way="visited", *, trees=TREES, depth=DEPTH, d_in=D_IN, dtype=torch.float64, **options):
+    """A layer whose paths spread over the leaves."""
+    torch.manual_seed(0)
+    layer = FFF(d_in, trees, depth, D_OUT, dtype=dtype, backward=way, **options)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    return layer
+
+
+def tokens(*lead, d_in=D_IN, dtype=torch.float64):
+    return torch.randn(*(lead or (TOKENS,)), d_in, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+def arguments(*, dtype=torch.float64, bias=True, wants=True, x=None):
+    """What the forward operator takes."""
+    layer, x = make(dtype=dtype, bias=bias), tokens(dtype=dtype) if x is None else x
+    tensors = x, layer.linear_in.weight, layer.linear_in.bias, layer.linear_out.weight.t().contiguous()
+    tensors = [None if one is None else one.detach().requires_grad_(wants) for one in tensors]
+    return (*tensors, TREES, "gelu", "left", True)
+
+
+def of_backward(*, dtype=torch.float64, wanted=(True,) * 4):
+    """What the backward operator takes."""
+    x, w_in, _, w_out, *_ = given = arguments(dtype=dtype, wants=False)
+    y, nodes, logits = forward(*given)
+    return torch.randn_like(y), x, w_in, w_out, nodes, logits, TREES, "gelu", list(wanted)
+
+
+def gradients(layer, x, call=None):
+    """The gradients of a sum of squares, of the tokens and of all parameters."""
+    x = x.detach().clone().requires_grad_()
+    layer.zero_grad()
+    (layer if call is None else call)(x).square().sum().backward()
+    return [x.grad, *(parameter.grad.clone() for parameter in layer.parameters())]
+
+
+def equal(some, others):
+    return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
+
+
+# ---- as operators --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wants", "bias"), [(True, True), (False, False)])
+def test_pytorch_finds_nothing_wrong_with_the_forward_operator(wants, bias):
+    opcheck(forward.default, arguments(wants=wants, bias=bias))
+    if not wants:
+        opcheck(forward.default, (*arguments(wants=False, bias=bias)[:7], False))
+
+
+@pytest.mark.parametrize("wanted", [(True,) * 4, (True, False, False, False), (False, True, False, True)])
+def test_pytorch_finds_nothing_wrong_with_the_backward_operator(wanted):
+    opcheck(backward.default, of_backward(wanted=wanted))
+
+
+def test_they_give_what_cmm_gives():
+    x, w_in, bias, w_out, *_ = given = arguments(wants=False)
+    shape = (TREES, ROWS // TREES, -1)
+    weights = w_in.view(shape), w_out.view(shape)
+    assert equal(forward(*given), cmm.fff_forward(x, *weights, bias.view(TREES, -1), return_path=True))
+    dy, _, _, _, nodes, logits, *_ = of_backward()
+    want = cmm.fff_backward(x, *weights, nodes, logits, dy)
+    made = backward(dy, x, w_in, w_out, nodes, logits, TREES, "gelu", [True] * 4)
+    assert equal([one.flatten() for one in made], [one.flatten() for one in want])
+
+
+@pytest.mark.parametrize(
+    ("activation", "bias"), [("gelu", True), ("gelu", False), ("gelu_tanh", True), ("silu", True), ("identity", True)]
+)
+def test_the_gradient_is_the_derivative(activation, bias):
+    x, w_in, b, w_out, *_ = arguments(bias=bias, x=tokens(5))
+    inputs = [x, w_in, w_out] + [b] * bias
+
+    def y(x, w_in, w_out, b=None):
+        return forward(x, w_in, b, w_out, TREES, activation, "left", True)[0]
+
+    def logits(x, w_in, w_out, b=None):
+        return forward(x, w_in, b, w_out, TREES, activation, "left", True)[2]
+
+    assert torch.autograd.gradcheck(y, inputs)
+    assert torch.autograd.gradcheck(logits, inputs)
+
+
+def test_the_gradient_of_output_and_logits_together():
+    given = arguments(x=tokens(5))
+    y, _, logits = forward(*given)
+    both = torch.autograd.grad(y.sum() + logits.square().sum(), given[:4])
+    y, _, logits = forward(*given)
+    one = torch.autograd.grad(y.sum(), given[:4], retain_graph=True)
+    other = torch.autograd.grad(logits.square().sum(), given[:3])
+    for found, a, b in zip(both, one, [*other, torch.zeros(())], strict=True):
+        torch.testing.assert_close(found, a + b, rtol=1e-12, atol=1e-12)
+
+
+def test_without_a_path_there_is_no_gradient():
+    y, _, _ = forward(*arguments()[:7], False)
+    with pytest.raises(cmm.ArgumentError, match="return_path is False; for a gradient it should be True"):
+        y.sum().backward()
+
+
+def test_what_is_differentiated_twice_says_so():
+    layer, x = make(), tokens().requires_grad_()
+    (dx,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+    with pytest.raises(cmm.ArgumentError, match=r'second derivatives .*: use backward="dense"'):
+        dx.sum().backward()
+    layer.backward = "dense"
+    (dx,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    dx.sum().backward()
+    assert x.grad.any()
+
+
+def test_forward_mode():
+    layer, x = make(), tokens(5)
+    with pytest.raises(cmm.ArgumentError, match=r'forward-mode derivatives .*: use backward="dense"'):
+        jvp(layer, (x,), (x,))
+    layer.backward = "dense"
+    direction = torch.randn_like(x)
+    _, tangent = jvp(layer, (x,), (direction,))
+    torch.testing.assert_close(tangent, torch.einsum("abcd,cd->ab", jacrev(layer)(x), direction))
+
+
+def test_autocast():
+    """float32 inside on a CPU, whatever the tokens are, and whatever PyTorch's products would be."""
+    args = [one.bfloat16() if isinstance(one, torch.Tensor) else one for one in arguments(wants=False)]
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _, logits = forward(*args)
+        assert y.dtype == logits.dtype == torch.float32
+        layer, x = make(dtype=torch.float32), tokens(dtype=torch.float32)
+        found = gradients(layer, x)
+        assert torch.equal(layer(x), make(dtype=torch.float32)(x))
+    assert equal(found, gradients(layer, x))
+
+
+WRONG = {
+    "x of another width": (
+        cmm.ShapeError,
+        r"x has shape \(33, 5\); it should have shape \(..., 12\)",
+        0,
+        tokens()[:, :5],
+    ),
+    "another number of rows": (cmm.ShapeError, r"w_in has 92 rows; it should have 3 times", 1, torch.ones(92, 12)),
+    "w_in of one dimension": (
+        cmm.ShapeError,
+        r"w_in has shape \(93,\); it should be \(K\*N, d_in\)",
+        1,
+        torch.ones(93),
+    ),
+    "bias of another shape": (cmm.ShapeError, r"bias has shape \(92,\); it should be \(93,\)", 2, torch.ones(92)),
+    "w_out as linear_out has it": (
+        cmm.ShapeError,
+        r"w_out has shape \(7, 93\); it should be \(93, d_out\)",
+        3,
+        torch.ones(7, 93),
+    ),
+    "float32 weights": (
+        cmm.DtypeError,
+        "w_in has dtype torch.float32 and x has dtype torch.float64",
+        1,
+        torch.ones(93, 12, dtype=torch.float32),
+    ),
+    "whole numbers": (
+        cmm.DtypeError,
+        "x has dtype torch.int64; it should be torch.float32",
+        0,
+        torch.ones(33, 12, dtype=torch.int64),
+    ),
+    "no trees": (cmm.ArgumentError, "trees is 0; it should be at least 1", 4, 0),
+    "another number of trees": (cmm.ShapeError, "w_in has 93 rows; it should have 2 times", 4, 2),
+    "no such activation": (cmm.ArgumentError, "activation is 'tanh'; it should be one of", 5, "tanh"),
+    "no such tie": (cmm.ArgumentError, "tie is 'up'; it should be one of", 6, "up"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_the_forward_operator_refuses(what):
+    error, words, place, value = WRONG[what]
+    if isinstance(value, torch.Tensor) and value.dtype is torch.get_default_dtype() and "float32" not in what:
+        value = value.double()
+    given = list(arguments(wants=False))
+    given[place] = value
+    with pytest.raises(error, match=words):
+        forward(*given)
+
+
+WRONG_BACKWARD = {
+    "dy of another width": (
+        cmm.ShapeError,
+        r"dy has shape \(33, 6\); it should be \(33, 7\)",
+        0,
+        lambda dy: dy[:, :6],
+    ),
+    "nodes of other tokens": (cmm.ShapeError, r"nodes has shape \(32, 3, 5\)", 4, lambda nodes: nodes[:32]),
+    "nodes of another dtype": (
+        cmm.DtypeError,
+        "nodes has dtype torch.int64; it should be torch.int32",
+        4,
+        lambda n: n.long(),
+    ),
+    "logits of float32": (cmm.DtypeError, "logits has dtype torch.float32 and x has dtype", 5, lambda z: z.float()),
+    "no path": (
+        cmm.ArgumentError,
+        r"nodes has \[1, .*\] for token 0, tree 0; it should be a path",
+        4,
+        lambda n: n + 1,
+    ),
+    "nothing wanted": (cmm.ArgumentError, r"wanted is \[False, .*not all False", 8, lambda _: [False] * 4),
+    "too few wanted": (cmm.ArgumentError, r"wanted is \[True\]; it should be four", 8, lambda _: [True]),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_BACKWARD)
+def test_the_backward_operator_refuses(what):
+    error, words, place, change = WRONG_BACKWARD[what]
+    given = list(of_backward())
+    given[place] = change(given[place])
+    with pytest.raises(error, match=words):
+        backward(*given)
+
+
+def test_any_layout_and_any_address():
+    given = arguments(wants=False)
+    want = forward(*given)
+    spread = [one if not isinstance(one, torch.Tensor) else one.repeat_interleave(2, -1)[..., ::2] for one in given]
+    assert not spread[0].is_contiguous()
+    assert equal(forward(*spread), want)
+
+    def shifted(tensor):
+        room = torch.zeros(tensor.numel() * tensor.element_size() + 1, dtype=torch.uint8).numpy()[1:]
+        room[:] = np.frombuffer(tensor.contiguous().numpy().tobytes(), np.uint8)
+        with np.errstate(all="ignore"):
+            return torch.from_dlpack(Unaligned(room.view(tensor.numpy().dtype).reshape(tensor.shape)))
+
+    moved = [shifted(one) if isinstance(one, torch.Tensor) else one for one in given]
+    assert moved[0].data_ptr() % 8
+    assert equal(forward(*moved), want)
+    dy, x, w_in, w_out, nodes, logits, *rest = of_backward()
+    made = backward(dy, x, w_in, w_out, nodes, logits, *rest)
+    assert equal(backward(*map(shifted, (dy, x, w_in, w_out)), nodes, logits, *rest), made)
+    turned = [one.transpose(0, 1).contiguous().transpose(0, 1) for one in (dy, x, w_in, w_out, nodes, logits)]
+    assert equal(backward(*turned, *rest), made)
+
+
+class Unaligned:
+    """An array that PyTorch takes by DLPack, wherever it starts."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **how):
+        return self.array.__dlpack__(**how)
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+
+# ---- a layer with them ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trees", "depth", "d_in", "lead"),
+    [
+        (3, 4, 12, (0,)),
+        (3, 4, 12, (1,)),
+        (3, 4, 12, ()),
+        (3, 4, 12, (2, 3, 5)),
+        (3072, 0, 12, (5,)),
+        (1, 11, 3, (9,)),
+    ],
+    ids=["no-tokens", "one-token", "no-dimensions", "many-dimensions", "3072x0", "1x11"],
+)
+def test_both_ways_have_the_same_gradients(trees, depth, d_in, lead):
+    """Tokens and layers of every shape. The numbers themselves are bounded in test_torch_layer.py."""
+    x = tokens(*lead, d_in=d_in) if lead else tokens(1, d_in=d_in)[0]
+    one, other = (make(way, trees=trees, depth=depth, d_in=d_in) for way in ("visited", "dense"))
+    assert one(x).shape == (*x.shape[:-1], D_OUT)
+    for found, want in zip(gradients(one, x), gradients(other, x), strict=True):
+        assert found.shape == want.shape
+        torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9)
+
+
+def test_only_what_is_wanted_has_a_gradient():
+    layer, x = make(), tokens()
+    want = gradients(layer, x)
+    for name, value in layer.named_parameters():
+        value.requires_grad_(name == "linear_in.bias").grad = None
+    layer(x).square().sum().backward()
+    assert torch.equal(layer.linear_in.bias.grad, want[2])
+
+
+def test_the_ways_are_chosen():
+    """A layer that visits little of itself goes by libcmm; many tokens of one that visits most do not."""
+
+    def by_operators(depth, way, count):
+        names, node = set(), make(way, depth=depth)(tokens(count)).grad_fn
+        while node is not None:
+            names.add(node.name())
+            node = next((following for following, _ in node.next_functions if following is not None), None)
+        return "ConditionalBackward" in names
+
+    assert by_operators(3, "auto", 1000)
+    assert by_operators(2, "auto", 64)
+    assert not by_operators(2, "auto", 65)
+    assert by_operators(0, "visited", 1000)
+    assert not by_operators(4, "dense", 1)
+    layer = make("auto", dtype=torch.bfloat16)
+    assert layer(tokens(dtype=torch.bfloat16)).dtype == torch.bfloat16
+    layer.backward = "visited"
+    with pytest.raises(cmm.ArgumentError, match=r"x is on cpu and of torch.bfloat16; backward='visited' is for"):
+        layer(tokens(dtype=torch.bfloat16))
+    layer.backward = "sparse"
+    with pytest.raises(cmm.ArgumentError, match="backward is 'sparse'; it should be one of 'auto', 'visited'"):
+        layer(tokens())
+    with pytest.raises(cmm.ArgumentError, match="backward is None"):
+        make(None)
+    assert "backward='dense'" in repr(make("dense"))
+
+
+@pytest.mark.parametrize("way", ["visited", "dense"])
+def test_functional_transforms(way):
+    """torch.func: gradients of one token each, and of layers in a stack, are those of calls one by one."""
+    layer, x = make(way), tokens()
+    parameters = {name: value.detach() for name, value in layer.named_parameters()}
+
+    def loss(parameters, x):
+        return functional_call(layer, parameters, (x,)).square().sum()
+
+    whole = grad(loss)(parameters, x)
+    want = gradients(layer, x)[1:]
+    each = vmap(grad(loss), (None, 0))(parameters, x)
+    for (name, found), right in zip(whole.items(), want, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-10)
+        assert each[name].shape == (TOKENS, *right.shape)
+        torch.testing.assert_close(each[name].sum(0), right, rtol=1e-10, atol=1e-10)
+    stacked = {name: torch.stack([value, 2 * value]) for name, value in parameters.items()}
+    call = partial(functional_call, layer)
+    found = vmap(lambda p: call(p, (x,)))(stacked)
+    doubled = call({name: 2 * value for name, value in parameters.items()}, (x,))
+    torch.testing.assert_close(found, torch.stack([call(parameters, (x,)), doubled]), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        jacrev(layer)(x[:2]).diagonal(dim1=0, dim2=2), vmap(jacrev(layer))(x[:2]).movedim(0, -1)
+    )
+    layer.eval()
+    for context in (torch.no_grad, torch.enable_grad):
+        with context():
+            assert (
+                torch.equal(call({n: 2 * v for n, v in parameters.items()}, (x,)), doubled.detach()) or way == "dense"
+            )
+            torch.testing.assert_close(vmap(layer)(x), layer(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["visited", "dense"])
+@pytest.mark.filterwarnings("ignore")
+def test_one_graph_in_training_and_eval(way):
+    """torch.compile(fullgraph=True), as far as the compiler's back end, gives what calls give."""
+    layer, x = make(way), tokens()
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    want = gradients(layer, x)
+    for found, right in zip(gradients(layer, x, compiled), want, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+    layer.eval()
+    with torch.no_grad():
+        assert torch.equal(compiled(x), layer(x))
+        assert torch.equal(compiled(x[:5]), layer(x[:5]))
+    for found, right in zip(gradients(layer, x, compiled), want, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.full
+@compiles
+@pytest.mark.parametrize("way", ["visited", "dense"])
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_code(way):
+    """The same with PyTorch's own back end."""
+    layer, x = make(way), tokens()
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True)
+    for found, right in zip(gradients(layer, x, compiled), gradients(layer, x), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-10)
+    layer.eval()
+    with torch.no_grad():
+        assert torch.equal(compiled(x), layer(x))
+
+
+def names_of(exported):
+    return [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_exported_computes_visited_nodes():
+    layer, x = make("auto").eval(), tokens()
+    with torch.no_grad():
+        exported = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim("tokens", min=1)}})
+        operators = [name for name in names_of(exported) if "getitem" not in name]
+        assert operators == ["cmm.fff_forward.default"], "the transposed form is a constant of the program"
+        for count in (TOKENS, 5, 1):
+            assert torch.equal(exported.module()(x[:count]), layer(x[:count]))
+    for mode in (False, True):  # where gradients are recorded
+        assert "cmm.fff_forward.default" in names_of(torch.export.export(layer.train(mode), (x,)))
+
+
+@pytest.mark.full
+@compiles
+@pytest.mark.filterwarnings("ignore")
+def test_ahead_of_time(tmp_path):
+    """AOTInductor keeps the operator, and calls it."""
+    layer, x = make(dtype=torch.float32).eval(), tokens(dtype=torch.float32)
+    with torch.no_grad():
+        exported = torch.export.export(layer, (x,))
+        package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "layer.pt2"))
+        assert torch.equal(torch._inductor.aoti_load_package(package)(x), layer(x))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing(reentrant):
+    layer, x = make(), tokens()
+    assert equal(gradients(layer, x, lambda x: checkpoint(layer, x, use_reentrant=reentrant)), gradients(layer, x))
+
+
+def test_copies_train_as_the_layer_does():
+    layer, x = make(), tokens()
+    want = gradients(layer, x)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer.eval()).train()):
+        assert equal(gradients(other, x), want)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_optimizers(kind, fused):
+    """A step changes the layer, in training and in eval() with a gradient, however the optimizer takes it."""
+    layer, x = make(), tokens()
+    for mode in (True, False):
+        layer.train(mode)
+        before = layer(x).detach()
+        steps = kind(layer.parameters(), lr=0.01, fused=fused)
+        layer(x).square().sum().backward()
+        steps.step()
+        with torch.no_grad():
+            after = layer(x)
+            assert not torch.equal(after, before)
+            rows = layer.linear_out.weight.t().contiguous()
+            want = forward(x, layer.linear_in.weight, layer.linear_in.bias, rows, TREES, "gelu", "left", False)[0]
+            assert torch.equal(after, want)
+
+
+def test_no_hook_is_left_in_pytorch():
+    """Nothing of the package runs when an optimizer of somebody else does."""
+    hooks = optimizer._global_optimizer_post_hooks, optimizer._global_optimizer_pre_hooks
+    assert [hook for some in hooks for hook in some.values() if hook.__module__.startswith("cmm")] == []
+
+
+# ---- more processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
+def test_two_processes(tmp_path):
+    """FSDP2 and DDP, by gloo: the gradients of the whole batch, and forward passes in training and eval."""
+    program = Path(ROOT, "tests/support/torch_process.py")
+    started = [
+        subprocess.Popen(
+            [sys.executable, program, str(rank), str(tmp_path / "meeting")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    for process, words in zip(started, said, strict=True):
+        assert (process.returncode, words.splitlines()[-1:]) == (0, ["as it should be"]), "".join(said)
+
+
+# ---- the transposed form of linear_out -----------------------------------------------------------------------------
+
+
+def test_the_life_of_the_transposed_form():
+    layer, x = make(), tokens()
+    other = {name: 2 * value for name, value in layer.state_dict().items()}
+
+    def check(has_form):
+        with torch.no_grad():
+            assert (layer._rows_out is not None) == has_form
+            rows = layer.linear_out.weight.t().contiguous()
+            assert not has_form or torch.equal(layer._rows_out, rows)
+            weights = layer.linear_in.weight, layer.linear_in.bias, rows
+            assert torch.equal(layer(x), forward(x, *weights, TREES, "gelu", "left", False)[0])
+
+    assert "_rows_out" not in layer.state_dict()
+    check(has_form=False)
+    layer.eval()
+    check(has_form=True)
+    layer.load_state_dict(other)
+    check(has_form=True)
+    layer.load_state_dict({name: 2 * value for name, value in other.items()}, assign=True)
+    check(has_form=True)
+    layer.float().double()
+    check(has_form=True)
+    layer.train()
+    check(has_form=False)
+    layer.load_state_dict(other)
+    check(has_form=False)
+    layer.eval()
+    layer(x).sum().backward()  # whoever asks for its gradient is about to change it
+    check(has_form=False)
+    layer.eval()
+    with torch.no_grad():
+        layer.linear_out.weight.mul_(math.e)
+    layer.eval()
+    check(has_form=True)
+    layer.requires_grad_(False)
+    layer(x.requires_grad_()).sum().backward()  # of the tokens alone
+    check(has_form=True)
+
+
+def test_another_parameter_has_not_the_form_of_the_one_before():
+    layer, x = make().eval(), tokens()
+    with torch.no_grad():
+        want = 2 * layer(x)
+        layer.linear_out.weight = torch.nn.Parameter(2 * layer.linear_out.weight)
+        torch.testing.assert_close(layer(x), want, rtol=1e-14, atol=0)
