@@ -151,7 +151,15 @@ template <typename T, int DEPTH> struct routing {
                 *(float2 *)(logits + lane / 4 * PITCH + 8 * c + lane % 4 * 2) =
                     make_float2(d[4 * c + 2 * half], d[4 * c + 2 * half + 1]);
             __syncwarp();
-            if (DEPTH > 0) {
+            if (DEPTH > 0 && problem.path) {
+                for (int task = lane; task < 8 * tile::TREES; task += 32) {
+                    const int row = task / tile::TREES, tree = task % tile::TREES;
+                    const uint32_t leaf = cmm_given_leaf(&problem, p.first + min(above + row, p.size - 1),
+                                                         first_tree + min(tree, trees - 1));
+                    ways(logits + row * PITCH)[tree] = (unsigned char)(leaf + 1 - (1u << DEPTH));
+                }
+                __syncwarp();
+            } else if (DEPTH > 0) {
                 /* A lane walks WALKS trees at the same time, so that their reads do not wait for each other; in place of a
                  * tree that there is not, the last one, again. */
                 constexpr int ALL = 8 * tile::TREES, WALKS = ALL <= 32 ? 1 : ALL <= 64 ? 2 : 4;
@@ -385,6 +393,8 @@ __device__ inline void multiply(const CUtensorMap *map_a, const CUtensorMap *map
         barrier_init_done();
     }
     pdl_wait();
+    if (is_refused(problem))
+        return;
     cluster_sync();
 
     int slot = 0, round = 0; /* of how often all slots were used, the last bit */
