@@ -120,21 +120,24 @@ static cmm_status cmm_py_cuda_load(const char *file, char *why, int32_t size)
 }
 
 #define CUDA_RUN                                                                                              \\
-    const cmm_cuda_run run = {.size = sizeof run, .level = level, .algorithm = algorithm,                     \\
-                              .stream = (void *)stream, .workspace = (void *)workspace,                       \\
-                              .workspace_bytes = workspace_bytes}
+    cmm_cuda_run run = {.size = sizeof run, .level = level, .algorithm = algorithm,                     \\
+                        .stream = (void *)stream, .workspace = (void *)workspace,                             \\
+                        .workspace_bytes = workspace_bytes}
 
 /* With needed, only say how much workspace a call needs; without a w_out, cmm alone. */
 static cmm_status cmm_py_cuda_fff(int32_t dtype, int32_t activation, int32_t tie, int32_t depth, int64_t trees,
                                   int64_t d_in, int64_t d_out, uintptr_t w_in, uintptr_t bias, uintptr_t w_out,
                                   const char *level, const char *algorithm, uintptr_t stream, uintptr_t workspace,
                                   int64_t workspace_bytes, int64_t batch, uintptr_t x, uintptr_t y, uintptr_t nodes,
-                                  uintptr_t logits, int32_t wants_y, int64_t *needed)
+                                  uintptr_t logits, uintptr_t path_nodes, uintptr_t path_leaves, int32_t wants_y,
+                                  int64_t *needed)
 {
     const cmm_fff layer = {.size = sizeof layer, .dtype = dtype, .activation = activation, .tie = tie, .depth = depth,
                            .trees = trees, .d_in = d_in, .d_out = d_out, .w_in = (void *)w_in, .bias = (void *)bias,
                            .w_out = (void *)w_out};
     CUDA_RUN;
+    run.path_nodes = (const int32_t *)path_nodes;
+    run.path_leaves = (const int32_t *)path_leaves;
     if (needed)
         return (wants_y ? cuda.fff_workspace : cuda.cmm_workspace)(&layer, &run, batch, needed);
     return wants_y ? cuda.fff(&layer, &run, batch, (void *)x, (void *)y, (void *)nodes, (void *)logits)

@@ -12,6 +12,9 @@
  *     captured in a CUDA graph. A kernel that cannot be queued is a status; what goes wrong while it runs is reported
  *     by the next call that waits for the stream, as ever in CUDA.
  *   - The workspace belongs to the call until the stream has passed it: calls on two streams take two workspaces.
+ *   - A path that is given is checked on the device, for it is there, and the call does not wait for what is found. The
+ *     workspace, which such a call always needs, begins with an int64_t that says it when the stream has passed the
+ *     call: -1, or token * trees + tree of the first path that is none. Nothing else was written then.
  *   - dtype may also be CMM_BF16 or CMM_F16. Sums, bias and activation are then float, only what is stored is rounded,
  *     and the logits of a path are float.
  *   - A call gives the same bits every time, whatever else the GPU does.
@@ -38,6 +41,8 @@ typedef struct cmm_cuda_run {
     void *stream;            /* a cudaStream_t; NULL is the default stream */
     void *workspace;         /* device memory, aligned to CMM_CUDA_ALIGNMENT */
     int64_t workspace_bytes; /* its size, at least what cmm_cuda_.._workspace() says */
+    const int32_t *path_nodes;  /* device memory, [batch][trees][depth+1], or NULL: the path to take, as in cmm_run */
+    const int32_t *path_leaves; /* device memory, [batch][trees], or NULL: the same by its last nodes */
 } cmm_cuda_run;
 
 enum { CMM_CUDA_ALIGNMENT = 256 };

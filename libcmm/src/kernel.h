@@ -129,7 +129,7 @@ static inline int64_t cmm_least(int64_t a, int64_t b)
 
 /* Whether a token goes on to the right from its node of `level` of a tree: as the path says that was given, else as the
  * logit says. */
-static inline uint32_t cmm_given_leaf(const cmm_problem *problem, int64_t token, int64_t tree)
+CMM_HD static inline uint32_t cmm_given_leaf(const cmm_problem *problem, int64_t token, int64_t tree)
 {
     return (uint32_t)problem->path[(token * problem->trees + tree + 1) * problem->path_length - 1];
 }

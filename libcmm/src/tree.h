@@ -23,17 +23,6 @@ CMM_HD static inline int64_t cmm_left_child(int64_t node)
     return 2 * node + 1;
 }
 
-/* Where a token with this logit at a node goes. */
-CMM_HD static inline int64_t cmm_child_f32(int64_t node, float logit, int32_t tie)
-{
-    return cmm_left_child(node) + CMM_GOES_RIGHT(logit, tie);
-}
-
-CMM_HD static inline int64_t cmm_child_f64(int64_t node, double logit, int32_t tie)
-{
-    return cmm_left_child(node) + CMM_GOES_RIGHT(logit, tie);
-}
-
 /* So many levels above a node. */
 CMM_HD static inline int64_t cmm_ancestor(uint32_t node, int32_t up)
 {
@@ -50,6 +39,16 @@ CMM_HD static inline int64_t cmm_descendant(int64_t node, int32_t down, int64_t 
 CMM_HD static inline int32_t cmm_turn_to(uint32_t leaf, int32_t level, int32_t depth)
 {
     return level < depth ? (int32_t)((leaf + 1) >> (depth - 1 - level) & 1) : 0;
+}
+
+/* Whether such numbers are a path through a tree: all its nodes, from the root to a leaf, or (length 1) its leaf. */
+CMM_HD static inline int cmm_is_path(const int32_t *node, int32_t length, int32_t depth)
+{
+    const int64_t leaves = (int64_t)1 << depth, leaf = node[length - 1];
+    int is_path = leaf >= leaves - 1 && leaf < 2 * leaves - 1;
+    for (int32_t level = 0; is_path && length > 1 && level < depth; level++)
+        is_path = node[level] == cmm_ancestor((uint32_t)leaf, depth - level);
+    return is_path;
 }
 
 /* How many of `levels` nodes the paths share that lead to a and b, of which both lie in the level below those. */

@@ -322,15 +322,10 @@ cmm_status cmm_check_arrays(const cmm_problem *problem)
 
 cmm_status cmm_check_path(const cmm_problem *problem, int64_t *refused)
 {
-    const int64_t first_leaf = problem->nodes / 2;
     for (int64_t token = 0; problem->path && token < problem->batch; token++)
         for (int64_t tree = 0; tree < problem->trees; tree++) {
             const int32_t *const node = problem->path + (token * problem->trees + tree) * problem->path_length;
-            const int64_t leaf = node[problem->path_length - 1];
-            int is_path = leaf >= first_leaf && leaf < problem->nodes;
-            for (int32_t level = 0; is_path && problem->path_length > 1 && level < problem->depth; level++)
-                is_path = node[level] == cmm_ancestor((uint32_t)leaf, problem->depth - level);
-            if (!is_path) {
+            if (!cmm_is_path(node, problem->path_length, problem->depth)) {
                 if (refused) {
                     refused[0] = token;
                     refused[1] = tree;

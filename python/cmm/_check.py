@@ -268,15 +268,27 @@ def _exact_of(exact_path: Any, rows: str, dtype: str) -> float | None:
 
 
 def _path(path: Any, x: Any, spec: Spec, backend: Backend, name: str = "path") -> tuple[Any, bool]:
-    """Return a path as libcmm wants it, a contiguous array of int32, and whether it has leaves alone."""
-    if not backend.NARROW:
-        raise ArgumentError("path is for arrays on a CPU, and these are on a GPU; there the logits decide")
-    array = as_numpy(name, path)
+    """Return a path as libcmm wants it, a contiguous array of int32, and whether it has leaves alone.
+
+    On a GPU the backend makes it contiguous.
+    """
+    if backend.NARROW:
+        array = as_numpy(name, path)
+    else:  # it is where the tokens are, and what its numbers are is found out there
+        backend_of(x=x, path=path)
+        array = _array(name, path, backend)
     lead = tuple(x.shape[:-1])
     nodes, leaves = (*lead, spec.trees, spec.depth + 1), (*lead, spec.trees)
-    if array.shape not in (nodes, leaves):
-        raise ShapeError(f"{name} has shape {array.shape}; it should be {nodes}, of nodes, or {leaves}, of leaves")
-    by_leaf = array.shape == leaves
+    if tuple(array.shape) not in (nodes, leaves):
+        raise ShapeError(
+            f"{name} has shape {tuple(array.shape)}; it should be {nodes}, of nodes, or {leaves}, of leaves"
+        )
+    by_leaf = tuple(array.shape) == leaves
+    if not backend.NARROW:
+        if _name(array.dtype) != "int32":
+            remedy = f"convert it with {_conversion(name, array, 'int32')}"
+            raise DtypeError(f"{name} has dtype {array.dtype}; on a GPU it should be int32: {remedy}")
+        return array, by_leaf
     if array.dtype == _I32 and array.flags.c_contiguous and array.flags.aligned:
         return array, by_leaf
     if array.dtype.kind not in "iu":

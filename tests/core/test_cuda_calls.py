@@ -17,7 +17,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 # dtype, activation, tie, depth, trees, d_in, d_out, w_in, bias, w_out, then level, algorithm, stream, workspace and
-# its bytes, then batch, x, y, nodes, logits, wants_y. Addresses stand for device memory, which is never touched.
+# its bytes, then batch, x, y, nodes, logits, path_nodes, path_leaves,
+# wants_y. Addresses stand for device memory, which is never touched.
 NAMES = [
     "dtype",
     "activation",
@@ -39,12 +40,14 @@ NAMES = [
     "y",
     "nodes",
     "logits",
+    "path_nodes",
+    "path_leaves",
     "wants_y",
 ]
 GOOD: dict[str, Any] = dict(
     zip(
         NAMES,
-        (0, 0, 0, 3, 1, 8, 8, 0x10000, 0, 0x20000, NULL, NULL, 0, 0, 0, 4, 0x30000, 0x40000, 0, 0, 1),
+        (0, 0, 0, 3, 1, 8, 8, 0x10000, 0, 0x20000, NULL, NULL, 0, 0, 0, 4, 0x30000, 0x40000, 0, 0, 0, 0, 1),
         strict=True,
     )
 )
@@ -86,6 +89,10 @@ WRONG_CALLS: list[tuple[dict[str, Any], str]] = [
     ({"nodes": 0x50002}, "NODES_ALIGN"),
     ({"dtype": 2, "logits": 0x50002}, "LOGITS_ALIGN"),  # they are float
     ({"y": 0x30020}, "Y_OVERLAP"),
+    ({"path_nodes": 0x60000, "path_leaves": 0x70000}, "PATH_TWICE"),
+    ({"path_nodes": 0x60002}, "PATH_ALIGN"),
+    ({"path_nodes": 0x40000}, "Y_OVERLAP"),
+    ({"path_nodes": 0x60000, "logits": 0x6003C}, "LOGITS_OVERLAP"),
     ({"nodes": 0x10000}, "NODES_OVERLAP"),
     ({"nodes": 0x40010}, "NODES_OVERLAP"),
     ({"nodes": 0x50000, "logits": 0x50010}, "LOGITS_OVERLAP"),
@@ -163,6 +170,9 @@ def test_every_function_refuses_wrong_structs() -> None:
         assert said(ld_in=7) == {"LD_IN"}
         assert said(run={"size": 8}) == {"RUN_SIZE"}
         assert said(run={"reserved": 1}) == {"RESERVED"}
+        for field in ("path_nodes", "path_leaves"):
+            path = {field: c.cast("int32_t *", 0x60002)}
+            assert said(run=path) == {"PATH_DENSE"} if kind == "cmm_ff" else "PATH_ALIGN" in said(run=path)
         level = c.new("char[]", b"cuda-bmm")  # it is Python's alone
         assert said(run={"level": level}) == {"LEVEL"}
         # The rows of a strided layer: the last one, the room between two, and the first byte after them.

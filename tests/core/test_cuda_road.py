@@ -35,6 +35,9 @@ class Array:
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, 0
 
+    def __getitem__(self, key: Any) -> "Array":
+        return Array(self.array[key])
+
 
 def contiguous(name: str, array: Array) -> Array:
     return array if array.array.flags.c_contiguous else Array(np.ascontiguousarray(array.array))
@@ -48,6 +51,7 @@ LIBRARY = device_arrays.Library(
     stream=lambda: 4711,
     active=nullcontext,
     hold=lambda *arrays: None,
+    host=lambda array: array.array,
 )
 
 
@@ -58,7 +62,7 @@ asked: list[str] = []
 def fff(*arguments: Any) -> int:
     """cmm_py_cuda_fff."""
     spec, (w_in, bias, w_out) = arguments[:7], arguments[7:10]
-    level, algorithm, stream, workspace, size, batch, x, y, nodes, logits, wants_y, needed = arguments[10:]
+    level, algorithm, stream, workspace, size, batch, x, y, nodes, logits, *path, wants_y, needed = arguments[10:]
     assert (ffi.string(level), stream, wants_y) == (b"cuda", 4711, y != 0)
     if algorithm != NULL:
         asked.append(ffi.string(algorithm).decode())
@@ -70,7 +74,18 @@ def fff(*arguments: Any) -> int:
     assert workspace
     assert size == WORKSPACE
     at = [ffi.cast("void *", address) for address in (w_in, bias, w_out, x, y, nodes, logits)]
-    return lib.cmm_py_fff_once(*spec, *at[:3], 1, NULL, NULL, NULL, NULL, batch, *at[3:])
+    run = (1, NULL, NULL, NULL, NULL)
+    if not any(path):
+        return lib.cmm_py_fff_once(*spec, *at[:3], *run, batch, *at[3:])
+    names = ("dtype", "activation", "tie", "depth", "trees", "d_in", "d_out", "w_in", "bias", "w_out")
+    fields = dict(zip(names, (*spec, *at[:3]), strict=True))
+    layer = ffi.new("cmm_fff *", {"size": ffi.sizeof("cmm_fff"), **fields})
+    refused = ffi.new("int64_t[2]")
+    c_path = [ffi.cast("void *", address) for address in path]
+    status = lib.cmm_py_fff_path(layer, *run, batch, *at[3:], *c_path, refused, NULL)
+    found = refused[0] * spec[4] + refused[1] if status == lib.CMM_ERROR_PATH else -1
+    ffi.cast("int64_t *", workspace)[0] = found
+    return 0 if status == lib.CMM_ERROR_PATH else status
 
 
 def ff(*arguments: Any) -> int:
@@ -132,6 +147,36 @@ def test_every_function(dtype: Any, with_bias: bool) -> None:
     one = [plain["x"], plain["w_in"][0], plain["w_out"][0], None if not with_bias else plain["bias"][0]]
     want = cmm.ff_forward(*one, level="naive")
     same(cmm.ff_forward(*(None if a is None else Array(a) for a in one)), want)
+
+
+def test_a_path() -> None:
+    """It goes as nodes or as leaves, and what libcmm_cuda finds out about it comes back in the workspace."""
+    plain, arrays = PLAIN, on_gpu()
+    layer = cmm.FFF(arrays["w_in"], arrays["w_out"], arrays["bias"])
+    nodes = cmm.fff_forward(**plain, return_path=True)[1]
+    nodes[0, 1, 2] = 0, 2, 5  # wherever it went
+    for path in (nodes, nodes[..., -1], np.asfortranarray(nodes)):
+        want = cmm.fff_forward(**plain, path=path, return_path=True)
+        same(cmm.fff_forward(**arrays, path=Array(path), return_path=True), want)
+        same(layer(arrays["x"], path=Array(path), return_path=True), want)
+        same(cmm.cmm_forward(arrays["x"], arrays["w_in"], arrays["bias"], path=Array(path)), want[1:])
+    nodes[1, 0, 1] = 0, 1, 6
+    with pytest.raises(
+        cmm.ArgumentError, match=r"^path has \[0, 1, 6\] for token 3, tree 1; it should go from node 0"
+    ):
+        layer(arrays["x"], path=Array(nodes))
+    with pytest.raises(cmm.ArgumentError, match=r"^path has 2 for token 0, tree 0; it should be a leaf, 3 to 6"):
+        layer(arrays["x"], path=Array(np.full((2, 3, 3), 2, np.int32)))
+    with pytest.raises(cmm.DtypeError, match=r"^path has dtype int64; on a GPU it .* path.astype\('int32'\)"):
+        layer(arrays["x"], path=Array(nodes.astype(np.int64)))
+    with pytest.raises(cmm.ShapeError, match=r"^path has shape \(2, 3\); it should be \(2, 3, 3, 3\), of nodes, or"):
+        layer(arrays["x"], path=Array(np.zeros((2, 3), np.int32)))
+    with pytest.raises(cmm.ArgumentError, match=r"^path is a NumPy array"):
+        layer(arrays["x"], path=nodes)
+    memory = np.zeros(36, np.float32)
+    path, out = Array(memory.view(np.int32)[18:].reshape(2, 3, 3)), Array(memory.reshape(2, 3, 6))
+    with pytest.raises(cmm.ArgumentError, match=r"^out overlaps path; on a GPU it should be memory of its own"):
+        layer(arrays["x"], path=path, out=out)
 
 
 def test_out_and_layouts() -> None:

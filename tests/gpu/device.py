@@ -35,10 +35,15 @@ def fff(
     algorithm: str = "",
     activation: str = "gelu",
     tie: str = "left",
+    path: torch.Tensor | None = None,
+    verdict: list[int] | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor] | None:
-    """Return y, nodes, logits; None where the level or the algorithm cannot do this layer."""
+    """Return y, nodes, logits; None where the level or the algorithm cannot do this layer.
+
+    path: nodes to take, or leaves; verdict gets what the call says of it.
+    """
     if level == "cuda-bmm":
-        return None if x.dtype == torch.bfloat16 else _bmm(x, w_in, w_out, bias, activation, tie)
+        return None if x.dtype == torch.bfloat16 else _bmm(x, w_in, w_out, bias, activation, tie, path)
     choose_cuda("cuda", None)
     trees, size, d_in = w_in.shape
     depth = size.bit_length() - 1
@@ -52,7 +57,9 @@ def fff(
     how = (ffi.new("char[]", level.encode()), ffi.new("char[]", algorithm.encode()) if algorithm else NULL)
     needed = ffi.new("int64_t *")
     run = (*layer, *at[:3], *how, torch.cuda.current_stream().cuda_stream)
-    rest = (len(x), *at[3:], w_out is not None)
+    by_leaf = path is not None and path.ndim == 2
+    given = 0 if path is None else path.data_ptr()
+    rest = (len(x), *at[3:], 0 if by_leaf else given, given if by_leaf else 0, w_out is not None)
     status = lib.cmm_py_cuda_fff(*run, 0, 0, *rest, needed)
     workspace = torch.full((needed[0],), 0xA5, dtype=torch.uint8, device="cuda")  # not zeros
     if not status:
@@ -61,11 +68,18 @@ def fff(
         return None
     if status:
         raise failure(status)
+    if verdict is not None:
+        verdict.append(int(workspace[:8].view(torch.int64)))
     return y, nodes, logits
 
 
 def plan_of(
-    x: torch.Tensor, w_in: torch.Tensor, w_out: torch.Tensor, y: torch.Tensor, algorithm: str
+    x: torch.Tensor,
+    w_in: torch.Tensor,
+    w_out: torch.Tensor,
+    y: torch.Tensor,
+    algorithm: str,
+    leaves: torch.Tensor | None = None,
 ) -> Callable[[], None]:
     """Return a call that only queues kernels, on the stream that is current when it is made."""
     choose_cuda("cuda", None)
@@ -73,7 +87,7 @@ def plan_of(
     layer = (DTYPES[x.dtype], 0, 0, size.bit_length() - 1, trees, d_in, w_out.shape[2])
     how = (ffi.new("char[]", b"cuda"), ffi.new("char[]", algorithm.encode()), torch.cuda.current_stream().cuda_stream)
     run = (*layer, w_in.data_ptr(), 0, w_out.data_ptr(), *how)
-    rest = (len(x), x.data_ptr(), y.data_ptr(), 0, 0, True)
+    rest = (len(x), x.data_ptr(), y.data_ptr(), 0, 0, 0, 0 if leaves is None else leaves.data_ptr(), True)
     needed = ffi.new("int64_t *")
     status = lib.cmm_py_cuda_fff(*run, 0, 0, *rest, needed)
     workspace = torch.empty(needed[0], dtype=torch.uint8, device="cuda")
@@ -88,8 +102,8 @@ def plan_of(
     return call
 
 
-def _bmm(x: Any, w_in: Any, w_out: Any, bias: Any, activation: str, tie: str) -> Any:
+def _bmm(x: Any, w_in: Any, w_out: Any, bias: Any, activation: str, tie: str, path: Any) -> Any:
     if w_out is None:
-        return (None, *cmm.cmm(x, w_in, bias, tie=tie, level="cuda-bmm"))
-    how = {"activation": activation, "tie": tie, "level": "cuda-bmm"}
+        return (None, *cmm.cmm(x, w_in, bias, tie=tie, level="cuda-bmm", path=path))
+    how = {"activation": activation, "tie": tie, "level": "cuda-bmm", "path": path}
     return cmm.fff_forward(x, w_in, w_out, bias, return_path=True, **how)

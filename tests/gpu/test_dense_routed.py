@@ -51,20 +51,6 @@ def test_gelu_over_its_whole_range(dtype: torch.dtype) -> None:
     assert bool((error <= (roundoff + 2.0**-15) * want.abs() + smallest + 2.0**-126).all())
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_same_bits_in_every_batch_and_place(dtype: torch.dtype) -> None:
-    arrays = make((4097, 136, 264, 9, 4), dtype, with_bias=True)
-    token = arrays[0][17].clone()
-    want = fff(token[None], *arrays[1:], algorithm="dense_routed")
-    for batch in (1, 2, 63, 64, 65, 127, 128, 129, 256, 257, 1000, 4097):
-        x = arrays[0][:batch].clone()
-        places = sorted({0, batch // 2, batch - 1})
-        x[places] = token
-        got = fff(x, *arrays[1:], algorithm="dense_routed")
-        for place in places:
-            assert all(torch.equal(a[place], b[0]) for a, b in zip(got, want, strict=True)), (batch, place)
-
-
 def test_many_tokens_of_which_most_take_one_way() -> None:
     """More than a workspace holds at a time; 90 % of the tokens are alike."""
     arrays = make((70001, 64, 64, 130, 4), torch.bfloat16, with_bias=True)
@@ -158,12 +144,14 @@ def test_same_bits_a_thousand_times() -> None:
 @pytest.mark.parametrize(
     ("case", "chosen"),
     [
-        ((132, 768, 768, 16, 7), False),  # 43.5 us by small_batch, 60.6 by it
-        ((256, 768, 768, 16, 7), True),  # 66.6 by per_token
-        ((1, 768, 768, 16, 5), True),  # 32.6, 30.8
-        ((1, 768, 768, 14, 5), False),  # 28.6, 30.8
-        ((65536, 768, 768, 1, 5), False),  # 112, 125
-        ((65536, 768, 768, 1, 7), True),  # 149, 125
+        ((132, 768, 768, 8, 7), True),  # 21.8 us by small_batch, 19.7 by it
+        ((132, 768, 768, 6, 7), False),  # 16.3, 18.2
+        ((133, 768, 768, 4, 4), True),  # 10.4 by per_token, 8.7
+        ((133, 768, 768, 3, 4), False),  # 7.8, 8.7
+        ((1, 768, 768, 5, 5), True),  # 10.2, 9.7
+        ((1, 768, 768, 4, 5), False),  # 8.2, 9.3
+        ((65536, 768, 768, 1, 5), False),  # 112, 120
+        ((65536, 768, 768, 1, 7), True),  # 149, 120
         ((65536, 768, 768, 3, 8), False),  # no such tree fits in a tile
     ],
     ids=str,

@@ -58,8 +58,10 @@ def narrowing(oracle: Reference, path: Path, activation: str, dtype: torch.dtype
     return (ROUNDOFF[dtype] + 2.0**-15 * (1 + ROUNDOFF[dtype])) * size + (TINY[dtype] + 2.0**-126) * rows
 
 
-def check(arrays: list[Any], result: Any, activation: str, tie: str, *, narrow: bool = False) -> Any:
+def check(arrays: list[Any], result: Any, activation: str, tie: str | None, *, narrow: bool = False) -> Any:
     """Compare with the oracle; a stored y of 16 bits may be off by its own rounding besides.
+
+    tie: None where the path was given, so that no logit decides.
 
     narrow: the coefficients, too, are rounded to the layer's type, as dense_routed does, after an activation that is
     off by up to 2^-15 of its value.
@@ -67,8 +69,12 @@ def check(arrays: list[Any], result: Any, activation: str, tie: str, *, narrow: 
     dtype = arrays[0].dtype
     x, w_in, w_out, bias = (None if a is None else to_numpy(a) for a in arrays)
     y, nodes, logits = (None if a is None else to_numpy(a) for a in result)
-    oracle = Reference(x, w_in, bias, w_out, tie)
-    report = oracle.check_path(nodes, logits)
+    oracle = Reference(x, w_in, bias, w_out, tie or "left")
+    if tie is None:
+        own, report = oracle.along(nodes), None
+        worst(logits, own.logits, own.bounds, "logits")
+    else:
+        report = oracle.check_path(nodes, logits)
     if y is not None:
         path = oracle.along(nodes)
         want, bound = oracle.output(path, activation)
@@ -188,7 +194,7 @@ def status_of(arrays: list[Any], workspace: int, size: int, stream: int = 0) -> 
     y = torch.empty(len(x), w_out.shape[2], dtype=x.dtype, device="cuda")
     layer = (DTYPES[x.dtype], 0, 0, 3, 1, x.shape[1], w_out.shape[2], w_in.data_ptr(), 0, w_out.data_ptr())
     how = (ffi.new("char[]", b"cuda-naive"), NULL, stream, workspace, size)
-    call = lib.cmm_py_cuda_fff(*layer, *how, len(x), x.data_ptr(), y.data_ptr(), 0, 0, True, NULL)
+    call = lib.cmm_py_cuda_fff(*layer, *how, len(x), x.data_ptr(), y.data_ptr(), 0, 0, 0, 0, True, NULL)
     return ffi.string(lib.cmm_status_name(call)).decode().removeprefix("CMM_ERROR_")
 
 
@@ -364,9 +370,9 @@ def test_in_and_out_without_a_copy(monkeypatch: pytest.MonkeyPatch, name: str) -
     seen: list[list[int]] = []
     real = cuda.run_fff
 
-    def run(library: Any, place: Any, level: Any, algorithm: Any, spec: Any, batch: Any, *arrays: Any) -> None:
-        seen.append([library.pointer(a) for a in arrays])
-        real(library, place, level, algorithm, spec, batch, *arrays)
+    def run(library: Any, place: Any, level: Any, algorithm: Any, spec: Any, batch: Any, *arrays: Any) -> int:
+        seen.append([library.pointer(a) for a in arrays[:-1]])  # the last one is a path
+        return real(library, place, level, algorithm, spec, batch, *arrays)
 
     monkeypatch.setattr(cuda, "run_fff", run)
     x, w_in, w_out, bias = tensors

@@ -3,6 +3,7 @@
 #include "../validate.h"
 #include "params.cuh"
 
+#include <cstddef>
 #include <cstring>
 
 /* ---- the table of kernels -------------------------------------------------------------------------------------- */
@@ -29,10 +30,12 @@ enum { DTYPES = 4 }; /* CMM_F32, CMM_F64, CMM_BF16, CMM_F16 */
 static cmm_status read_run(const cmm_cuda_run *given, cmm_cuda_run *run)
 {
     memset(run, 0, sizeof *run);
-    if (given && !cmm_read_struct(run, sizeof *run, sizeof *run, given))
+    if (given && !cmm_read_struct(run, sizeof *run, offsetof(cmm_cuda_run, path_nodes), given))
         return CMM_ERROR_RUN_SIZE;
     if (run->reserved != 0)
         return CMM_ERROR_RESERVED;
+    if (run->path_nodes && run->path_leaves)
+        return CMM_ERROR_PATH_TWICE;
     if (run->level && strcmp(run->level, "auto") != 0 && !cmm_is_level(run->level))
         return CMM_ERROR_LEVEL;
     return CMM_OK;
@@ -56,6 +59,33 @@ static cmm_status check_workspace(const cmm_cuda_problem *problem, const cmm_cud
         if (cmm_overlap(cmm_extent_of(run->workspace, needed), array))
             return CMM_ERROR_WORKSPACE_OVERLAP;
     return CMM_OK;
+}
+
+/* ---- a path that is given -------------------------------------------------------------------------------------- */
+
+/* A thread to each token and tree; of those whose path is none the first one is told. */
+__global__ void cmm_cuda_check_path(const cmm_cuda_problem problem, unsigned long long *refused)
+{
+    const int64_t paths = problem.batch * problem.trees, threads = gridDim.x * (int64_t)blockDim.x;
+    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < paths; i += threads)
+        if (!cmm_is_path(problem.path + i * problem.path_length, problem.path_length, problem.depth))
+            atomicMin(refused, (unsigned long long)i);
+}
+
+/* Queue cmm_check_path() as a kernel, for the path is in the GPU's memory. What it finds is 8 bytes there, that all kernels
+ * behind it read first, and the caller, if he likes: so nobody waits. Without sign -1 is the largest number. */
+static cudaError_t check_path(cmm_cuda_problem *problem, void *refused, cudaStream_t stream)
+{
+    const unsigned threads = 256;
+    cmm_cuda_problem copy = *problem;
+    void *arguments[] = {&copy, &refused};
+    problem->refused = (const int64_t *)refused;
+    const cudaError_t error = cudaMemsetAsync(refused, 0xff, sizeof(int64_t), stream);
+    return error == cudaSuccess
+               ? cudaLaunchKernel((const void *)cmm_cuda_check_path,
+                                  blocks_for((problem->batch * problem->trees + threads - 1) / threads), threads,
+                                  arguments, 0, stream)
+               : error;
 }
 
 /* ---- choosing and running -------------------------------------------------------------------------------------- */
@@ -96,6 +126,12 @@ static cmm_status forward(cmm_op op, cmm_cuda_problem *problem, const cmm_cuda_r
     cmm_status status = cmm_check_layer(problem, DTYPES);
     if (status == CMM_OK)
         status = read_run(given, &run);
+    if (status == CMM_OK && op == CMM_OP_FF && (run.path_nodes || run.path_leaves))
+        status = CMM_ERROR_PATH_DENSE;
+    if (status == CMM_OK) {
+        problem->path = run.path_nodes ? run.path_nodes : run.path_leaves;
+        problem->path_length = !problem->path ? 0 : run.path_nodes ? problem->depth + 1 : 1;
+    }
     if (status == CMM_OK && problem->weight_dtype != problem->dtype)
         status = CMM_ERROR_LEVEL_WEIGHT_DTYPE; /* no kernel here widens rows */
     if (status == CMM_OK)
@@ -123,7 +159,8 @@ static cmm_status forward(cmm_op op, cmm_cuda_problem *problem, const cmm_cuda_r
     if (status != CMM_OK)
         return status;
     const cmm_cuda_kernel *const kernel = (const cmm_cuda_kernel *)found;
-    const int64_t needed = kernel->workspace && problem->batch > 0 ? kernel->workspace(problem) : 0;
+    const int64_t verdict = problem->path && problem->batch > 0 ? CMM_CUDA_ALIGNMENT : 0; /* see check_path() */
+    const int64_t needed = verdict + (kernel->workspace && problem->batch > 0 ? kernel->workspace(problem) : 0);
     if (bytes) {
         *bytes = needed;
         return CMM_OK;
@@ -131,7 +168,10 @@ static cmm_status forward(cmm_op op, cmm_cuda_problem *problem, const cmm_cuda_r
     status = check_workspace(problem, &run, needed);
     if (status != CMM_OK || problem->batch == 0)
         return status;
-    const cudaError_t error = kernel->run(problem, (cudaStream_t)run.stream, run.workspace);
+    const cudaStream_t stream = (cudaStream_t)run.stream;
+    cudaError_t error = problem->path ? check_path(problem, run.workspace, stream) : cudaSuccess;
+    if (error == cudaSuccess)
+        error = kernel->run(problem, stream, (char *)run.workspace + verdict);
     if (error == cudaSuccess)
         return CMM_OK;
     (void)cudaGetLastError(); /* it has been reported */

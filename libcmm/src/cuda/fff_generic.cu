@@ -16,6 +16,8 @@ __global__ void __launch_bounds__(THREADS) fff_generic(const cmm_cuda_problem pr
         *const w_out = (const T *)problem.w_out;
     const int64_t levels = problem.depth + 1;
     const int64_t tiles = problem.wants_y ? (problem.d_out + THREADS * COLUMNS - 1) / (THREADS * COLUMNS) : 1;
+    if (is_refused(problem))
+        return;
     int turn = 0;
     for (int64_t token = blockIdx.x; token < problem.batch; token += gridDim.x) {
         for (int64_t tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
@@ -63,7 +65,7 @@ __global__ void __launch_bounds__(THREADS) fff_generic(const cmm_cuda_problem pr
                             if (column + c * THREADS < problem.d_out)
                                 y[c] = fma_(a, widen(v[column + c * THREADS]), y[c]);
                     }
-                    node = child(node, logit, problem.tie);
+                    node = cmm_left_child(node) + CMM_TURNS_RIGHT(&problem, token, tree, (int32_t)level, logit);
                 }
             }
 #pragma unroll

@@ -34,14 +34,15 @@ __global__ void __launch_bounds__(32 * TOP_WARPS) fff_grouped_top(const cmm_cuda
 {
     const int lane = threadIdx.x % 32;
     const matrix w_in = matrix_of<T>(problem.w_in, problem.d_in, problem.ld_in, lane);
-    pdl_wait();
+    if (pdl_wait_is_refused(problem))
+        return;
     for (int token = blockIdx.x * TOP_WARPS + threadIdx.x / 32; token < to.size; token += gridDim.x * TOP_WARPS) {
         float x[V * ELEMENTS<T>];
         load_x<T, V, FULL>(x, (const T *)problem.x + (to.first + token) * problem.d_in, w_in.vectors, lane);
         visited seen = {0, 0, 0, 0};
         int node = 0;
-        descend<T, V, FULL, true>(w_in, (const T *)problem.bias, cmm_threshold_f32(problem.tie), x, lane, 0, 0,
-                                  to.split, node, seen);
+        descend<T, V, FULL, true>(w_in, (const T *)problem.bias, cmm_threshold_f32(problem.tie), x, lane,
+                                  given_way(problem, to.first + token, 0), 0, 0, to.split, node, seen);
         if (lane < to.split)
             to.logits[(int64_t)token * to.split + lane] = seen.logit;
         if (lane == 0) {
@@ -58,7 +59,8 @@ __global__ void __launch_bounds__(32 * BOTTOM_WARPS<V, ELEMENTS<T>>, 1)
     constexpr int WARPS = BOTTOM_WARPS<V, ELEMENTS<T>>;
     __shared__ int ends[1 << MOST_SPLIT]; /* the place, in all buckets laid end to end, where each bucket ends */
     const int count = 1 << from.split, levels = problem.depth + 1, lane = threadIdx.x % 32;
-    pdl_wait();
+    if (pdl_wait_is_refused(problem))
+        return;
     if (threadIdx.x < 32) {
         int sum = 0;
         for (int l = 0; l < count; l += 32) {
@@ -96,7 +98,8 @@ __global__ void __launch_bounds__(32 * BOTTOM_WARPS<V, ELEMENTS<T>>, 1)
         visited seen = {0, 0, 0, from.split};
         if (lane < from.split)
             seen.logit = from.logits[(int64_t)in_chunk * from.split + lane];
-        descend<T, V, FULL, true>(w_in, (const T *)problem.bias, threshold, x, lane, 0, from.split, levels, node, seen);
+        descend<T, V, FULL, true>(w_in, (const T *)problem.bias, threshold, x, lane,
+                                  given_way(problem, token, 0), 0, from.split, levels, node, seen);
         path_from_leaf(seen, node, levels, lane);
         clear(y);
         epilogue<T, V, FULL, 6 / V>(problem, w_out, y, lane, token * levels, seen);

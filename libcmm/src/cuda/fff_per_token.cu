@@ -22,7 +22,8 @@ __global__ void __launch_bounds__(32 * WARPS, ONE ? BLOCKS<T> : 1) fff_per_token
     const matrix w_out = matrix_of<T>(problem.w_out, problem.d_out, problem.ld_out, lane);
     const float threshold = cmm_threshold_f32(problem.tie);
     const int64_t trees = ONE ? 1 : problem.trees;
-    pdl_wait();
+    if (pdl_wait_is_refused(problem))
+        return;
     for (int64_t token = blockIdx.x * (int64_t)WARPS + threadIdx.x / 32; token < problem.batch;
          token += gridDim.x * (int64_t)WARPS) {
         float x[V * ELEMENTS<T>], y[V * ELEMENTS<T>];
@@ -33,7 +34,8 @@ __global__ void __launch_bounds__(32 * WARPS, ONE ? BLOCKS<T> : 1) fff_per_token
         for (int64_t tree = 0; tree < trees; tree++) {
             int node = 0;
             descend<T, V, FULL, ONE>(w_in, (const T *)problem.bias, threshold, x, lane,
-                                     (unsigned)(tree * problem.nodes), 0, levels, node, seen);
+                                     given_way(problem, token, tree), (unsigned)(tree * problem.nodes), 0, levels,
+                                     node, seen);
             if (ONE)
                 path_from_leaf(seen, node, levels, lane);
             if (ONE || seen.count + levels > 32 || tree + 1 == trees) {

@@ -13,6 +13,8 @@ template <typename T> __global__ void fff_naive(const cmm_cuda_problem problem, 
     const T *__restrict__ const w_out = (const T *)problem.w_out;
     const T *__restrict__ const bias = (const T *)problem.bias;
     const int64_t levels = problem.depth + 1;
+    if (is_refused(problem))
+        return;
     const int64_t first = blockIdx.x * (int64_t)blockDim.x + threadIdx.x, stride = gridDim.x * (int64_t)blockDim.x;
     for (int64_t token = first; token < problem.batch; token += stride) {
         const T *__restrict__ const x = (const T *)problem.x + token * problem.d_in;
@@ -38,7 +40,7 @@ template <typename T> __global__ void fff_naive(const cmm_cuda_problem problem, 
                     for (int64_t o = 0; o < problem.d_out; o++)
                         y[o] = fma_(a, widen(w_out[row * problem.ld_out + o]), y[o]);
                 }
-                node = child(node, logit, problem.tie);
+                node = cmm_left_child(node) + CMM_TURNS_RIGHT(&problem, token, tree, (int32_t)level, logit);
             }
         }
         for (int64_t o = 0; problem.wants_y && (void *)sums != problem.y && o < problem.d_out; o++)

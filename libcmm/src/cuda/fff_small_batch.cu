@@ -32,6 +32,18 @@ template <typename T> __device__ inline void add(float (&y)[4], const pending<T>
     }
 }
 
+/* Of a path that is given the turns from a level on, a bit for each node of the subtree, as the walk through it reads
+ * them: all nodes of one of its levels turn alike. */
+__device__ inline unsigned turns_of(unsigned way, int from, int levels)
+{
+    unsigned rights = 0;
+#pragma unroll
+    for (int l = 0; l < AT_ONCE; l++)
+        if (from + l < levels)
+            rights |= turn_of(way, from + l) * (((1u << (1 << l)) - 1) << ((1 << l) - 1));
+    return rights;
+}
+
 template <typename T, int V, bool FULL>
 __global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_problem problem)
 {
@@ -50,12 +62,14 @@ __global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_pro
     const char *const columns = (const char *)((const T *)problem.w_out + (has_columns ? column : 0));
     const unsigned pitch = (unsigned)(problem.ld_out * (int64_t)sizeof(T));
     int turn = 0;
-    pdl_wait();
+    if (pdl_wait_is_refused(problem))
+        return;
     for (int64_t token = blockIdx.x; token < problem.batch; token += gridDim.x) {
         float x[V * ELEMENTS<T>], y[4] = {0, 0, 0, 0};
         bool has_x = false;
         for (int64_t tree = 0; tree < problem.trees; tree++) {
             const unsigned first = (unsigned)(tree * problem.nodes);
+            const unsigned way = given_way(problem, token, tree);
             int node = 0;
             float my_logit = 0; /* of level `lane` */
             pending<T> last = {};
@@ -75,7 +89,8 @@ __global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_pro
                 __syncthreads();
                 /* Every warp looks at all logits of the subtree at once; the walk through it is then one of bits. */
                 const float seen = logits[turn][lane % PLACES];
-                const unsigned rights = __ballot_sync(0xffffffffu, seen > threshold);
+                const unsigned voted = __ballot_sync(0xffffffffu, seen > threshold);
+                const unsigned rights = way ? turns_of(way, from, levels) : voted;
                 if (warp_has_columns && from > 0)
                     add<T>(y, last, from - AT_ONCE, levels);
                 float logit_here = 0; /* of level from + lane */

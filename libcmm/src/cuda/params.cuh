@@ -21,6 +21,7 @@ struct cmm_cuda_problem : cmm_problem {
     int aligned; /* rows of w_in, w_out, x and y all start at multiples of 16 bytes and end there */
     int sm_count; /* streaming multiprocessors */
     int overlaps; /* see launch_overlapping() in warp_row.cuh */
+    const int64_t *refused; /* NULL, or -1 there, or which path of those that are given is none */
     int multiplies; /* the GPU knows the instructions of wgmma.cuh, and they were built */
 };
 
@@ -91,8 +92,12 @@ __device__ inline double activate(int32_t activation, double z)
     }
 }
 
-__device__ inline int64_t child(int64_t node, float logit, int32_t tie) { return cmm_child_f32(node, logit, tie); }
-__device__ inline int64_t child(int64_t node, double logit, int32_t tie) { return cmm_child_f64(node, logit, tie); }
+/* Whether a path that was given is none. A kernel returns then, before it writes anything; see check_path() in api.cu. Those
+ * whose launches overlap have pdl_wait_is_refused(). */
+__device__ inline bool is_refused(const cmm_cuda_problem &problem)
+{
+    return problem.refused && *problem.refused >= 0;
+}
 
 /* The sum over the warp, the same bits in every lane: addition commutes, and each lane adds the same pairs. */
 template <typename A> __device__ inline A warp_sum(A v)

@@ -105,6 +105,16 @@ __device__ inline void pdl_wait()
 #endif
 }
 
+/* The same, and whether a path that was given is none. A kernel returns then, before it writes anything; see check_path() in
+ * api.cu. Which parameters it takes is asked before the wait: the first look at some may take as long as a read from L2. */
+__device__ inline bool pdl_wait_is_refused(const cmm_cuda_problem &problem)
+{
+    const int64_t *const refused = problem.refused;
+    asm volatile("" ::"l"(refused), "l"(problem.path));
+    pdl_wait();
+    return refused && *refused >= 0;
+}
+
 /* Read what is read once, x: it should not push rows out of the L1 cache. */
 __device__ inline uint4 load_once(const uint4 *from)
 {
@@ -214,11 +224,23 @@ __device__ inline void path_from_leaf(visited &seen, int end, int levels, int la
     seen.row = (unsigned)seen.node;
 }
 
-/* Walk levels from .. to - 1 of a tree whose first row is given; node is where to start, and where the walk ends.
- * ONE: seen gets the logits only, for path_from_leaf(). */
-template <typename T, int V, bool FULL, bool ONE>
-__device__ inline void descend(const matrix &w_in, const T *bias, float threshold, const float (&x)[V * ELEMENTS<T>],
-                               int lane, unsigned first, int from, int to, int &node, visited &seen)
+/* The path that is given for a token and a tree, as a word: after a leading 1 its turns, 1 to the right, then zeros. 0: none
+ * is given, and the logits decide. */
+__device__ inline unsigned given_way(const cmm_cuda_problem &problem, int64_t token, int64_t tree)
+{
+    return problem.path ? (cmm_given_leaf(&problem, token, tree) + 1) << (31 - problem.depth) : 0;
+}
+
+__device__ inline unsigned turn_of(unsigned way, int level)
+{
+    return way >> (30 - level) & 1;
+}
+
+/* Walk levels from .. to - 1 of a tree whose first row is given; node is where to start, and where the walk ends. way: see
+ * given_way(); GIVEN, whether there is one. ONE: seen gets the logits only, for path_from_leaf(). */
+template <typename T, int V, bool FULL, bool ONE, bool GIVEN>
+__device__ inline void walk(const matrix &w_in, const T *bias, float threshold, const float (&x)[V * ELEMENTS<T>],
+                            int lane, unsigned way, unsigned first, int from, int to, int &node, visited &seen)
 {
     for (int level = from; level < to; level++) {
         const unsigned row = ONE ? (unsigned)node : first + (unsigned)node;
@@ -234,8 +256,19 @@ __device__ inline void descend(const matrix &w_in, const T *bias, float threshol
             }
         }
         seen.count++;
-        node = (int)cmm_left_child(node) + (logit > threshold);
+        node = (int)cmm_left_child(node) + (GIVEN ? (int)turn_of(way, level) : logit > threshold);
     }
+}
+
+/* The same; two loops, so that the one without a path has no register and no instruction for it. */
+template <typename T, int V, bool FULL, bool ONE>
+__device__ inline void descend(const matrix &w_in, const T *bias, float threshold, const float (&x)[V * ELEMENTS<T>],
+                               int lane, unsigned way, unsigned first, int from, int to, int &node, visited &seen)
+{
+    if (way)
+        walk<T, V, FULL, ONE, true>(w_in, bias, threshold, x, lane, way, first, from, to, node, seen);
+    else
+        walk<T, V, FULL, ONE, false>(w_in, bias, threshold, x, lane, 0, first, from, to, node, seen);
 }
 
 /* Write the path of the visited neurons from step on, add their rows of w_out to y, and forget them. IN_FLIGHT: so many

@@ -142,17 +142,27 @@ template <int REGISTERS> __device__ inline void registers_more()
 
 #define CMM_D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
                   "+f"(d[i + 6]), "+f"(d[i + 7])
-#define CMM_D112 CMM_D8(0), CMM_D8(8), CMM_D8(16), CMM_D8(24), CMM_D8(32), CMM_D8(40), CMM_D8(48), CMM_D8(56), \
-                 CMM_D8(64), CMM_D8(72), CMM_D8(80), CMM_D8(88), CMM_D8(96), CMM_D8(104)
+#define CMM_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define CMM_D28 CMM_D8(0), CMM_D8(8), CMM_D8(16), CMM_D4(24)
+#define CMM_D32 CMM_D28, CMM_D4(28)
+#define CMM_D56 CMM_D32, CMM_D8(32), CMM_D8(40), CMM_D8(48)
+#define CMM_D60 CMM_D56, CMM_D4(56)
+#define CMM_D64 CMM_D56, CMM_D8(56)
+#define CMM_D96 CMM_D64, CMM_D8(64), CMM_D8(72), CMM_D8(80), CMM_D8(88)
+#define CMM_D112 CMM_D96, CMM_D8(96), CMM_D8(104)
 #define CMM_D120 CMM_D112, CMM_D8(112)
-#define CMM_D124 CMM_D120, "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123])
+#define CMM_D124 CMM_D120, CMM_D4(120)
 #define CMM_D128 CMM_D120, CMM_D8(120)
-#define CMM_T112                                                                                                       \
-    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"   \
-    "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57," \
-    "%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85," \
-    "%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,"  \
-    "%111"
+#define CMM_T28 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27"
+#define CMM_T32 CMM_T28 ",%28,%29,%30,%31"
+#define CMM_T56                                                                                                        \
+    CMM_T32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55"
+#define CMM_T60 CMM_T56 ",%56,%57,%58,%59"
+#define CMM_T64 CMM_T60 ",%60,%61,%62,%63"
+#define CMM_T96                                                                                                        \
+    CMM_T64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,"    \
+            "%89,%90,%91,%92,%93,%94,%95"
+#define CMM_T112 CMM_T96 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
 #define CMM_T120 CMM_T112 ",%112,%113,%114,%115,%116,%117,%118,%119"
 #define CMM_T124 CMM_T120 ",%120,%121,%122,%123"
 #define CMM_T128 CMM_T124 ",%124,%125,%126,%127"
@@ -172,6 +182,12 @@ template <typename T, int N, int BY_ROWS> struct products;
         }                                                                                                      \
     }
 #define CMM_PRODUCTS_OF(T, TYPE)                                              \
+    CMM_PRODUCTS(T, TYPE, 56, 28, "%28", "%29", "%30", "%31");                 \
+    CMM_PRODUCTS(T, TYPE, 64, 32, "%32", "%33", "%34", "%35");                 \
+    CMM_PRODUCTS(T, TYPE, 112, 56, "%56", "%57", "%58", "%59");                \
+    CMM_PRODUCTS(T, TYPE, 120, 60, "%60", "%61", "%62", "%63");                \
+    CMM_PRODUCTS(T, TYPE, 128, 64, "%64", "%65", "%66", "%67");                \
+    CMM_PRODUCTS(T, TYPE, 192, 96, "%96", "%97", "%98", "%99");                \
     CMM_PRODUCTS(T, TYPE, 224, 112, "%112", "%113", "%114", "%115");           \
     CMM_PRODUCTS(T, TYPE, 240, 120, "%120", "%121", "%122", "%123");           \
     CMM_PRODUCTS(T, TYPE, 248, 124, "%124", "%125", "%126", "%127");           \
@@ -184,9 +200,9 @@ CMM_PRODUCTS_OF(__half, "f16");
 /* ---- the host's side --------------------------------------------------------------------------------------------------- */
 
 /* Describe a matrix of 16-bit numbers, rows `pitch` elements apart, to the copy engine, which brings boxes of 64 columns
- * and so many rows. What lies outside the matrix is 0. Returns whether the driver took it. */
+ * and 64 rows. What lies outside the matrix is 0. Returns whether the driver took it. */
 static inline int describe(CUtensorMap *map, int32_t dtype, const void *start, int64_t columns, int64_t rows,
-                           int64_t pitch, uint32_t box_rows)
+                           int64_t pitch)
 {
     void *function = nullptr;
     cudaDriverEntryPointQueryResult found;
@@ -199,7 +215,7 @@ static inline int describe(CUtensorMap *map, int32_t dtype, const void *start, i
         found != cudaDriverEntryPointSuccess)
         return 0;
     const cuuint64_t sizes[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, pitches[1] = {(cuuint64_t)pitch * 2};
-    const cuuint32_t box[2] = {64, box_rows}, steps[2] = {1, 1};
+    const cuuint32_t box[2] = {64, 64}, steps[2] = {1, 1};
     return ((decltype(&cuTensorMapEncodeTiled))function)(
                map, dtype == CMM_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
                (void *)start, sizes, pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,

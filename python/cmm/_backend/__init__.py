@@ -102,8 +102,8 @@ class Backend(Protocol):
     ) -> Any:
         """Apply a layer to tokens; return what the public function does. Without a d_out that is the path.
 
-        path: what to take instead of what the logits say: a contiguous array of int32 of NumPy's, and whether it has
-        leaves alone.
+        path: what to take instead of what the logits say: a contiguous array of int32 of NumPy's, or on a GPU an
+        array of int32 there, and whether it has leaves alone.
         """
 
     def dense(

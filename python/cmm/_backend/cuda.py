@@ -5,6 +5,7 @@ from typing import Any
 
 from cmm._backend import DenseSpec, Place, Shown, Spec, cupy_bmm
 from cmm._backend.device_arrays import Library, library_at
+from cmm._backend.numpy import no_path
 from cmm._dispatch import CUDA_ALGORITHMS, CUDA_LEVELS, choose_cuda, why_not
 from cmm._native import DTYPES, NULL, failure, ffi, lib
 from cmm.errors import ArgumentError
@@ -50,23 +51,31 @@ class Backend:
         algorithm: str | None,
         threads: int | None,
         return_path: bool,
-        path: Any = None,  # _check takes none for arrays on a GPU
+        path: Any = None,
     ) -> Any:
-        """Queue a layer on the current stream; threads mean nothing here."""
+        """Queue a layer on the current stream; threads mean nothing here. With a path, wait until it is checked."""
         level = choose_cuda(level, algorithm)
         library = library_at(self.place)
         with library.active():
             w_in, w_out, bias = weights
             x, w_in, w_out, bias = inputs = _contiguous(library, x=x, w_in=w_in, w_out=w_out, bias=bias)
             lead, batch = _tokens(x)
+            if path is not None:
+                path = library.contiguous("path", path[0]), path[1]
+                inputs += path[:1]
             y = self.target(library, out, (*lead, spec.d_out), spec.dtype, inputs) if spec.d_out else None
             nodes = logits = None
             if return_path:
                 visited = (*lead, spec.trees, spec.depth + 1)
                 nodes = library.empty(visited, "int32")
                 logits = library.empty(visited, "float64" if spec.dtype == "float64" else "float32")
-            run_fff(library, self.place, level, algorithm, spec, batch, x, w_in, bias, w_out, y, nodes, logits)
+            arrays = (x, w_in, bias, w_out, y, nodes, logits)
+            refused = run_fff(library, self.place, level, algorithm, spec, batch, *arrays, path)
             library.hold(*inputs)
+            if refused >= 0:
+                token, tree = divmod(refused, spec.trees)
+                found = library.host(path[0]).reshape(batch, spec.trees, -1)[token, tree].tolist()
+                raise no_path(token, tree, found, spec.depth)
             results = [] if y is None else [library.finish(y) if out is None else out]
             if return_path:
                 results += [library.finish(nodes), library.finish(logits)]
@@ -120,7 +129,7 @@ class Backend:
         if library.contiguous("out", out) is not out:
             raise ArgumentError("out is not contiguous; on a GPU it should be")
         first = library.pointer(out)
-        for name, array in zip(("x", "w_in", "w_out", "bias"), inputs, strict=True):
+        for name, array in zip(("x", "w_in", "w_out", "bias", "path"), inputs, strict=False):
             if array is not None:
                 start = library.pointer(array)
                 if first < start + array.nbytes and start < first + out.nbytes:
@@ -152,13 +161,21 @@ def run_fff(
     y: Any,
     nodes: Any,
     logits: Any,
-) -> None:
-    """Run a layer, or CMM alone where y is None, on contiguous arrays."""
+    path: tuple[Any, bool] | None,
+) -> int:
+    """Run a layer, or CMM alone where y is None, on contiguous arrays.
+
+    Returned is -1, or where a path is given token * trees + tree of the first that is none; then nothing was written.
+    """
     if level == "cuda-bmm":
-        cupy_bmm.fff(place, spec, batch, x, w_in, bias, w_out, y, nodes, logits)
-        return
-    at = [0 if array is None else library.pointer(array) for array in (w_in, bias, w_out, x, y, nodes, logits)]
-    _run(lib.cmm_py_cuda_fff, (*spec.codes, *at[:3]), level, algorithm, batch, (*at[3:], y is not None), library)
+        return cupy_bmm.fff(place, spec, batch, x, w_in, bias, w_out, y, nodes, logits, path)
+    given, by_leaf = (None, False) if path is None else path
+    taken = (None, given) if by_leaf else (given, None)
+    arrays = (w_in, bias, w_out, x, y, nodes, logits, *taken)
+    at = [0 if array is None else library.pointer(array) for array in arrays]
+    rest = (*at[3:], y is not None)
+    memory = _run(lib.cmm_py_cuda_fff, (*spec.codes, *at[:3]), level, algorithm, batch, rest, library)
+    return -1 if path is None or memory is None else int(library.host(memory[:8]).view("int64")[0])
 
 
 def run_ff(
@@ -191,11 +208,12 @@ def _run(
     batch: int,
     arrays: tuple[Any, ...],
     library: Library,
-) -> None:
-    """Ask how much workspace a call needs, and make it."""
+) -> Any:
+    """Ask how much workspace a call needs, and make it. It is returned, None where none is needed."""
     needed = ffi.new("int64_t *")
     run = (_LEVEL_TEXTS[level], NULL if algorithm is None else _ALGORITHM_TEXTS[algorithm], library.stream())
     status = function(*layer, *run, 0, 0, batch, *arrays, needed)
+    memory = None
     if not status:
         memory = library.empty((needed[0],), "uint8") if needed[0] else None
         start = 0 if memory is None else library.pointer(memory)
@@ -204,3 +222,4 @@ def _run(
         raise ArgumentError(f"algorithm is {algorithm!r}, which cannot do this layer; it should be None or 'generic'")
     if status:
         raise failure(status)
+    return memory

@@ -38,9 +38,12 @@ def _activate(activation: str) -> Any:
 def _bmm_kernels() -> tuple[Any, Any]:
     """Return the walk of the top levels, given their logits, and a step from one level to the next."""
     cupy = import_cupy("the level")
-    inputs, outputs = "int32 at, int32 levels, bool right", "int32 node, raw int32 visited, raw T logits"
+    inputs = "int32 at, int32 levels, bool right, int32 leaf"  # where to go, or -1
+    outputs = "int32 node, raw int32 visited, raw T logits"
     keep = (
-        "visited[i * levels + l] = node; logits[i * levels + l] = z;node = 2 * node + 1 + (right ? z >= 0 : z > 0);"
+        "visited[i * levels + l] = node; logits[i * levels + l] = z; node = 2 * node + 1;"
+        "if (leaf >= 0) node += l + 1 < levels ? (leaf + 1) >> (levels - 2 - l) & 1 : 0;"
+        "else node += right ? z >= 0 : z > 0;"
     )
     walk = f"node = at; for (int l = 0; l < top; l++) {{ T z = scores[i * ((1 << top) - 1) + node]; {keep} }}"
     return (
@@ -103,22 +106,39 @@ def _cupy_for(place: Place, dtype: str) -> tuple[Any, Any]:
     return cupy, cupy.cuda.ExternalStream(stream) if stream else cupy.cuda.Stream.null
 
 
-def fff(place: Place, spec: Spec, batch: int, *arrays: Any) -> None:
+def _first_refused(cupy: Any, spec: Spec, path: Any) -> int:
+    """Return the index of the first path, of all tokens and trees in order, that is none, or -1."""
+    leaf = path[:, -1:]
+    up = cupy.arange(spec.depth, -1, -1, dtype=np.int32)[-path.shape[1] :]
+    good = (path == (leaf + 1 >> up) - 1).all(axis=1)
+    good &= ((leaf >= 2**spec.depth - 1) & (leaf < 2 ** (spec.depth + 1) - 1))[:, 0]
+    return -1 if bool(good.all()) else int(good.argmin())
+
+
+def fff(place: Place, spec: Spec, batch: int, *arrays: Any) -> int:
     """Walk by gathered rows and their products with the tokens, then add up gathered rows by one batched product.
 
     The rows of the top levels are few, and multiply all tokens at once. arrays: x, w_in, bias, w_out, y, nodes,
-    logits, as ``cuda`` has them.
+    logits, path, and what is returned, as ``cuda`` has them.
     """
+    *inputs, path = arrays
     trees, d_in, d_out, levels, right = spec.trees, spec.d_in, spec.d_out, spec.depth + 1, spec.tie == "right"
     shared = min(levels, _SHARED_LEVELS)
     cupy, stream = _cupy_for(place, spec.dtype)
     with stream:
-        x, w_in, bias, w_out, y, nodes, logits = _views(cupy, place, *arrays)
+        x, w_in, bias, w_out, y, nodes, logits = _views(cupy, place, *inputs)
         x = x.reshape(batch, d_in)
         real = cupy.float64 if x.dtype == cupy.float64 else cupy.float32  # of sums
         w_in = w_in.reshape(trees, -1, d_in)
         w_out = None if w_out is None else w_out.reshape(trees, -1, d_out)
         bias = None if bias is None else bias.reshape(trees, -1).astype(real, copy=False)
+        leaves = None
+        if path is not None and batch:
+            given = _views(cupy, place, path[0])[0].reshape(batch * trees, -1)
+            refused = _first_refused(cupy, spec, given)
+            if refused >= 0:
+                return refused
+            leaves = given[:, -1].reshape(batch, trees)
         activate, (walk, step) = _activate(spec.activation), _bmm_kernels()
         walking = max(1, _GATHERED_BYTES // (max(d_in, 2**shared) * real().itemsize))  # tokens at a time
         adding = max(1, _GATHERED_BYTES // (levels * max(d_out, 1) * real().itemsize))
@@ -135,12 +155,13 @@ def fff(place: Place, spec: Spec, batch: int, *arrays: Any) -> None:
                 scores = tokens @ w_in[tree, : 2**shared - 1].astype(real, copy=False).T
                 if bias is not None:
                     scores += bias[tree, : 2**shared - 1]
-                walk(scores, shared, node, levels, right, node, visited, z)
+                leaf = -1 if leaves is None else leaves[part, tree]
+                walk(scores, shared, node, levels, right, leaf, node, visited, z)
                 for level in range(shared, levels):
                     logit = _products(cupy, _gather(cupy, w_in[tree], node, real), tokens)
                     if bias is not None:
                         logit += bias[tree].take(node)
-                    step(logit, level, node, levels, right, node, visited, z)
+                    step(logit, level, node, levels, right, leaf, node, visited, z)
                 if nodes is not None:
                     nodes.reshape(batch, trees, levels)[part, tree] = visited
                 if logits is not None:
@@ -157,6 +178,7 @@ def fff(place: Place, spec: Spec, batch: int, *arrays: Any) -> None:
                         total[some] += cupy.matmul(coefficients[some], rows)[:, 0]
             if w_out is not None and total is not y_part:
                 y_part[...] = total
+    return -1
 
 
 def dense(place: Place, batched: bool, spec: DenseSpec, *arrays: Any) -> None:

@@ -7,6 +7,9 @@ from importlib import import_module
 from threading import Lock
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cmm._backend import CUDA, Place
 from cmm._cupy import import_cupy
 from cmm.errors import ArrayMemoryError, DtypeError
@@ -25,6 +28,8 @@ class Library(NamedTuple):
     """Makes the device current."""
     hold: Callable[..., None]
     """Keeps inputs alive while the stream may still read them."""
+    host: Callable[[Any], NDArray[Any]]
+    """Waits for the stream, and copies an array to NumPy's."""
 
 
 def library_at(place: Place) -> Library:
@@ -55,6 +60,7 @@ def _torch(device: int) -> Library:
         stream=lambda: int(torch.cuda.current_stream(device).cuda_stream),
         active=lambda: torch.cuda.device(device),
         hold=_nothing,
+        host=lambda array: np.asarray(array.cpu().numpy()),
     )
 
 
@@ -111,4 +117,5 @@ def _cupy(place: Place, cupy: Any) -> Library:
         stream=lambda: int(cupy.cuda.get_current_stream().ptr),
         active=lambda: cupy.cuda.Device(place.device) if place.device_type == CUDA else nullcontext(),
         hold=_nothing if place.library == "cupy" else hold,
+        host=cupy.asnumpy,
     )
