@@ -184,6 +184,8 @@ def test_routing(way):
         torch.testing.assert_close(
             routing.perplexity.double(), torch.exp(-(share * share.clamp(min=1e-30).log()).sum(1)), rtol=1e-5, atol=0
         )
+    layer(x[0])
+    assert layer.routing().counts.sum() == TREES * (DEPTH + 1)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         with pytest.raises(cmm.ArgumentError, match="no forward pass has kept its paths"):
             other.routing()

@@ -232,7 +232,7 @@ class FFF(nn.Module):
             layer = w_in, bias, self._rows(w_out), self.trees, self.activation, self.tie
             y, nodes, logits = call(x, *layer, wants_path)
             if self._tracks:
-                self._routed = nodes.flatten(0, -3), logits.flatten(0, -3)
+                self._keep(nodes, logits)
             return y
         return self._by_products(x, w_in, bias, w_out)
 
@@ -258,7 +258,7 @@ class FFF(nn.Module):
         layer = w_in, bias, w_out, self.trees, self.activation, self.tie
         y, nodes, logits = call(x, *layer, records or self._tracks)
         if self._tracks:
-            self._routed = nodes.flatten(0, -3), logits.flatten(0, -3)
+            self._keep(nodes, logits)
         return y
 
     def _by_operators(self, x: Tensor, is_chosen: bool) -> bool:
@@ -433,6 +433,10 @@ class FFF(nn.Module):
         leaves = counts[:, self.nodes // 2 :]
         share = leaves / leaves.sum(1, keepdim=True).clamp(min=1)
         return Routing(counts, (leaves > 0).sum(1), torch.exp(torch.special.entr(share).sum(1)))
+
+    def _keep(self, nodes: Tensor, logits: Tensor) -> None:
+        path = (-1, self.trees, self.depth + 1)
+        self._routed = nodes.reshape(path), logits.reshape(path)
 
     def _last(self) -> tuple[Tensor, Tensor]:
         if self._routed is None:
