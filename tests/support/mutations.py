@@ -98,7 +98,7 @@ C_TESTS = {
         [DENSE_REFERENCE, DENSE_BLAS1, DENSE_BLAS2, DENSE_BLAS3, REFERENCE, BLAS1, BLAS2, BLAS3], _KERNELS
     ),
     **dict.fromkeys([PER_TOKEN, MICROKERNEL, DOT, AVX2, AVX512], _KERNELS),
-    GROUPED: [*_KERNELS, "plan"],
+    GROUPED: [*_KERNELS, "plan", "same_bits few"],
     SCALAR: [*_KERNELS, "fma"],
 }
 
