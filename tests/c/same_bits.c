@@ -297,6 +297,7 @@ int main(int argc, char **argv)
         {.depth = 9, .trees = 1, .d_in = 24, .d_out = 112, .batch = 700, .bias = 1},
         {.depth = 9, .trees = 1, .d_in = 33, .d_out = 35, .batch = 700},
         {.depth = 7, .trees = 3, .d_in = 20, .d_out = 16, .batch = 700},
+        {.depth = 2, .trees = 3, .d_in = 21, .d_out = 33, .batch = 700}, /* blocks that take turns, through copies */
         {.depth = 9, .trees = 1, .d_in = 3, .d_out = 16, .batch = 16501},
     };
     make_caches_small();

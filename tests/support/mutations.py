@@ -98,7 +98,7 @@ C_TESTS = {
         [DENSE_REFERENCE, DENSE_BLAS1, DENSE_BLAS2, DENSE_BLAS3, REFERENCE, BLAS1, BLAS2, BLAS3], _KERNELS
     ),
     **dict.fromkeys([PER_TOKEN, MICROKERNEL, DOT, AVX2, AVX512], _KERNELS),
-    GROUPED: [*_KERNELS, "plan"],
+    GROUPED: [*_KERNELS, "plan", "same_bits few"],
     SCALAR: [*_KERNELS, "fma"],
 }
 
@@ -335,15 +335,14 @@ MUTANTS = [
     M(PLAN, "(large && machine->l2 < LARGE_L2)", "large"),
     M(PLAN, "plan->block = plan->turn = cmm_least(tokens, CMM_TURN)", "plan->block = plan->turn = tokens"),
     M(PLAN, "plan->block * token <= 4 * machine->l2", "plan->block * token < 4 * machine->l2"),
-    M(DOT, "differ % XNAME(VECTOR_BYTES) ? 0 :", ""),
+    M(DOT, "differ % XNAME(VECTOR_BYTES) ? 0 :", "", "vectors may begin at any address, which takes longer"),
     M(DOT, "int64_t i = head;", "int64_t i = 0;"),
-    M(DOT, "head > 0 && pass == passes - 1", "head > 0"),
     M(DOT, "LOAD_SHARED_MASKED(shared[0], head), head)", "LOAD_SHARED_MASKED(shared[0], head), 0)"),
     M(MICROKERNEL, "if (tile <= d) {", "if (1) {"),
     M(MICROKERNEL, "            at = tile;", "            at = 0;"),
     M(MICROKERNEL, "XNAME(vec_store_masked)(to, y[t][v], first)", "XNAME(vec_store_masked)(to, y[t][v], first - 1)"),
-    M(MICROKERNEL, "            store_mode = Y_STORE;", "            ;"),
-    M(GROUPED, "s->ld_y = NAME(copy_stride)(d_out);", "s->ld_y = d_out;"),
+    M(MICROKERNEL, "            store_mode = Y_STORE;", "            store_mode = Y_STORE_NT;"),
+    M(GROUPED, "s->ld_y = NAME(copy_stride)(d_out);", "s->ld_y = d_out;", "a row off the cache lines takes longer"),
     M(GROUPED, "copy_rows)(count, d_in, x,", "copy_rows)(count - 1, d_in, x,"),
     M(GROUPED, "s->first = first + at;", "s->first = first;"),
     M(PLAN, "problem->batch * (x_row + y_row)", "tokens * (x_row + y_row)"),

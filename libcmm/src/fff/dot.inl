@@ -24,7 +24,7 @@ INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const 
 #pragma GCC unroll 8
                 for (int v = 0; v < vectors; v++)
                     sum[r][t][v] = XNAME(vec_zero)();
-        if (head > 0 && pass == passes - 1) {
+        if (head > 0) { /* vectors so long that all lanes are summed in one pass */
             const XNAME(vec) first = XNAME(vec_rotate)(LOAD_SHARED_MASKED(shared[0], head), head);
 #pragma GCC unroll 8
             for (int t = 0; t < n_varying; t++) {
