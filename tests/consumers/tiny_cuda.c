@@ -5,8 +5,9 @@
 #include <string.h>
 
 /* Programs built before rely on it. */
-_Static_assert(sizeof(void *) != 8 || (sizeof(cmm_cuda_run) == 48 && offsetof(cmm_cuda_run, stream) == 24 &&
-                                       offsetof(cmm_cuda_run, workspace_bytes) == 40), "the layout of cmm_cuda_run");
+_Static_assert(sizeof(void *) != 8 || (sizeof(cmm_cuda_run) == 64 && offsetof(cmm_cuda_run, stream) == 24 &&
+                                       offsetof(cmm_cuda_run, workspace_bytes) == 40 &&
+                                       offsetof(cmm_cuda_run, path_nodes) == 48), "the layout of cmm_cuda_run");
 
 int main(void)
 {
