@@ -204,6 +204,42 @@ static void check_level_threads(const char *level, int64_t trees, int64_t d_out)
     }
 }
 
+/* Sums of -0, which underflowing products give: a zero that is added on the way would make +0 of them. */
+static void check_signs_of_zero(int32_t dtype)
+{
+    const int64_t d_in[] = {512, 768, 528};
+    for (size_t i = 0; i < sizeof d_in / sizeof *d_in; i++) {
+        example e = example_new((shape){.dtype = dtype, .depth = 3, .trees = 1, .d_in = d_in[i], .d_out = 5, .batch = 9}, 61);
+        const double tiny = dtype == CMM_F64 ? 1e-300 : 1e-30;
+        for (int64_t j = 0; j < 15 * d_in[i]; j++)
+            if (dtype == CMM_F64)
+                ((double *)e.w_in)[j] = tiny;
+            else
+                ((float *)e.w_in)[j] = (float)tiny;
+        for (int64_t j = 0; j < e.batch * d_in[i]; j++)
+            if (dtype == CMM_F64)
+                ((double *)e.x)[j] = -tiny;
+            else
+                ((float *)e.x)[j] = (float)-tiny;
+        const way *first = NULL;
+        for (int w = 0; w < way_count; w++) {
+            if (strcmp(ways[w].run.level, "native") != 0)
+                continue;
+            if (!first) {
+                first = &ways[w];
+                CHECK(example_run(&e, &first->run) == CMM_OK, "%s", first->name);
+            }
+            example r = results_like(&e);
+            CHECK(example_run(&r, &ways[w].run) == CMM_OK, "%s", ways[w].name);
+            compare(&e, &r, ways[w].name, "logits of -0, d_in", (long long)d_in[i]);
+            results_free(&r);
+            check_splits(&e, &ways[w]);
+            check_address(&e, &ways[w]);
+        }
+        example_free(&e);
+    }
+}
+
 /* ---- the hash of all bits -------------------------------------------------------------------------------------- */
 
 static uint64_t fnv1a(uint64_t hash, const void *bytes, size_t count)
@@ -284,6 +320,8 @@ int main(int argc, char **argv)
         {.depth = 3, .trees = 3, .d_in = 512, .d_out = 97, .batch = 41},
         {.depth = 3, .trees = 1, .d_in = 555, .d_out = 130, .batch = 33},
     };
+    for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++)
+        check_signs_of_zero(dtype);
     for (int32_t dtype = CMM_F32; dtype <= CMM_F64; dtype++)
         for (size_t i = 0; i < sizeof wide / sizeof *wide; i++) {
             shape s = wide[i];

@@ -7,7 +7,8 @@
 /* out[s][v] = dot(shared[s], varying[v]) for n_shared <= NR and n_varying <= MR, which are constants wherever this
  * is inlined. Meanwhile the token `prefetch`, where it is not NULL, is prefetched into L2. With head > 0, less than a vector,
  * the vectors of the varying operands begin `head` elements on, and what comes before is summed first, in the last lanes of
- * the last vector: every lane of a sum is `head` lanes lower, cyclically, which halving does not see. For n_shared == 1. */
+ * the last vector: every lane of a sum is `head` lanes lower, cyclically, which halving does not see. For n_shared == 1,
+ * and d a multiple of LANES: a row is continued with no zeros then, of which each would make +0 of a lane's -0. */
 INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const SHARED *const *shared,
                           const VARYING *const *varying, int64_t d, X (*out)[MR], const X *prefetch, int64_t head)
 {
@@ -69,7 +70,8 @@ INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const 
                     const XNAME(vec) own = LOAD_VARYING_MASKED(varying[t] + at, left);
 #pragma GCC unroll 8
                     for (int r = 0; r < n_shared; r++)
-                        sum[r][t][v] = XNAME(vec_fma)(common[r], own, sum[r][t][v]);
+                        sum[r][t][v] = head > 0 ? XNAME(vec_fma_masked)(common[r], own, sum[r][t][v], left)
+                                                : XNAME(vec_fma)(common[r], own, sum[r][t][v]);
                 }
             }
         }
@@ -91,7 +93,7 @@ INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const 
 INLINE int64_t DOT(head)(int n, const VARYING *const *varying, int64_t d)
 {
     uintptr_t differ = 0;
-    if (!ALIGN_VARYING || n == 1 || d < NAME(LONG) || (int)XNAME(VECTOR_BYTES) < CMM_ALIGNMENT)
+    if (!ALIGN_VARYING || n == 1 || d < NAME(LONG) || d % NAME(LANES) || (int)XNAME(VECTOR_BYTES) < CMM_ALIGNMENT)
         return 0;
     for (int i = 1; i < n; i++)
         differ |= (uintptr_t)varying[i] ^ (uintptr_t)varying[0];

@@ -41,6 +41,10 @@ static inline __m256i mask_f32(int64_t n)
 static inline vec_f32 vec_load_masked_f32(const float *p, int64_t n) { return _mm256_maskload_ps(p, mask_f32(n)); }
 static inline void vec_store_masked_f32(float *p, vec_f32 a, int64_t n) { _mm256_maskstore_ps(p, mask_f32(n), a); }
 
+static inline vec_f32 vec_fma_masked_f32(vec_f32 a, vec_f32 b, vec_f32 c, int64_t n)
+{
+    return _mm256_blendv_ps(c, vec_fma_f32(a, b, c), _mm256_castsi256_ps(mask_f32(n)));
+}
 static inline vec_f32 vec_rotate_f32(vec_f32 a, int64_t n)
 {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -74,6 +78,10 @@ static inline __m256i mask_f64(int64_t n)
 static inline vec_f64 vec_load_masked_f64(const double *p, int64_t n) { return _mm256_maskload_pd(p, mask_f64(n)); }
 static inline void vec_store_masked_f64(double *p, vec_f64 a, int64_t n) { _mm256_maskstore_pd(p, mask_f64(n), a); }
 
+static inline vec_f64 vec_fma_masked_f64(vec_f64 a, vec_f64 b, vec_f64 c, int64_t n)
+{
+    return _mm256_blendv_pd(c, vec_fma_f64(a, b, c), _mm256_castsi256_pd(mask_f64(n)));
+}
 static inline vec_f64 vec_rotate_f64(vec_f64 a, int64_t n)
 {
     return _mm256_castps_pd(vec_rotate_f32(_mm256_castpd_ps(a), 2 * n));

@@ -39,6 +39,10 @@ static inline __mmask16 mask_f32(int64_t n)
 static inline vec_f32 vec_load_masked_f32(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(mask_f32(n), p); }
 static inline void vec_store_masked_f32(float *p, vec_f32 a, int64_t n) { _mm512_mask_storeu_ps(p, mask_f32(n), a); }
 
+static inline vec_f32 vec_fma_masked_f32(vec_f32 a, vec_f32 b, vec_f32 c, int64_t n)
+{
+    return _mm512_mask3_fmadd_ps(a, b, c, mask_f32(n));
+}
 static inline vec_f32 vec_rotate_f32(vec_f32 a, int64_t n)
 {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -73,6 +77,10 @@ static inline __mmask8 mask_f64(int64_t n)
 static inline vec_f64 vec_load_masked_f64(const double *p, int64_t n) { return _mm512_maskz_loadu_pd(mask_f64(n), p); }
 static inline void vec_store_masked_f64(double *p, vec_f64 a, int64_t n) { _mm512_mask_storeu_pd(p, mask_f64(n), a); }
 
+static inline vec_f64 vec_fma_masked_f64(vec_f64 a, vec_f64 b, vec_f64 c, int64_t n)
+{
+    return _mm512_mask3_fmadd_pd(a, b, c, mask_f64(n));
+}
 static inline vec_f64 vec_rotate_f64(vec_f64 a, int64_t n)
 {
     const __m512i lane = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);

@@ -47,6 +47,13 @@ static inline void vec_store_masked_f32(float *p, vec_f32 a, int64_t n)
         p[i] = part[i];
 }
 
+static inline vec_f32 vec_fma_masked_f32(vec_f32 a, vec_f32 b, vec_f32 c, int64_t n)
+{
+    float part[4];
+    vst1q_f32(part, c);
+    vec_store_masked_f32(part, vec_fma_f32(a, b, c), n);
+    return vld1q_f32(part);
+}
 static inline vec_f32 vec_rotate_f32(vec_f32 a, int64_t n)
 {
     float twice[8];
@@ -89,6 +96,13 @@ static inline void vec_store_masked_f64(double *p, vec_f64 a, int64_t n)
         *p = vgetq_lane_f64(a, 0);
 }
 
+static inline vec_f64 vec_fma_masked_f64(vec_f64 a, vec_f64 b, vec_f64 c, int64_t n)
+{
+    double part[2];
+    vst1q_f64(part, c);
+    vec_store_masked_f64(part, vec_fma_f64(a, b, c), n);
+    return vld1q_f64(part);
+}
 static inline vec_f64 vec_rotate_f64(vec_f64 a, int64_t n) { return n ? vextq_f64(a, a, 1) : a; }
 
 static inline double vec_reduce_add_f64(vec_f64 a) { return vgetq_lane_f64(a, 0) + vgetq_lane_f64(a, 1); }

@@ -159,6 +159,12 @@ static inline double fma_one_f64(double a, double b, double c) { return fma(a, b
             c.v[i] = NAME(fma_one)(a.v[i], b.v[i], c.v[i]);                                                          \
         return c;                                                                                                    \
     }                                                                                                                \
+    static inline NAME(vec) NAME(vec_fma_masked)(NAME(vec) a, NAME(vec) b, NAME(vec) c, int64_t n)                   \
+    {                                                                                                                \
+        for (int64_t i = 0; i < NAME(VL) && i < n; i++)                                                              \
+            c.v[i] = NAME(fma_one)(a.v[i], b.v[i], c.v[i]);                                                          \
+        return c;                                                                                                    \
+    }                                                                                                                \
     static inline NAME(vec) NAME(vec_rotate)(NAME(vec) a, int64_t n)                                                 \
     {                                                                                                                \
         NAME(vec) b;                                                                                                 \
