@@ -516,6 +516,23 @@ def test_two_processes(tmp_path):
         assert (process.returncode, words.splitlines()[-1:]) == (0, ["as it should be"]), "".join(said)
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_results_are_where_the_tokens_are(sparse):
+    """Whatever device PyTorch makes new tensors on."""
+    layer, x = make("auto", sparse=sparse), tokens()
+    want = gradients(layer, x)
+    with torch.device("meta"):
+        assert layer(x).is_cpu
+        found = gradients(layer, x)
+        assert all(torch.equal(a.to_dense(), b.to_dense()) for a, b in zip(found, want, strict=True))
+        layer.eval()
+        with torch.no_grad():
+            assert layer(x).is_cpu
+    given = arguments(wants=False)
+    with torch.device("meta"):
+        assert all(one.is_cpu for one in forward(*given))
+
+
 # ---- the transposed form of linear_out -----------------------------------------------------------------------------
 
 

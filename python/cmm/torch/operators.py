@@ -126,7 +126,7 @@ def apply(
     if not (w_in.is_cpu and w_out.is_cpu and (bias is None or bias.is_cpu)):
         _on_cpu(w_in=w_in, bias=bias, w_out=w_out)
     x, w_in, w_out = _usable(x), _usable(w_in), _usable(w_out)
-    y = torch.empty((*x.shape[:-1], d_out), dtype=dtype)
+    y = torch.empty((*x.shape[:-1], d_out), dtype=dtype, device=x.device)
     c_bias = c_nodes = c_logits = NULL
     if bias is not None:
         bias = _usable(bias)
@@ -156,7 +156,7 @@ def _forward_cpu(
     bias_shape = None if bias is None else bias.shape
     depth = _codes(x.dtype, w_in.shape, bias_shape, w_out.shape, trees, activation, tie)[3]
     path = (*x.shape[:-1], trees, depth + 1) if return_path else (0,)
-    nodes, logits = torch.empty(path, dtype=torch.int32), torch.empty(path, dtype=x.dtype)
+    nodes, logits = x.new_empty(path, dtype=torch.int32), x.new_empty(path)
     given = (nodes, logits) if return_path else ()
     return apply(x, w_in, bias, w_out, trees, activation, tie, *given), nodes, logits
 
@@ -425,11 +425,11 @@ class SparseConditional(Conditional):
         """Compute gradients at the cost of the visited rows, and of a look at one bit for each row."""
         x, w_in, w_out, nodes, logits = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:4])
-        visited = torch.zeros(len(w_in), dtype=torch.bool)
+        visited = x.new_zeros(len(w_in), dtype=torch.bool)
         visited[_flat(nodes, ctx.trees, len(w_in)).reshape(-1)] = True
         (rows,) = visited.nonzero(as_tuple=True)
         shapes = w_in.shape, w_in.shape[:1], w_out.shape
-        sums = [_zeros(shape, x.dtype) if want else None for shape, want in zip(shapes, wanted[1:], strict=True)]
+        sums = [_zeros(x, shape) if want else None for shape, want in zip(shapes, wanted[1:], strict=True)]
         dx = None
         if dy is not None and any(wanted):
             dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else None
@@ -459,19 +459,19 @@ class SparseConditional(Conditional):
 
 
 # Sums of all rows, whose visited ones are taken out and set to 0 again: what is free of each shape.
-_free: dict[tuple[tuple[int, ...], torch.dtype], list[Tensor]] = {}
+_free: dict[tuple[tuple[int, ...], torch.dtype, torch.device], list[Tensor]] = {}
 
 
-def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def _zeros(like: Tensor, shape: torch.Size) -> Tensor:
     """Return zeros that _give_back() has got, or new ones."""
     try:
-        return _free[tuple(shape), dtype].pop()
+        return _free[tuple(shape), like.dtype, like.device].pop()
     except (KeyError, IndexError):
-        return torch.zeros(shape, dtype=dtype)
+        return like.new_zeros(shape)
 
 
 def _give_back(zeros: Tensor) -> None:
-    _free.setdefault((tuple(zeros.shape), zeros.dtype), []).append(zeros)
+    _free.setdefault((tuple(zeros.shape), zeros.dtype, zeros.device), []).append(zeros)
 
 
 def _no_second(ctx: Any, *gradients: Any) -> Any:
