@@ -19,6 +19,7 @@ from building import ROOT
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from cmm.torch import FFF  # noqa: E402
+from torch.autograd import forward_ad  # noqa: E402
 from torch.func import functional_call, grad, jacrev, jvp, vmap  # noqa: E402
 from torch.library import opcheck  # noqa: E402
 from torch.optim import optimizer  # noqa: E402
@@ -157,6 +158,28 @@ def test_forward_mode():
     direction = torch.randn_like(x)
     _, tangent = jvp(layer, (x,), (direction,))
     torch.testing.assert_close(tangent, torch.einsum("abcd,cd->ab", jacrev(layer)(x), direction))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_forward_mode_is_not_lost_without_gradients(sparse):
+    """Neither by a layer that is prepared, nor where weights have the tangents."""
+    layer, x = make("auto", sparse=sparse).eval(), tokens(5)
+    refused = pytest.raises(cmm.ArgumentError, match=r"forward-mode derivatives")
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+    with torch.no_grad():
+        want = layer(x)
+        with forward_ad.dual_level():
+            assert torch.equal(layer(x), want)
+            with refused:
+                layer(forward_ad.make_dual(x, x))
+        with refused:
+            jvp(layer, (x,), (x,))
+        with refused:
+            jvp(lambda given: functional_call(layer, given, x), (parameters,), (parameters,))
+        if not sparse:
+            layer.backward = "dense"
+            _, tangent = jvp(layer, (x,), (x,))
+            torch.testing.assert_close(tangent, torch.einsum("abcd,cd->ab", jacrev(layer)(x), x))
 
 
 def test_autocast():

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -219,15 +220,15 @@ class FFF(nn.Module):
         if not (exports or (type(w_in) in _PLAIN and type(w_out) in _PLAIN)):
             return self._by_calls(x)
         check_tokens(x, self.d_in)
-        gradient = torch.is_grad_enabled() and (
-            x.requires_grad or w_in.requires_grad or w_out.requires_grad or (bias is not None and bias.requires_grad)
-        )
+        gradient = _is_asked(x, w_in, bias, w_out)
         if self._rows_of and gradient and w_out.requires_grad and not exports:
             self._drop()  # who asks for its gradient is about to change it
-        if self._by_operators(x, gradient or self.training):
-            # In a graph that is compiled the operator has its gradient; torch.func sees that of a Function.
+        if self._by_operators(x, gradient or self.training or _is_forward_mode()):
+            # In a graph that is compiled the operator has its gradient; torch.func sees that of a Function, which
+            # is also what refuses forward mode.
             records = torch.is_grad_enabled()
-            call = Conditional.apply if records and not torch.compiler.is_compiling() else fff_forward
+            functions = (records or _is_forward_mode()) and not torch.compiler.is_compiling()
+            call = Conditional.apply if functions else fff_forward
             wants_path = records or self._tracks
             layer = w_in, bias, self._rows(w_out), self.trees, self.activation, self.tie
             y, nodes, logits = call(x, *layer, wants_path)
@@ -254,7 +255,7 @@ class FFF(nn.Module):
                 "without torch.compile"
             )
         records = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        call = SparseConditional.apply if records else fff_forward
+        call = SparseConditional.apply if records or _is_forward_mode() else fff_forward
         layer = w_in, bias, w_out, self.trees, self.activation, self.tie
         y, nodes, logits = call(x, *layer, records or self._tracks)
         if self._tracks:
@@ -634,9 +635,22 @@ def _is_plain(x: Tensor, w_in: Tensor, bias: Tensor | None) -> bool:
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
         and not is_functorch_wrapped_tensor(x)
+        and not _is_forward_mode()
         and not is_in_torch_dispatch_mode()
         and not x.is_neg()
     )
+
+
+def _is_asked(x: Tensor, w_in: Tensor, bias: Tensor | None, w_out: Tensor) -> bool:
+    """Whether a gradient may be asked for."""
+    return torch.is_grad_enabled() and (
+        x.requires_grad or w_in.requires_grad or w_out.requires_grad or (bias is not None and bias.requires_grad)
+    )
+
+
+def _is_forward_mode() -> bool:
+    """Whether derivatives in forward mode may be asked for, which no_grad() does not prevent."""
+    return forward_ad._current_level >= 0
 
 
 def _finite(weight: Tensor) -> Tensor:
