@@ -91,6 +91,16 @@ def test_only_what_is_wanted_has_a_gradient():
     assert torch.equal(x.grad, want[0])
 
 
+def test_what_is_differentiated_twice_says_so():
+    layer, x = make(track_routing=True), tokens().requires_grad_()
+    for loss in (layer(x).square().sum(), layer.balance_loss()):
+        found = torch.autograd.grad(loss, [x, *layer.linear_in.parameters()], create_graph=True, retain_graph=True)
+        with pytest.raises(cmm.ArgumentError, match=r"second derivatives are not computed through visited nodes"):
+            found[0].sum().backward(retain_graph=True)
+        with pytest.raises(cmm.ArgumentError, match=r"second derivatives are not computed through visited nodes"):
+            found[1].to_dense().sum().backward()
+
+
 def test_sparse_adam_changes_visited_rows_alone():
     layer, x = make(track_routing=True), tokens()
     before = copy.deepcopy(layer.state_dict())

@@ -423,10 +423,30 @@ class SparseConditional(Conditional):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: Any, dlogits: Tensor | None) -> tuple[Tensor | None, ...]:
         """Compute gradients at the cost of the visited rows, and of a look at one bit for each row."""
-        x, w_in, w_out, nodes, logits = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[:4])
+        wanted = ctx.needs_input_grad[:4]
+        found = SparseBackward.apply(dy, dlogits, *ctx.saved_tensors, ctx.trees, ctx.activation, wanted)
+        return *found, None, None, None, None
+
+
+class SparseBackward(Backward):
+    """Its backward pass, of which there is no derivative."""
+
+    @staticmethod
+    def forward(
+        dy: Tensor | None,
+        dlogits: Tensor | None,
+        x: Tensor,
+        w_in: Tensor,
+        w_out: Tensor,
+        nodes: Tensor,
+        logits: Tensor,
+        trees: int,
+        activation: str,
+        wanted: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """Compute gradients."""
         visited = x.new_zeros(len(w_in), dtype=torch.bool)
-        visited[_flat(nodes, ctx.trees, len(w_in)).reshape(-1)] = True
+        visited[_flat(nodes, trees, len(w_in)).reshape(-1)] = True
         (rows,) = visited.nonzero(as_tuple=True)
         shapes = w_in.shape, w_in.shape[:1], w_out.shape
         sums = [_zeros(x, shape) if want else None for shape, want in zip(shapes, wanted[1:], strict=True)]
@@ -434,14 +454,14 @@ class SparseConditional(Conditional):
         if dy is not None and any(wanted):
             dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else None
             bits = lib.CMM_DW_IN * wanted[1] | lib.CMM_DBIAS * wanted[2] | lib.CMM_DW_OUT * wanted[3]
-            _backward_into([dx, *sums], bits, dy, x, w_in, w_out, nodes, logits, ctx.trees, ctx.activation)
+            _backward_into([dx, *sums], bits, dy, x, w_in, w_out, nodes, logits, trees, activation)
         if dlogits is not None:
             through = [wanted[0], False, wanted[2]]
-            more, _, dbias = _through_logits(dlogits, x, w_in, nodes, ctx.trees, through, None)
+            more, _, dbias = _through_logits(dlogits, x, w_in, nodes, trees, through, None)
             dx = more if dx is None else dx if more is None else dx + more
             if wanted[1]:
                 into = [None, None, None, sums[0]]
-                _backward_into(into, lib.CMM_DW_OUT, *_as_dw_out(dlogits, x, w_in, nodes), ctx.trees, "identity")
+                _backward_into(into, lib.CMM_DW_OUT, *_as_dw_out(dlogits, x, w_in, nodes), trees, "identity")
             if sums[1] is not None:
                 sums[1] += dbias
         values = [None if one is None else one[rows] for one in sums]
@@ -455,7 +475,7 @@ class SparseConditional(Conditional):
             else torch.sparse_coo_tensor(rows[None], one, shape, is_coalesced=True, check_invariants=False)
             for one, shape in zip(values, shapes, strict=True)
         ]
-        return dx, *sparse, None, None, None, None
+        return dx, *sparse
 
 
 # Sums of all rows, whose visited ones are taken out and set to 0 again: what is free of each shape.
