@@ -152,6 +152,21 @@ def test_eval_and_copies():
     assert f"{ROWS}, {D_OUT}" in repr(make())
 
 
+def test_eval_elsewhere_and_compiled(monkeypatch):
+    """Without a gradient libcmm computes wherever it can: here on a device that stands for a GPU."""
+    monkeypatch.setattr("cmm.torch.fff._computable", lambda x: True)
+    monkeypatch.setattr("cmm.torch.fff.fff_forward", lambda x, *_: (x, None, None))
+    layer, x = make().eval().to("meta"), tokens().to("meta")
+    with torch.no_grad():
+        assert layer(x) is x
+    with pytest.raises(cmm.ArgumentError, match=r"x is on meta and of torch.float64; sparse=True is for training in"):
+        layer(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(make().eval(), fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match=r"sparse=True is for training in .*, without torch.compile"):
+        compiled(tokens())
+
+
 def test_what_sparse_gradients_do_not_go_with():
     with pytest.raises(cmm.ArgumentError, match="backward is 'dense', and sparse is True; it should be 'auto' or"):
         make(backward="dense")

@@ -243,13 +243,14 @@ class FFF(nn.Module):
         if type(linear_in) is not nn.Linear or type(linear_out) is not _NodeRows or _is_hooked(linear_in):
             raise ArgumentError("sparse is True, for which linear_in and linear_out should be as the layer made them")
         w_in, bias, w_out = linear_in.weight, linear_in.bias, linear_out.weight
-        if not (self.training or torch.is_grad_enabled()) and (_autocasts(x.device.type) or not _computable(x)):
+        trains = self.training or _is_asked(x, w_in, bias, w_out)
+        if not trains and (_autocasts(x.device.type) or not _computable(x)):
             return self._by_products(x, w_in, bias, w_out.t())
         if self.backward == "dense" or (self.training and (self._is_soft or self.straight_through)):
             raise ArgumentError(
                 "sparse is True, for which backward should not be 'dense', softness be 0 and straight_through False"
             )
-        if x.device.type != "cpu" or x.dtype not in CPU_DTYPES or (self.training and torch.compiler.is_compiling()):
+        if trains and (x.device.type != "cpu" or x.dtype not in CPU_DTYPES or torch.compiler.is_compiling()):
             raise ArgumentError(
                 f"x is on {x.device} and of {x.dtype}; sparse=True is for training in float32 and float64 on a CPU, "
                 "without torch.compile"
