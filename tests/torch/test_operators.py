@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -596,6 +597,61 @@ def test_the_life_of_the_transposed_form():
     layer.requires_grad_(False)
     layer(x.requires_grad_()).sum().backward()  # of the tokens alone
     check(has_form=True)
+
+
+@pytest.mark.parametrize("how", ["load", "convert", "write"])
+def test_the_form_of_a_weight_that_was_written_to(how):
+    """By way of the child alone, and where what was there before is free again."""
+    layer, x = make(dtype=torch.float32).eval(), tokens(dtype=torch.float32)
+    with torch.no_grad():
+        before = layer(x)
+        if how == "load":
+            layer.linear_out.load_state_dict({"weight": 2 * layer.linear_out.weight})
+        elif how == "convert":
+            layer.linear_out.half().float()
+        else:
+            layer.linear_out.weight.mul_(2)
+        want = copy.deepcopy(layer).eval()(x)
+        assert not torch.equal(want, before)
+        for _ in range(2):
+            assert torch.equal(layer(x), want)
+        assert torch.equal(layer._rows_out, layer.linear_out.weight.t())
+        layer.linear_out.weight.mul_(2)
+        assert torch.equal(vmap(layer)(x), layer.eval()(x))
+
+
+def test_the_form_made_in_inference_mode_has_gradients():
+    layer, x = make(), tokens()
+    layer.linear_out.requires_grad_(False)
+    (want,) = torch.autograd.grad(layer(x.requires_grad_()).sum(), x)
+    with torch.inference_mode():
+        layer.eval()
+    (found,) = torch.autograd.grad(layer(x).sum(), x)
+    assert torch.equal(found, want)
+
+
+def test_the_form_while_another_thread_drops_it():
+    """A forward pass reads it once: what is dropped at any point of it has no effect."""
+    layer, x = make().eval(), tokens()
+    with torch.no_grad():
+        want, done = layer(x), threading.Event()
+
+        def switch():
+            while not done.is_set():
+                layer._drop()
+                layer._prepare()
+
+        thread = threading.Thread(target=switch)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        thread.start()
+        try:
+            for _ in range(500):
+                assert torch.equal(layer(x), want)
+        finally:
+            done.set()
+            thread.join()
+            sys.setswitchinterval(interval)
 
 
 def test_another_parameter_has_not_the_form_of_the_one_before():

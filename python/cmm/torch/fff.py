@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
@@ -47,6 +47,23 @@ class Routing(NamedTuple):
     """(K,): exp of the entropy of the leaves, so that many leaves that share the tokens evenly have this number."""
 
 
+class _Form(NamedTuple):
+    """The transposed form of an output weight: one tuple, so that threads see all of it or nothing."""
+
+    rows: Tensor
+    weight: Tensor  # the parameter
+    memory: Tensor  # which it had then; held, so that no other has this address
+    version: int | None  # of inference tensors, which have none
+    is_ready: bool  # for apply()
+
+    def is_stale(self) -> bool:
+        """Whether the parameter has been written to since, or has got other memory, as half() on a child gives it."""
+        weight = self.weight
+        return self.memory.data_ptr() != weight.data_ptr() or (
+            self.version is not None and self.version != _version(weight)
+        )
+
+
 class FFF(nn.Module):
     """A fast feedforward layer of K trees of depth D, with the names and shapes of the authors' training code.
 
@@ -65,9 +82,10 @@ class FFF(nn.Module):
     ``torch.compile`` and ``torch.export`` record.
 
     libcmm reads ``linear_out.weight`` transposed. ``eval()`` makes that form, and ``train()`` drops it;
-    ``load_state_dict``, ``to()`` and its like make it anew. A sharded parameter (DTensor), another parameter in
-    its place, and one that a gradient is asked for have none: each forward pass then transposes. Whoever writes to
-    the weight in ``eval()`` in another way calls ``eval()`` again.
+    ``load_state_dict``, ``to()`` and its like make it anew, and so does a forward pass that finds the weight
+    written to. A sharded parameter (DTensor), another parameter in its place, and one that a gradient is asked for
+    have none: each forward pass then transposes. Whoever writes to the weight in ``eval()`` where PyTorch does not
+    count it (``weight.data``, inference tensors), or compiles or exports the layer, calls ``eval()`` again.
 
     In the soft phase of training, ``layer.softness = alpha``, all neurons act, those off the path by a factor of
     alpha: ``activation(z) * (1 on the path, alpha off it)``. Setting it to 0 ends that phase; ``eval()`` is hard in
@@ -171,8 +189,7 @@ class FFF(nn.Module):
             self.linear_out = nn.Linear(rows, d_out, bias=False, device=device, dtype=dtype)
         self.register_buffer("alpha", torch.zeros((), device=device), persistent=False)
         self.register_buffer("_rows_out", None, persistent=False)
-        self._rows_of: tuple[Tensor, ...] = ()  # what they are the transposed form of; no parameter of this module
-        self._is_ready = False  # in eval(), with that form, on a CPU
+        self._form: _Form | None = None  # in eval(); its rows are the buffer too, which is a constant of exports
         self.register_load_state_dict_post_hook(_renew)
         self.reset_parameters()
 
@@ -213,16 +230,18 @@ class FFF(nn.Module):
         if not type(linear_in) is type(linear_out) is nn.Linear or _is_hooked(linear_in) or _is_hooked(linear_out):
             return self._by_calls(x)
         w_in, bias, w_out = linear_in.weight, linear_in.bias, linear_out.weight
-        if self._is_ready and w_out is self._rows_of[0] and not torch.is_grad_enabled() and _is_plain(x, w_in, bias):
+        form = self._form_of(w_out)
+        if form and form.is_ready and not torch.is_grad_enabled() and _is_plain(x, w_in, bias):
             # One token takes libcmm a few microseconds, and the dispatcher ten more.
-            return apply(x, w_in, bias, self._rows_out, self.trees, self.activation, self.tie)
+            return apply(x, w_in, bias, form.rows, self.trees, self.activation, self.tie)
         exports = torch.compiler.is_exporting()  # which puts fake parameters in the place of these
         if not (exports or (type(w_in) in _PLAIN and type(w_out) in _PLAIN)):
             return self._by_calls(x)
         check_tokens(x, self.d_in)
         gradient = _is_asked(x, w_in, bias, w_out)
-        if self._rows_of and gradient and w_out.requires_grad and not exports:
+        if form and gradient and w_out.requires_grad and not exports:
             self._drop()  # who asks for its gradient is about to change it
+            form = None
         if self._by_operators(x, gradient or self.training or _is_forward_mode()):
             # In a graph that is compiled the operator has its gradient; torch.func sees that of a Function, which
             # is also what refuses forward mode.
@@ -230,7 +249,7 @@ class FFF(nn.Module):
             functions = (records or _is_forward_mode()) and not torch.compiler.is_compiling()
             call = Conditional.apply if functions else fff_forward
             wants_path = records or self._tracks
-            layer = w_in, bias, self._rows(w_out), self.trees, self.activation, self.tie
+            layer = w_in, bias, self._rows(w_out, form), self.trees, self.activation, self.tie
             y, nodes, logits = call(x, *layer, wants_path)
             if self._tracks:
                 self._keep(nodes, logits)
@@ -319,7 +338,7 @@ class FFF(nn.Module):
     def _by_calls(self, x: Tensor) -> Tensor:
         """Compute as the modules in place of linear_in and linear_out do."""
         check_tokens(x, self.d_in)
-        if self._rows_of and not torch.compiler.is_exporting():
+        if self._form and not torch.compiler.is_exporting():
             self._drop()  # an adapter may be merged into the weight
         if self.backward == "visited":
             called = next(name for name in ("linear_in", "linear_out") if _is_called(getattr(self, name)))
@@ -453,14 +472,22 @@ class FFF(nn.Module):
 
     # ---- the transposed form of linear_out -------------------------------------------------------------------------
 
-    def _rows(self, w_out: Tensor) -> Tensor:
+    def _form_of(self, w_out: Tensor) -> _Form | None:
+        """Return the form of this parameter, made anew if it is stale and nobody traces or transforms that."""
+        form = self._form
+        if form is None or form.weight is not w_out:
+            return None
+        if torch.compiler.is_compiling() or not form.is_stale():
+            return form
+        if peek_interpreter_stack() is not None or is_in_torch_dispatch_mode():
+            return None
+        self._prepare()
+        return self._form
+
+    def _rows(self, w_out: Tensor, form: _Form | None) -> Tensor:
         """Return the output weights node by node, (K*N, d_out)."""
-        kept = self._rows_out
-        if kept is not None:
-            its_own = torch.compiler.is_exporting() or w_out is self._rows_of[0]
-            if its_own:
-                return kept
-        return w_out.t().contiguous()
+        rows = self._rows_out if torch.compiler.is_exporting() else form and form.rows
+        return w_out.t().contiguous() if rows is None else rows
 
     def _prepare(self) -> None:
         """Make the form anew in eval(), and have none in training or of a parameter that is no plain tensor."""
@@ -468,12 +495,16 @@ class FFF(nn.Module):
         if type(weight) not in _PLAIN:
             self._drop()
         else:
-            self._rows_out = weight.detach().t().contiguous()
-            self._rows_of = (weight,)
-            self._is_ready = weight.is_cpu and weight.dtype in CPU_DTYPES and not self._tracks
+            # Also in inference mode a tensor that a later backward pass can keep.
+            with torch.inference_mode(weight.is_inference()), torch.no_grad():
+                version, memory = _version(weight), weight.detach()
+                rows = memory.t().contiguous()
+            is_ready = weight.is_cpu and weight.dtype in CPU_DTYPES and not self._tracks
+            self._form = _Form(rows, weight, memory, version, is_ready)
+            self._rows_out = rows
 
     def _drop(self) -> None:
-        self._rows_out, self._rows_of, self._is_ready = None, (), False
+        self._form = self._rows_out = None
 
     def train(self, mode: bool = True) -> "FFF":
         """Set training, which drops the transposed form, or evaluation, which makes it anew."""
@@ -652,6 +683,11 @@ def _is_asked(x: Tensor, w_in: Tensor, bias: Tensor | None, w_out: Tensor) -> bo
 def _is_forward_mode() -> bool:
     """Whether derivatives in forward mode may be asked for, which no_grad() does not prevent."""
     return forward_ad._current_level >= 0
+
+
+def _version(weight: Tensor) -> int | None:
+    """Return how often a tensor has been written to, if PyTorch counts it."""
+    return None if weight.is_inference() else weight._version
 
 
 def _finite(weight: Tensor) -> Tensor:
