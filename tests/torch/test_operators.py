@@ -6,6 +6,7 @@ That their numbers are right is in test_torch_layer.py, with derived bounds, and
 import copy
 import math
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from building import ROOT
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-from cmm.torch import FFF  # noqa: E402
+from cmm.torch import FFF, operators  # noqa: E402
 from torch.autograd import forward_ad  # noqa: E402
 from torch.func import functional_call, grad, jacrev, jvp, vmap  # noqa: E402
 from torch.library import opcheck  # noqa: E402
@@ -279,6 +280,20 @@ def test_the_backward_operator_refuses(what):
     given[place] = change(given[place])
     with pytest.raises(error, match=words):
         backward(*given)
+
+
+def test_the_gpus_forward_pass_takes_any_layout_and_refuses_wrong_shapes(monkeypatch):
+    """As far as it goes without a GPU: what it hands on, and what it says."""
+    handed = []
+    monkeypatch.setattr(operators, "forward_anywhere", lambda x, *weights, **_: handed.append(weights) or x)
+    x, w_in, bias, w_out, *how = arguments(wants=False)
+    how[-1] = False
+    operators._forward_cuda(x, w_in.t().contiguous().t(), bias, w_out.t().contiguous().t(), *how)
+    nodes = 2 ** (DEPTH + 1) - 1
+    assert equal(handed[0], [w_in.view(TREES, nodes, -1), w_out.view(TREES, nodes, -1), bias.view(TREES, nodes)])
+    for trees, said in ((0, "trees is 0; it should be at least 1"), (2, f"w_in has {ROWS} rows; it should have 2 times")):
+        with pytest.raises(cmm.CmmError, match=re.escape(said)):
+            operators._forward_cuda(x, w_in, bias, w_out, trees, *how[1:])
 
 
 def test_any_layout_and_any_address():

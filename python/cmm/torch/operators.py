@@ -59,6 +59,13 @@ def _codes(
     """Return a layer of these shapes as libcmm's functions take it, or say what is wrong with it."""
     if dtype not in CPU_DTYPES:
         raise DtypeError(f"x has dtype {dtype}; it should be torch.float32 or torch.float64 on a CPU")
+    depth = _depth(w_in, bias, w_out, trees)
+    choices = check_choice("activation", activation, ACTIVATIONS), check_choice("tie", tie, TIES)
+    return (DTYPES[CPU_DTYPES[dtype]], *choices, depth, trees, w_in[1], w_out[1])
+
+
+def _depth(w_in: torch.Size, bias: torch.Size | None, w_out: torch.Size, trees: int) -> int:
+    """Return the depth of trees of these shapes, or say what is wrong with one."""
     if trees < 1:
         raise ArgumentError(f"trees is {trees}; it should be at least 1")
     if len(w_in) != 2 or w_in[1] < 1:
@@ -71,8 +78,7 @@ def _codes(
         raise ShapeError(f"w_out has shape {tuple(w_out)}; it should be ({w_in[0]}, d_out), a row for each of w_in")
     if bias is not None and tuple(bias) != (w_in[0],):
         raise ShapeError(f"bias has shape {tuple(bias)}; it should be ({w_in[0]},), one for each row of w_in")
-    choices = check_choice("activation", activation, ACTIVATIONS), check_choice("tie", tie, TIES)
-    return (DTYPES[CPU_DTYPES[dtype]], *choices, depth, trees, w_in[1], w_out[1])
+    return depth
 
 
 def _same_dtype(x: Tensor, **others: Tensor | None) -> None:
@@ -172,9 +178,10 @@ def _forward_cuda(
     return_path: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queue a layer on the current stream of a GPU."""
+    _depth(w_in.shape, None if bias is None else bias.shape, w_out.shape, trees)
     with torch.no_grad():
         tree = (trees, w_in.shape[0] // trees)
-        weights = w_in.view(*tree, -1), w_out.view(*tree, -1), None if bias is None else bias.view(tree)
+        weights = w_in.reshape(*tree, -1), w_out.reshape(*tree, -1), None if bias is None else bias.reshape(tree)
         how = {"activation": activation, "tie": tie}
         if return_path:
             found: tuple[Tensor, Tensor, Tensor] = forward_anywhere(x, *weights, return_path=True, **how)
