@@ -291,7 +291,7 @@ def test_the_gpus_forward_pass_takes_any_layout_and_refuses_wrong_shapes(monkeyp
     operators._forward_cuda(x, w_in.t().contiguous().t(), bias, w_out.t().contiguous().t(), *how)
     nodes = 2 ** (DEPTH + 1) - 1
     assert equal(handed[0], [w_in.view(TREES, nodes, -1), w_out.view(TREES, nodes, -1), bias.view(TREES, nodes)])
-    for trees, said in ((0, "trees is 0; it should be at least 1"), (2, f"w_in has {ROWS} rows; it should have 2 times")):
+    for trees, said in ((0, "trees is 0; it should be"), (2, f"w_in has {ROWS} rows; it should have 2 times")):
         with pytest.raises(cmm.CmmError, match=re.escape(said)):
             operators._forward_cuda(x, w_in, bias, w_out, trees, *how[1:])
 

@@ -1,13 +1,15 @@
 """cmm.torch.FFF(sparse=True): gradients of visited rows alone, which are those without it, bit for bit."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import cmm
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-from cmm.torch import FFF  # noqa: E402
+from cmm.torch import FFF, operators  # noqa: E402
 from torch import nn  # noqa: E402
 
 TREES, DEPTH, D_IN, D_OUT = 2, 5, 8, 6
@@ -62,6 +64,23 @@ def test_two_layers_of_one_shape():
     for sparse, dense in zip(one.parameters(), other.parameters(), strict=True):
         grad = sparse.grad.to_dense()
         torch.testing.assert_close(grad if grad.shape == dense.shape else grad.t(), dense.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_sums_are_used_again_and_live_as_long_as_a_layer(monkeypatch):
+    made = []
+    new = operators._zeros
+    monkeypatch.setattr(operators, "_zeros", lambda *given: made.append(new(*given)) or made[-1])
+    layers = [make(d_out=11) for _ in range(2)]
+    for layer in layers:
+        gradients(layer, tokens())
+    assert [one.data_ptr() for one in made[:3]] == [one.data_ptr() for one in made[3:]]
+    sums = weakref.ref(made[2])
+    made.clear()
+    gc.collect()
+    assert sums() is not None
+    del layer, layers
+    gc.collect()
+    assert sums() is None
 
 
 def test_with_the_balance_loss():

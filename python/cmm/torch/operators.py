@@ -12,10 +12,12 @@ view by NumPy or DLPack, which would pin a tensor's storage to its size.
 
 from functools import lru_cache
 from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from cmm._check import check_choice, check_tokens
 from cmm._dispatch import choose, refused
@@ -64,6 +66,7 @@ def _codes(
     return (DTYPES[CPU_DTYPES[dtype]], *choices, depth, trees, w_in[1], w_out[1])
 
 
+@lru_cache(1024)
 def _depth(w_in: torch.Size, bias: torch.Size | None, w_out: torch.Size, trees: int) -> int:
     """Return the depth of trees of these shapes, or say what is wrong with one."""
     if trees < 1:
@@ -456,7 +459,8 @@ class SparseBackward(Backward):
         visited[_flat(nodes, trees, len(w_in)).reshape(-1)] = True
         (rows,) = visited.nonzero(as_tuple=True)
         shapes = w_in.shape, w_in.shape[:1], w_out.shape
-        sums = [_zeros(x, shape) if want else None for shape, want in zip(shapes, wanted[1:], strict=True)]
+        free = [_sums_of(w_in, shape, x) for shape in shapes]
+        sums = [_zeros(*each, x) if want else None for *each, want in zip(free, shapes, wanted[1:], strict=True)]
         dx = None
         if dy is not None and any(wanted):
             dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else None
@@ -472,10 +476,10 @@ class SparseBackward(Backward):
             if sums[1] is not None:
                 sums[1] += dbias
         values = [None if one is None else one[rows] for one in sums]
-        for one in sums:
+        for one, its in zip(sums, free, strict=True):
             if one is not None:
                 one[rows] = 0
-                _give_back(one)
+                its.append(one)
         sparse = [
             None
             if one is None
@@ -485,20 +489,29 @@ class SparseBackward(Backward):
         return dx, *sparse
 
 
-# Sums of all rows, whose visited ones are taken out and set to 0 again: what is free of each shape.
-_free: dict[tuple[tuple[int, ...], torch.dtype, torch.device], list[Tensor]] = {}
+class _Sums(list[Tensor]):
+    """Zeros of all rows of one shape, for sums whose visited rows are taken out and set to 0 again."""
 
 
-def _zeros(like: Tensor, shape: torch.Size) -> Tensor:
-    """Return zeros that _give_back() has got, or new ones."""
+# Layers share them. They live as long as a weight that has used them.
+_sums: WeakValueDictionary[tuple[torch.Size, torch.dtype, torch.device], _Sums] = WeakValueDictionary()
+_users = WeakTensorKeyDictionary()
+
+
+def _sums_of(weight: Tensor, shape: torch.Size, like: Tensor) -> _Sums:
+    """Return what is free for a weight."""
+    kind = shape, like.dtype, like.device
+    found = _sums.setdefault(kind, _Sums())
+    _users.setdefault(weight, {})[kind] = found
+    return found
+
+
+def _zeros(free: _Sums, shape: torch.Size, like: Tensor) -> Tensor:
+    """Return zeros that are free, or new ones."""
     try:
-        return _free[tuple(shape), like.dtype, like.device].pop()
-    except (KeyError, IndexError):
+        return free.pop()
+    except IndexError:
         return like.new_zeros(shape)
-
-
-def _give_back(zeros: Tensor) -> None:
-    _free.setdefault((tuple(zeros.shape), zeros.dtype, zeros.device), []).append(zeros)
 
 
 def _no_second(ctx: Any, *gradients: Any) -> Any:
