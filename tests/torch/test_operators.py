@@ -174,6 +174,8 @@ def test_forward_mode_is_not_lost_without_gradients(sparse):
             assert torch.equal(layer(x), want)
             with refused:
                 layer(forward_ad.make_dual(x, x))
+            with refused:
+                vmap(layer)(forward_ad.make_dual(x, x))
         with refused:
             jvp(layer, (x,), (x,))
         with refused:

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
@@ -68,7 +68,8 @@ class FFF(nn.Module):
     """A fast feedforward layer of K trees of depth D, with the names and shapes of the authors' training code.
 
     What it computes is :func:`cmm.fff_forward`. The path is chosen without gradient; gradients flow through the
-    visited nodes only. What is not visited has no influence, also where its weights are not finite.
+    visited nodes only. What is not visited has no influence, also where its weights are not finite, but in the soft
+    phase, with `straight_through`, and where `linear_in` and `linear_out` are called.
 
     There are two ways. libcmm's operators, ``torch.ops.cmm.fff_forward`` and ``fff_backward``, compute the visited
     nodes and no others, on the memory of the tensors: on a CPU float32 and float64, and on a GPU forward passes,
@@ -242,11 +243,14 @@ class FFF(nn.Module):
         if form and gradient and w_out.requires_grad and not exports:
             self._drop()  # who asks for its gradient is about to change it
             form = None
-        if self._by_operators(x, gradient or self.training or _is_forward_mode()):
+        forward_mode = _is_forward_mode(x, w_in, bias, w_out)
+        if self._by_operators(x, gradient or self.training or forward_mode):
             # In a graph that is compiled the operator has its gradient; torch.func sees that of a Function, which
             # is also what refuses forward mode.
             records = torch.is_grad_enabled()
-            functions = (records or _is_forward_mode()) and not torch.compiler.is_compiling()
+            functions = not torch.compiler.is_compiling() and (
+                records or forward_mode or is_functorch_wrapped_tensor(x)
+            )
             call = Conditional.apply if functions else fff_forward
             wants_path = records or self._tracks
             layer = w_in, bias, self._rows(w_out, form), self.trees, self.activation, self.tie
@@ -275,7 +279,10 @@ class FFF(nn.Module):
                 "without torch.compile"
             )
         records = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        call = SparseConditional.apply if records or _is_forward_mode() else fff_forward
+        functions = not torch.compiler.is_compiling() and (
+            records or _is_forward_mode(x, w_in, bias, w_out) or is_functorch_wrapped_tensor(x)
+        )
+        call = SparseConditional.apply if functions else fff_forward
         layer = w_in, bias, w_out, self.trees, self.activation, self.tie
         y, nodes, logits = call(x, *layer, records or self._tracks)
         if self._tracks:
@@ -479,7 +486,7 @@ class FFF(nn.Module):
             return None
         if torch.compiler.is_compiling() or not form.is_stale():
             return form
-        if peek_interpreter_stack() is not None or is_in_torch_dispatch_mode():
+        if get_interpreter_stack() or is_in_torch_dispatch_mode():
             return None
         self._prepare()
         return self._form
@@ -667,7 +674,7 @@ def _is_plain(x: Tensor, w_in: Tensor, bias: Tensor | None) -> bool:
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
         and not is_functorch_wrapped_tensor(x)
-        and not _is_forward_mode()
+        and not _is_forward_mode(x)
         and not is_in_torch_dispatch_mode()
         and not x.is_neg()
     )
@@ -680,9 +687,14 @@ def _is_asked(x: Tensor, w_in: Tensor, bias: Tensor | None, w_out: Tensor) -> bo
     )
 
 
-def _is_forward_mode() -> bool:
-    """Whether derivatives in forward mode may be asked for, which no_grad() does not prevent."""
-    return forward_ad._current_level >= 0
+def _is_forward_mode(*tensors: Tensor | None) -> bool:
+    """Whether derivatives in forward mode are asked for, which no_grad() does not prevent."""
+    if torch.compiler.is_compiling():
+        return False
+    if any(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()):
+        return True
+    plain = (one for one in tensors if one is not None and not is_functorch_wrapped_tensor(one))
+    return any(forward_ad.unpack_dual(one).tangent is not None for one in plain)
 
 
 def _version(weight: Tensor) -> int | None:

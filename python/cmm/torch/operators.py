@@ -460,7 +460,9 @@ class SparseBackward(Backward):
         (rows,) = visited.nonzero(as_tuple=True)
         shapes = w_in.shape, w_in.shape[:1], w_out.shape
         free = [_sums_of(w_in, shape, x) for shape in shapes]
-        sums = [_zeros(*each, x) if want else None for *each, want in zip(free, shapes, wanted[1:], strict=True)]
+        sums = [
+            _zeros(its, shape, x) if want else None for its, shape, want in zip(free, shapes, wanted[1:], strict=True)
+        ]
         dx = None
         if dy is not None and any(wanted):
             dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else None
