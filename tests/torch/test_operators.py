@@ -6,9 +6,11 @@ That their numbers are right is in test_torch_layer.py, with derived bounds, and
 import copy
 import math
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +20,8 @@ import pytest
 from building import ROOT
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-from cmm.torch import FFF  # noqa: E402
+from cmm.torch import FFF, operators  # noqa: E402
+from torch.autograd import forward_ad  # noqa: E402
 from torch.func import functional_call, grad, jacrev, jvp, vmap  # noqa: E402
 from torch.library import opcheck  # noqa: E402
 from torch.optim import optimizer  # noqa: E402
@@ -159,6 +162,30 @@ def test_forward_mode():
     torch.testing.assert_close(tangent, torch.einsum("abcd,cd->ab", jacrev(layer)(x), direction))
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_forward_mode_is_not_lost_without_gradients(sparse):
+    """Neither by a layer that is prepared, nor where weights have the tangents."""
+    layer, x = make("auto", sparse=sparse).eval(), tokens(5)
+    refused = pytest.raises(cmm.ArgumentError, match=r"forward-mode derivatives")
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+    with torch.no_grad():
+        want = layer(x)
+        with forward_ad.dual_level():
+            assert torch.equal(layer(x), want)
+            with refused:
+                layer(forward_ad.make_dual(x, x))
+            with refused:
+                vmap(layer)(forward_ad.make_dual(x, x))
+        with refused:
+            jvp(layer, (x,), (x,))
+        with refused:
+            jvp(lambda given: functional_call(layer, given, x), (parameters,), (parameters,))
+        if not sparse:
+            layer.backward = "dense"
+            _, tangent = jvp(layer, (x,), (x,))
+            torch.testing.assert_close(tangent, torch.einsum("abcd,cd->ab", jacrev(layer)(x), x))
+
+
 def test_autocast():
     """float32 inside on a CPU, whatever the tokens are, and whatever PyTorch's products would be."""
     args = [one.bfloat16() if isinstance(one, torch.Tensor) else one for one in arguments(wants=False)]
@@ -255,6 +282,20 @@ def test_the_backward_operator_refuses(what):
     given[place] = change(given[place])
     with pytest.raises(error, match=words):
         backward(*given)
+
+
+def test_the_gpus_forward_pass_takes_any_layout_and_refuses_wrong_shapes(monkeypatch):
+    """As far as it goes without a GPU: what it hands on, and what it says."""
+    handed = []
+    monkeypatch.setattr(operators, "forward_anywhere", lambda x, *weights, **_: handed.append(weights) or x)
+    x, w_in, bias, w_out, *how = arguments(wants=False)
+    how[-1] = False
+    operators._forward_cuda(x, w_in.t().contiguous().t(), bias, w_out.t().contiguous().t(), *how)
+    nodes = 2 ** (DEPTH + 1) - 1
+    assert equal(handed[0], [w_in.view(TREES, nodes, -1), w_out.view(TREES, nodes, -1), bias.view(TREES, nodes)])
+    for trees, said in ((0, "trees is 0; it should be"), (2, f"w_in has {ROWS} rows; it should have 2 times")):
+        with pytest.raises(cmm.CmmError, match=re.escape(said)):
+            operators._forward_cuda(x, w_in, bias, w_out, trees, *how[1:])
 
 
 def test_any_layout_and_any_address():
@@ -516,6 +557,23 @@ def test_two_processes(tmp_path):
         assert (process.returncode, words.splitlines()[-1:]) == (0, ["as it should be"]), "".join(said)
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_results_are_where_the_tokens_are(sparse):
+    """Whatever device PyTorch makes new tensors on."""
+    layer, x = make("auto", sparse=sparse), tokens()
+    want = gradients(layer, x)
+    with torch.device("meta"):
+        assert layer(x).is_cpu
+        found = gradients(layer, x)
+        assert all(torch.equal(a.to_dense(), b.to_dense()) for a, b in zip(found, want, strict=True))
+        layer.eval()
+        with torch.no_grad():
+            assert layer(x).is_cpu
+    given = arguments(wants=False)
+    with torch.device("meta"):
+        assert all(one.is_cpu for one in forward(*given))
+
+
 # ---- the transposed form of linear_out -----------------------------------------------------------------------------
 
 
@@ -556,6 +614,61 @@ def test_the_life_of_the_transposed_form():
     layer.requires_grad_(False)
     layer(x.requires_grad_()).sum().backward()  # of the tokens alone
     check(has_form=True)
+
+
+@pytest.mark.parametrize("how", ["load", "convert", "write"])
+def test_the_form_of_a_weight_that_was_written_to(how):
+    """By way of the child alone, and where what was there before is free again."""
+    layer, x = make(dtype=torch.float32).eval(), tokens(dtype=torch.float32)
+    with torch.no_grad():
+        before = layer(x)
+        if how == "load":
+            layer.linear_out.load_state_dict({"weight": 2 * layer.linear_out.weight})
+        elif how == "convert":
+            layer.linear_out.half().float()
+        else:
+            layer.linear_out.weight.mul_(2)
+        want = copy.deepcopy(layer).eval()(x)
+        assert not torch.equal(want, before)
+        for _ in range(2):
+            assert torch.equal(layer(x), want)
+        assert torch.equal(layer._rows_out, layer.linear_out.weight.t())
+        layer.linear_out.weight.mul_(2)
+        assert torch.equal(vmap(layer)(x), layer.eval()(x))
+
+
+def test_the_form_made_in_inference_mode_has_gradients():
+    layer, x = make(), tokens()
+    layer.linear_out.requires_grad_(False)
+    (want,) = torch.autograd.grad(layer(x.requires_grad_()).sum(), x)
+    with torch.inference_mode():
+        layer.eval()
+    (found,) = torch.autograd.grad(layer(x).sum(), x)
+    assert torch.equal(found, want)
+
+
+def test_the_form_while_another_thread_drops_it():
+    """A forward pass reads it once: what is dropped at any point of it has no effect."""
+    layer, x = make().eval(), tokens()
+    with torch.no_grad():
+        want, done = layer(x), threading.Event()
+
+        def switch():
+            while not done.is_set():
+                layer._drop()
+                layer._prepare()
+
+        thread = threading.Thread(target=switch)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        thread.start()
+        try:
+            for _ in range(500):
+                assert torch.equal(layer(x), want)
+        finally:
+            done.set()
+            thread.join()
+            sys.setswitchinterval(interval)
 
 
 def test_another_parameter_has_not_the_form_of_the_one_before():

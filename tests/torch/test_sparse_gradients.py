@@ -1,13 +1,15 @@
 """cmm.torch.FFF(sparse=True): gradients of visited rows alone, which are those without it, bit for bit."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import cmm
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-from cmm.torch import FFF  # noqa: E402
+from cmm.torch import FFF, operators  # noqa: E402
 from torch import nn  # noqa: E402
 
 TREES, DEPTH, D_IN, D_OUT = 2, 5, 8, 6
@@ -64,6 +66,23 @@ def test_two_layers_of_one_shape():
         torch.testing.assert_close(grad if grad.shape == dense.shape else grad.t(), dense.grad, rtol=1e-9, atol=1e-9)
 
 
+def test_sums_are_used_again_and_live_as_long_as_a_layer(monkeypatch):
+    made = []
+    new = operators._zeros
+    monkeypatch.setattr(operators, "_zeros", lambda *given: made.append(new(*given)) or made[-1])
+    layers = [make(d_out=11) for _ in range(2)]
+    for layer in layers:
+        gradients(layer, tokens())
+    assert [one.data_ptr() for one in made[:3]] == [one.data_ptr() for one in made[3:]]
+    sums = weakref.ref(made[2])
+    made.clear()
+    gc.collect()
+    assert sums() is not None
+    del layer, layers
+    gc.collect()
+    assert sums() is None
+
+
 def test_with_the_balance_loss():
     one, other = (make(sparse, track_routing=True) for sparse in (True, False))
     for loss in (
@@ -89,6 +108,16 @@ def test_only_what_is_wanted_has_a_gradient():
     x = tokens().requires_grad_()
     layer(x).square().sum().backward()
     assert torch.equal(x.grad, want[0])
+
+
+def test_what_is_differentiated_twice_says_so():
+    layer, x = make(track_routing=True), tokens().requires_grad_()
+    for loss in (layer(x).square().sum(), layer.balance_loss()):
+        found = torch.autograd.grad(loss, [x, *layer.linear_in.parameters()], create_graph=True, retain_graph=True)
+        with pytest.raises(cmm.ArgumentError, match=r"second derivatives are not computed through visited nodes"):
+            found[0].sum().backward(retain_graph=True)
+        with pytest.raises(cmm.ArgumentError, match=r"second derivatives are not computed through visited nodes"):
+            found[1].to_dense().sum().backward()
 
 
 def test_sparse_adam_changes_visited_rows_alone():
@@ -140,6 +169,21 @@ def test_eval_and_copies():
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), want(x))
     assert f"{ROWS}, {D_OUT}" in repr(make())
+
+
+def test_eval_elsewhere_and_compiled(monkeypatch):
+    """Without a gradient libcmm computes wherever it can: here on a device that stands for a GPU."""
+    monkeypatch.setattr("cmm.torch.fff._computable", lambda x: True)
+    monkeypatch.setattr("cmm.torch.fff.fff_forward", lambda x, *_: (x, None, None))
+    layer, x = make().eval().to("meta"), tokens().to("meta")
+    with torch.no_grad():
+        assert layer(x) is x
+    with pytest.raises(cmm.ArgumentError, match=r"x is on meta and of torch.float64; sparse=True is for training in"):
+        layer(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(make().eval(), fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match=r"sparse=True is for training in .*, without torch.compile"):
+        compiled(tokens())
 
 
 def test_what_sparse_gradients_do_not_go_with():

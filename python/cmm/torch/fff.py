@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import TransformType, get_interpreter_stack, is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -46,11 +47,29 @@ class Routing(NamedTuple):
     """(K,): exp of the entropy of the leaves, so that many leaves that share the tokens evenly have this number."""
 
 
+class _Form(NamedTuple):
+    """The transposed form of an output weight: one tuple, so that threads see all of it or nothing."""
+
+    rows: Tensor
+    weight: Tensor  # the parameter
+    memory: Tensor  # which it had then; held, so that no other has this address
+    version: int | None  # of inference tensors, which have none
+    is_ready: bool  # for apply()
+
+    def is_stale(self) -> bool:
+        """Whether the parameter has been written to since, or has got other memory, as half() on a child gives it."""
+        weight = self.weight
+        return self.memory.data_ptr() != weight.data_ptr() or (
+            self.version is not None and self.version != _version(weight)
+        )
+
+
 class FFF(nn.Module):
     """A fast feedforward layer of K trees of depth D, with the names and shapes of the authors' training code.
 
     What it computes is :func:`cmm.fff_forward`. The path is chosen without gradient; gradients flow through the
-    visited nodes only. What is not visited has no influence, also where its weights are not finite.
+    visited nodes only. What is not visited has no influence, also where its weights are not finite, but in the soft
+    phase, with `straight_through`, and where `linear_in` and `linear_out` are called.
 
     There are two ways. libcmm's operators, ``torch.ops.cmm.fff_forward`` and ``fff_backward``, compute the visited
     nodes and no others, on the memory of the tensors: on a CPU float32 and float64, and on a GPU forward passes,
@@ -64,9 +83,10 @@ class FFF(nn.Module):
     ``torch.compile`` and ``torch.export`` record.
 
     libcmm reads ``linear_out.weight`` transposed. ``eval()`` makes that form, and ``train()`` drops it;
-    ``load_state_dict``, ``to()`` and its like make it anew. A sharded parameter (DTensor), another parameter in
-    its place, and one that a gradient is asked for have none: each forward pass then transposes. Whoever writes to
-    the weight in ``eval()`` in another way calls ``eval()`` again.
+    ``load_state_dict``, ``to()`` and its like make it anew, and so does a forward pass that finds the weight
+    written to. A sharded parameter (DTensor), another parameter in its place, and one that a gradient is asked for
+    have none: each forward pass then transposes. Whoever writes to the weight in ``eval()`` where PyTorch does not
+    count it (``weight.data``, inference tensors), or compiles or exports the layer, calls ``eval()`` again.
 
     In the soft phase of training, ``layer.softness = alpha``, all neurons act, those off the path by a factor of
     alpha: ``activation(z) * (1 on the path, alpha off it)``. Setting it to 0 ends that phase; ``eval()`` is hard in
@@ -170,8 +190,7 @@ class FFF(nn.Module):
             self.linear_out = nn.Linear(rows, d_out, bias=False, device=device, dtype=dtype)
         self.register_buffer("alpha", torch.zeros((), device=device), persistent=False)
         self.register_buffer("_rows_out", None, persistent=False)
-        self._rows_of: tuple[Tensor, ...] = ()  # what they are the transposed form of; no parameter of this module
-        self._is_ready = False  # in eval(), with that form, on a CPU
+        self._form: _Form | None = None  # in eval(); its rows are the buffer too, which is a constant of exports
         self.register_load_state_dict_post_hook(_renew)
         self.reset_parameters()
 
@@ -212,24 +231,29 @@ class FFF(nn.Module):
         if not type(linear_in) is type(linear_out) is nn.Linear or _is_hooked(linear_in) or _is_hooked(linear_out):
             return self._by_calls(x)
         w_in, bias, w_out = linear_in.weight, linear_in.bias, linear_out.weight
-        if self._is_ready and w_out is self._rows_of[0] and not torch.is_grad_enabled() and _is_plain(x, w_in, bias):
+        form = self._form_of(w_out)
+        if form and form.is_ready and not torch.is_grad_enabled() and _is_plain(x, w_in, bias):
             # One token takes libcmm a few microseconds, and the dispatcher ten more.
-            return apply(x, w_in, bias, self._rows_out, self.trees, self.activation, self.tie)
+            return apply(x, w_in, bias, form.rows, self.trees, self.activation, self.tie)
         exports = torch.compiler.is_exporting()  # which puts fake parameters in the place of these
         if not (exports or (type(w_in) in _PLAIN and type(w_out) in _PLAIN)):
             return self._by_calls(x)
         check_tokens(x, self.d_in)
-        gradient = torch.is_grad_enabled() and (
-            x.requires_grad or w_in.requires_grad or w_out.requires_grad or (bias is not None and bias.requires_grad)
-        )
-        if self._rows_of and gradient and w_out.requires_grad and not exports:
+        gradient = _is_asked(x, w_in, bias, w_out)
+        if form and gradient and w_out.requires_grad and not exports:
             self._drop()  # who asks for its gradient is about to change it
-        if self._by_operators(x, gradient or self.training):
-            # In a graph that is compiled the operator has its gradient; torch.func sees that of a Function.
+            form = None
+        forward_mode = _is_forward_mode(x, w_in, bias, w_out)
+        if self._by_operators(x, gradient or self.training or forward_mode):
+            # In a graph that is compiled the operator has its gradient; torch.func sees that of a Function, which
+            # is also what refuses forward mode.
             records = torch.is_grad_enabled()
-            call = Conditional.apply if records and not torch.compiler.is_compiling() else fff_forward
+            functions = not torch.compiler.is_compiling() and (
+                records or forward_mode or is_functorch_wrapped_tensor(x)
+            )
+            call = Conditional.apply if functions else fff_forward
             wants_path = records or self._tracks
-            layer = w_in, bias, self._rows(w_out), self.trees, self.activation, self.tie
+            layer = w_in, bias, self._rows(w_out, form), self.trees, self.activation, self.tie
             y, nodes, logits = call(x, *layer, wants_path)
             if self._tracks:
                 self._keep(nodes, logits)
@@ -242,19 +266,23 @@ class FFF(nn.Module):
         if type(linear_in) is not nn.Linear or type(linear_out) is not _NodeRows or _is_hooked(linear_in):
             raise ArgumentError("sparse is True, for which linear_in and linear_out should be as the layer made them")
         w_in, bias, w_out = linear_in.weight, linear_in.bias, linear_out.weight
-        if not (self.training or torch.is_grad_enabled()) and (_autocasts(x.device.type) or not _computable(x)):
+        trains = self.training or _is_asked(x, w_in, bias, w_out)
+        if not trains and (_autocasts(x.device.type) or not _computable(x)):
             return self._by_products(x, w_in, bias, w_out.t())
         if self.backward == "dense" or (self.training and (self._is_soft or self.straight_through)):
             raise ArgumentError(
                 "sparse is True, for which backward should not be 'dense', softness be 0 and straight_through False"
             )
-        if x.device.type != "cpu" or x.dtype not in CPU_DTYPES or (self.training and torch.compiler.is_compiling()):
+        if trains and (x.device.type != "cpu" or x.dtype not in CPU_DTYPES or torch.compiler.is_compiling()):
             raise ArgumentError(
                 f"x is on {x.device} and of {x.dtype}; sparse=True is for training in float32 and float64 on a CPU, "
                 "without torch.compile"
             )
         records = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        call = SparseConditional.apply if records else fff_forward
+        functions = not torch.compiler.is_compiling() and (
+            records or _is_forward_mode(x, w_in, bias, w_out) or is_functorch_wrapped_tensor(x)
+        )
+        call = SparseConditional.apply if functions else fff_forward
         layer = w_in, bias, w_out, self.trees, self.activation, self.tie
         y, nodes, logits = call(x, *layer, records or self._tracks)
         if self._tracks:
@@ -317,7 +345,7 @@ class FFF(nn.Module):
     def _by_calls(self, x: Tensor) -> Tensor:
         """Compute as the modules in place of linear_in and linear_out do."""
         check_tokens(x, self.d_in)
-        if self._rows_of and not torch.compiler.is_exporting():
+        if self._form and not torch.compiler.is_exporting():
             self._drop()  # an adapter may be merged into the weight
         if self.backward == "visited":
             called = next(name for name in ("linear_in", "linear_out") if _is_called(getattr(self, name)))
@@ -451,14 +479,22 @@ class FFF(nn.Module):
 
     # ---- the transposed form of linear_out -------------------------------------------------------------------------
 
-    def _rows(self, w_out: Tensor) -> Tensor:
+    def _form_of(self, w_out: Tensor) -> _Form | None:
+        """Return the form of this parameter, made anew if it is stale and nobody traces or transforms that."""
+        form = self._form
+        if form is None or form.weight is not w_out:
+            return None
+        if torch.compiler.is_compiling() or not form.is_stale():
+            return form
+        if get_interpreter_stack() or is_in_torch_dispatch_mode():
+            return None
+        self._prepare()
+        return self._form
+
+    def _rows(self, w_out: Tensor, form: _Form | None) -> Tensor:
         """Return the output weights node by node, (K*N, d_out)."""
-        kept = self._rows_out
-        if kept is not None:
-            its_own = torch.compiler.is_exporting() or w_out is self._rows_of[0]
-            if its_own:
-                return kept
-        return w_out.t().contiguous()
+        rows = self._rows_out if torch.compiler.is_exporting() else form and form.rows
+        return w_out.t().contiguous() if rows is None else rows
 
     def _prepare(self) -> None:
         """Make the form anew in eval(), and have none in training or of a parameter that is no plain tensor."""
@@ -466,12 +502,16 @@ class FFF(nn.Module):
         if type(weight) not in _PLAIN:
             self._drop()
         else:
-            self._rows_out = weight.detach().t().contiguous()
-            self._rows_of = (weight,)
-            self._is_ready = weight.is_cpu and weight.dtype in CPU_DTYPES and not self._tracks
+            # Also in inference mode a tensor that a later backward pass can keep.
+            with torch.inference_mode(weight.is_inference()), torch.no_grad():
+                version, memory = _version(weight), weight.detach()
+                rows = memory.t().contiguous()
+            is_ready = weight.is_cpu and weight.dtype in CPU_DTYPES and not self._tracks
+            self._form = _Form(rows, weight, memory, version, is_ready)
+            self._rows_out = rows
 
     def _drop(self) -> None:
-        self._rows_out, self._rows_of, self._is_ready = None, (), False
+        self._form = self._rows_out = None
 
     def train(self, mode: bool = True) -> "FFF":
         """Set training, which drops the transposed form, or evaluation, which makes it anew."""
@@ -634,9 +674,32 @@ def _is_plain(x: Tensor, w_in: Tensor, bias: Tensor | None) -> bool:
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
         and not is_functorch_wrapped_tensor(x)
+        and not _is_forward_mode(x)
         and not is_in_torch_dispatch_mode()
         and not x.is_neg()
     )
+
+
+def _is_asked(x: Tensor, w_in: Tensor, bias: Tensor | None, w_out: Tensor) -> bool:
+    """Whether a gradient may be asked for."""
+    return torch.is_grad_enabled() and (
+        x.requires_grad or w_in.requires_grad or w_out.requires_grad or (bias is not None and bias.requires_grad)
+    )
+
+
+def _is_forward_mode(*tensors: Tensor | None) -> bool:
+    """Whether derivatives in forward mode are asked for, which no_grad() does not prevent."""
+    if torch.compiler.is_compiling():
+        return False
+    if any(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()):
+        return True
+    plain = (one for one in tensors if one is not None and not is_functorch_wrapped_tensor(one))
+    return any(forward_ad.unpack_dual(one).tangent is not None for one in plain)
+
+
+def _version(weight: Tensor) -> int | None:
+    """Return how often a tensor has been written to, if PyTorch counts it."""
+    return None if weight.is_inference() else weight._version
 
 
 def _finite(weight: Tensor) -> Tensor:

@@ -12,10 +12,12 @@ view by NumPy or DLPack, which would pin a tensor's storage to its size.
 
 from functools import lru_cache
 from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from cmm._check import check_choice, check_tokens
 from cmm._dispatch import choose, refused
@@ -59,6 +61,14 @@ def _codes(
     """Return a layer of these shapes as libcmm's functions take it, or say what is wrong with it."""
     if dtype not in CPU_DTYPES:
         raise DtypeError(f"x has dtype {dtype}; it should be torch.float32 or torch.float64 on a CPU")
+    depth = _depth(w_in, bias, w_out, trees)
+    choices = check_choice("activation", activation, ACTIVATIONS), check_choice("tie", tie, TIES)
+    return (DTYPES[CPU_DTYPES[dtype]], *choices, depth, trees, w_in[1], w_out[1])
+
+
+@lru_cache(1024)
+def _depth(w_in: torch.Size, bias: torch.Size | None, w_out: torch.Size, trees: int) -> int:
+    """Return the depth of trees of these shapes, or say what is wrong with one."""
     if trees < 1:
         raise ArgumentError(f"trees is {trees}; it should be at least 1")
     if len(w_in) != 2 or w_in[1] < 1:
@@ -71,8 +81,7 @@ def _codes(
         raise ShapeError(f"w_out has shape {tuple(w_out)}; it should be ({w_in[0]}, d_out), a row for each of w_in")
     if bias is not None and tuple(bias) != (w_in[0],):
         raise ShapeError(f"bias has shape {tuple(bias)}; it should be ({w_in[0]},), one for each row of w_in")
-    choices = check_choice("activation", activation, ACTIVATIONS), check_choice("tie", tie, TIES)
-    return (DTYPES[CPU_DTYPES[dtype]], *choices, depth, trees, w_in[1], w_out[1])
+    return depth
 
 
 def _same_dtype(x: Tensor, **others: Tensor | None) -> None:
@@ -126,7 +135,7 @@ def apply(
     if not (w_in.is_cpu and w_out.is_cpu and (bias is None or bias.is_cpu)):
         _on_cpu(w_in=w_in, bias=bias, w_out=w_out)
     x, w_in, w_out = _usable(x), _usable(w_in), _usable(w_out)
-    y = torch.empty((*x.shape[:-1], d_out), dtype=dtype)
+    y = torch.empty((*x.shape[:-1], d_out), dtype=dtype, device=x.device)
     c_bias = c_nodes = c_logits = NULL
     if bias is not None:
         bias = _usable(bias)
@@ -156,7 +165,7 @@ def _forward_cpu(
     bias_shape = None if bias is None else bias.shape
     depth = _codes(x.dtype, w_in.shape, bias_shape, w_out.shape, trees, activation, tie)[3]
     path = (*x.shape[:-1], trees, depth + 1) if return_path else (0,)
-    nodes, logits = torch.empty(path, dtype=torch.int32), torch.empty(path, dtype=x.dtype)
+    nodes, logits = x.new_empty(path, dtype=torch.int32), x.new_empty(path)
     given = (nodes, logits) if return_path else ()
     return apply(x, w_in, bias, w_out, trees, activation, tie, *given), nodes, logits
 
@@ -172,9 +181,10 @@ def _forward_cuda(
     return_path: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queue a layer on the current stream of a GPU."""
+    _depth(w_in.shape, None if bias is None else bias.shape, w_out.shape, trees)
     with torch.no_grad():
         tree = (trees, w_in.shape[0] // trees)
-        weights = w_in.view(*tree, -1), w_out.view(*tree, -1), None if bias is None else bias.view(tree)
+        weights = w_in.reshape(*tree, -1), w_out.reshape(*tree, -1), None if bias is None else bias.reshape(tree)
         how = {"activation": activation, "tie": tie}
         if return_path:
             found: tuple[Tensor, Tensor, Tensor] = forward_anywhere(x, *weights, return_path=True, **how)
@@ -423,55 +433,87 @@ class SparseConditional(Conditional):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: Any, dlogits: Tensor | None) -> tuple[Tensor | None, ...]:
         """Compute gradients at the cost of the visited rows, and of a look at one bit for each row."""
-        x, w_in, w_out, nodes, logits = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[:4])
-        visited = torch.zeros(len(w_in), dtype=torch.bool)
-        visited[_flat(nodes, ctx.trees, len(w_in)).reshape(-1)] = True
+        wanted = ctx.needs_input_grad[:4]
+        found = SparseBackward.apply(dy, dlogits, *ctx.saved_tensors, ctx.trees, ctx.activation, wanted)
+        return *found, None, None, None, None
+
+
+class SparseBackward(Backward):
+    """Its backward pass, of which there is no derivative."""
+
+    @staticmethod
+    def forward(
+        dy: Tensor | None,
+        dlogits: Tensor | None,
+        x: Tensor,
+        w_in: Tensor,
+        w_out: Tensor,
+        nodes: Tensor,
+        logits: Tensor,
+        trees: int,
+        activation: str,
+        wanted: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """Compute gradients."""
+        visited = x.new_zeros(len(w_in), dtype=torch.bool)
+        visited[_flat(nodes, trees, len(w_in)).reshape(-1)] = True
         (rows,) = visited.nonzero(as_tuple=True)
         shapes = w_in.shape, w_in.shape[:1], w_out.shape
-        sums = [_zeros(shape, x.dtype) if want else None for shape, want in zip(shapes, wanted[1:], strict=True)]
+        free = [_sums_of(w_in, shape, x) for shape in shapes]
+        sums = [
+            _zeros(its, shape, x) if want else None for its, shape, want in zip(free, shapes, wanted[1:], strict=True)
+        ]
         dx = None
         if dy is not None and any(wanted):
             dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else None
             bits = lib.CMM_DW_IN * wanted[1] | lib.CMM_DBIAS * wanted[2] | lib.CMM_DW_OUT * wanted[3]
-            _backward_into([dx, *sums], bits, dy, x, w_in, w_out, nodes, logits, ctx.trees, ctx.activation)
+            _backward_into([dx, *sums], bits, dy, x, w_in, w_out, nodes, logits, trees, activation)
         if dlogits is not None:
             through = [wanted[0], False, wanted[2]]
-            more, _, dbias = _through_logits(dlogits, x, w_in, nodes, ctx.trees, through, None)
+            more, _, dbias = _through_logits(dlogits, x, w_in, nodes, trees, through, None)
             dx = more if dx is None else dx if more is None else dx + more
             if wanted[1]:
                 into = [None, None, None, sums[0]]
-                _backward_into(into, lib.CMM_DW_OUT, *_as_dw_out(dlogits, x, w_in, nodes), ctx.trees, "identity")
+                _backward_into(into, lib.CMM_DW_OUT, *_as_dw_out(dlogits, x, w_in, nodes), trees, "identity")
             if sums[1] is not None:
                 sums[1] += dbias
         values = [None if one is None else one[rows] for one in sums]
-        for one in sums:
+        for one, its in zip(sums, free, strict=True):
             if one is not None:
                 one[rows] = 0
-                _give_back(one)
+                its.append(one)
         sparse = [
             None
             if one is None
             else torch.sparse_coo_tensor(rows[None], one, shape, is_coalesced=True, check_invariants=False)
             for one, shape in zip(values, shapes, strict=True)
         ]
-        return dx, *sparse, None, None, None, None
+        return dx, *sparse
 
 
-# Sums of all rows, whose visited ones are taken out and set to 0 again: what is free of each shape.
-_free: dict[tuple[tuple[int, ...], torch.dtype], list[Tensor]] = {}
+class _Sums(list[Tensor]):
+    """Zeros of all rows of one shape, for sums whose visited rows are taken out and set to 0 again."""
 
 
-def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Return zeros that _give_back() has got, or new ones."""
+# Layers share them. They live as long as a weight that has used them.
+_sums: WeakValueDictionary[tuple[torch.Size, torch.dtype, torch.device], _Sums] = WeakValueDictionary()
+_users = WeakTensorKeyDictionary()
+
+
+def _sums_of(weight: Tensor, shape: torch.Size, like: Tensor) -> _Sums:
+    """Return what is free for a weight."""
+    kind = shape, like.dtype, like.device
+    found = _sums.setdefault(kind, _Sums())
+    _users.setdefault(weight, {})[kind] = found
+    return found
+
+
+def _zeros(free: _Sums, shape: torch.Size, like: Tensor) -> Tensor:
+    """Return zeros that are free, or new ones."""
     try:
-        return _free[tuple(shape), dtype].pop()
-    except (KeyError, IndexError):
-        return torch.zeros(shape, dtype=dtype)
-
-
-def _give_back(zeros: Tensor) -> None:
-    _free.setdefault((tuple(zeros.shape), zeros.dtype), []).append(zeros)
+        return free.pop()
+    except IndexError:
+        return like.new_zeros(shape)
 
 
 def _no_second(ctx: Any, *gradients: Any) -> Any:
