@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cmm
@@ -254,7 +255,8 @@ def test_unknown_options_are_errors(capsys, arguments, said):
 
 @pytest.mark.skipif(os.name != "posix", reason="named pipes are POSIX's")
 def test_an_interruption_is_one_line_and_130(tmp_path):
-    """While the command waits for texts: whoever opens a named pipe knows that it is read."""
+    """While the command waits for texts: it has read the beginning of one from a named pipe."""
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
     pipe = tmp_path / "texts"
     os.mkfifo(pipe)
     process = subprocess.Popen(
@@ -263,7 +265,10 @@ def test_an_interruption_is_one_line_and_130(tmp_path):
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    with open(pipe, "wb"):
+    with open(pipe, "wb", buffering=0) as stream:
+        stream.write(b"the beginning of a text")
+        while fcntl.ioctl(stream, termios.FIONREAD, bytes(4)) != bytes(4):  # not read yet
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
     assert (process.returncode, out, err) == (130, b"", b"cmm embed: stopped\n")
