@@ -4,6 +4,8 @@
 
 #include "platform.h"
 
+#include <string.h>
+
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
 
@@ -73,6 +75,42 @@ static void find_caches(cmm_machine *found)
 }
 #endif
 
+/* The least time of some to read memory once, a word of each cache line of which `bytes` are a multiple. */
+static double reading_time(const char *memory, int64_t bytes)
+{
+    enum { TIMES = 3, AT_ONCE = 8 * CMM_ALIGNMENT };
+    static volatile uint64_t read; /* so that it is */
+    double least = 0;
+    for (int time = 0; time < TIMES; time++) {
+        const double began = cmm_system_seconds();
+        uint64_t sums[8] = {0};
+        for (const char *at = memory; at < memory + bytes; at += AT_ONCE)
+            for (int line = 0; line < 8; line++)
+                sums[line] += *(const uint64_t *)(const void *)(at + line * CMM_ALIGNMENT);
+        for (int line = 0; line < 8; line++)
+            read = sums[line];
+        const double took = cmm_system_seconds() - began;
+        least = time == 0 || took < least ? took : least;
+    }
+    return least;
+}
+
+/* Of L3 the size says little: on some servers it is nearly as fast as L2, on others no faster than memory. So what lies
+ * beyond L2 is read, which takes some milliseconds, and compared with what half of L2 holds. */
+int cmm_cpu_l3_is_slow(const cmm_machine *found)
+{
+    const int64_t near = found->l2 / 2 / 4096 * 4096, far = 4 * near;
+    if (found->l3 < 2 * far)
+        return 0;
+    char *const memory = cmm_aligned_alloc((size_t)far);
+    if (!memory)
+        return 0;
+    memset(memory, 1, (size_t)far); /* pages that were never written are one page of zeros */
+    const double far_time = reading_time(memory, far), near_time = reading_time(memory, near);
+    cmm_aligned_free(memory);
+    return far_time > 3 * 4 * near_time;
+}
+
 static cmm_machine machine;
 static cmm_once machine_once = CMM_ONCE_INIT;
 
@@ -87,6 +125,7 @@ static void machine_find(void)
         machine.l2 = 256 << 10;
     if (machine.l3 < machine.l2)
         machine.l3 = machine.l2;
+    machine.slow_l3 = cmm_cpu_l3_is_slow(&machine);
 }
 
 const cmm_machine *cmm_cpu_machine(void)

@@ -6,7 +6,8 @@
 #include "kernel.h"
 
 enum {
-    CMM_BLOCK = 128,   /* tokens that descend together, at least: their x, of usual widths, fits in L2 */
+    CMM_LOG2_BLOCK = 7,
+    CMM_BLOCK = 1 << CMM_LOG2_BLOCK, /* tokens that descend together, at least: their x, of usual widths, fits in L2 */
     CMM_STEP = 32,     /* what larger blocks are multiples of */
     CMM_CHUNK = 16384, /* at most: tokens grouped at a time; bounds the scratch memory */
     CMM_TURN = 1024,   /* at most: tokens taken through one tree of several before the next, while its rows are in cache */

@@ -44,6 +44,11 @@ void cmm_system_caches(int64_t *l1d, int64_t *l2, int64_t *l3);
 int32_t cmm_cgroup_cpus(const char *root);
 #endif
 
+/* ---- time ------------------------------------------------------------------------------------------------------ */
+
+/* Seconds since some moment, by a clock that is not set back; 0 where there is none. */
+double cmm_system_seconds(void);
+
 /* ---- threads --------------------------------------------------------------------------------------------------- */
 
 #if defined(CMM_PLATFORM_POSIX)

@@ -3,6 +3,7 @@
  * one than the system's, there is nothing to compare with. */
 #include "check.h"
 #include "cpu.h"
+#include "platform.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -90,6 +91,21 @@ int main(void)
 {
     const cmm_machine *const found = cmm_cpu_machine();
     CHECK(found->l1d >= 16 << 10 && found->l2 >= 128 << 10 && found->l3 >= found->l2, "no caches");
+    CHECK(found->slow_l3 == 0 || found->slow_l3 == 1, "L3: %d", found->slow_l3);
+    cmm_machine one_cache = *found;
+    one_cache.l3 = one_cache.l2;
+    CHECK(!cmm_cpu_l3_is_slow(&one_cache), "there is nothing beyond L2");
+    cmm_machine within_l2 = *found; /* all that is read lies in L2, so no part of it can take 3 times as long */
+    within_l2.l2 = found->l2 / 4;
+    within_l2.l3 = found->l2 * 4;
+    int fast = found->l2 / 8 <= found->l1d; /* but what L1 holds may */
+    for (int attempt = 0; attempt < 20 && !fast; attempt++) /* on a busy machine anything may take long */
+        fast = !cmm_cpu_l3_is_slow(&within_l2);
+    CHECK(fast, "L2 is slower than itself");
+    const double began = cmm_system_seconds();
+    const int slow = cmm_cpu_l3_is_slow(found);
+    printf("L2 %lld KB, L3 %lld KB, slow: %d, which took %.1f ms\n", (long long)(found->l2 >> 10),
+           (long long)(found->l3 >> 10), slow, 1e3 * (cmm_system_seconds() - began));
 #if defined(__linux__) && defined(__x86_64__)
     if (is_this_cpu()) {
         check_instructions(found);

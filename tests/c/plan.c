@@ -8,8 +8,9 @@
 #include <string.h>
 
 enum { KB = 1 << 10, MB = 1 << 20 };
-static const cmm_machine small_l2 = {.l1d = 32 * KB, .l2 = 512 * KB, .l3 = 32 * MB};
-static const cmm_machine large_l2 = {.l1d = 32 * KB, .l2 = 1 * MB, .l3 = 32 * MB};
+static const cmm_machine small_l2 = {.l1d = 32 * KB, .l2 = 512 * KB, .l3 = 32 * MB, .slow_l3 = 1};
+static const cmm_machine large_l2 = {.l1d = 32 * KB, .l2 = 1 * MB, .l3 = 32 * MB, .slow_l3 = 0};
+static const cmm_machine server = {.l1d = 48 * KB, .l2 = 2 * MB, .l3 = 480 * MB, .slow_l3 = 1};
 
 static _Alignas(CMM_ALIGNMENT) char y[2 * CMM_ALIGNMENT]; /* whose address counts, and no more */
 
@@ -47,8 +48,9 @@ static void check_algorithm(void)
 {
     check_grouped_from(&small_l2, 1, 11, 768, CMM_F32, 85); /* as many as L2 holds of both rows: 512 KB of 6 KB */
     check_grouped_from(&small_l2, 1, 11, 768, CMM_BF16, 170);
-    check_grouped_from(&small_l2, 1, 11, 768, CMM_I8, 341);
-    check_grouped_from(&small_l2, 1, 11, 192, CMM_F32, 341);
+    check_grouped_from(&small_l2, 1, 11, 768, CMM_I8, 256); /* 341, but two phases begin at 257 */
+    check_grouped_from(&small_l2, 1, 11, 256, CMM_F32, 256);
+    check_grouped_from(&small_l2, 1, 11, 260, CMM_F32, 252);
     check_grouped_from(&small_l2, 1, 11, 1024, CMM_F32, 64);
     check_grouped_from(&small_l2, 4, 9, 768, CMM_F32, 21);
     check_grouped_from(&small_l2, 4, 9, 192, CMM_F32, 85);
@@ -57,6 +59,11 @@ static void check_algorithm(void)
     check_grouped_from(&small_l2, 16, 5, 768, CMM_F32, 10);
     check_grouped_from(&small_l2, 16, 5, 8192, CMM_F32, 8);
     check_grouped_from(&small_l2, 1, 11, 65536, CMM_F32, 8);
+    check_grouped_from(&server, 1, 11, 768, CMM_F32, 256);
+    check_grouped_from(&server, 1, 11, 1024, CMM_F32, 256);
+    check_grouped_from(&server, 1, 11, 1025, CMM_F32, 255);
+    check_grouped_from(&server, 16, 5, 768, CMM_F32, 42);
+    check_grouped_from(&server, 4, 9, 768, CMM_F32, 85);
     check_grouped_from(&large_l2, 1, 11, 768, CMM_F32, 8);
     check_grouped_from(&large_l2, 1, 11, 192, CMM_I8, 8);
     check_grouped_from(&large_l2, 2, 11, 768, CMM_F32, 16);
@@ -90,14 +97,19 @@ static void check_blocks(void)
 {
     check_block(&small_l2, 16, 5, 768, CMM_F32, 128, 1); /* 384 KB hold x and y of 64, but 128 are the least */
     check_block(&large_l2, 16, 5, 768, CMM_F32, 128, 1);
-    check_block(&small_l2, 16, 5, 192, CMM_F32, 256, 1);
+    check_block(&small_l2, 16, 5, 192, CMM_F32, 160, 1); /* half of L2 holds those of 170 */
+    check_block(&server, 16, 5, 192, CMM_F32, 672, 1);
+    check_block(&server, 16, 5, 768, CMM_F32, 160, 1);
+    check_block(&server, 128, 4, 768, CMM_F32, 160, 1);
     check_block(&large_l2, 16, 5, 192, CMM_F32, 512, 1);
     check_block(&small_l2, 16, 5, 32, CMM_F32, 1024, 1); /* the most */
     check_block(&large_l2, 16, 5, 191, CMM_F32, 512, 1); /* 514, of which whole steps of 32 */
     check_block(&large_l2, 1, 5, 192, CMM_F32, 0, 0);
     check_block(&large_l2, 2, 5, 192, CMM_F32, 512, 1);
-    check_block(&small_l2, 4, 9, 256, CMM_F32, 192, 1); /* 1023 neurons of 2 KB, 4 times L2 less one */
-    check_block(&small_l2, 4, 9, 257, CMM_F32, 0, 0);
+    check_block(&small_l2, 4, 6, 512, CMM_F32, 128, 1); /* 127 neurons of 4 KB: L2 less one */
+    check_block(&small_l2, 4, 6, 517, CMM_F32, 0, 0);
+    check_block(&small_l2, 4, 7, 128, CMM_F32, 256, 1); /* 255 of 1 KB: half of L2 less one, and deep */
+    check_block(&small_l2, 4, 7, 130, CMM_F32, 0, 0);
     check_block(&large_l2, 2, 9, 512, CMM_F32, 192, 1); /* two of 4 MB: a quarter of L3 less 8 KB */
     check_block(&large_l2, 2, 9, 513, CMM_F32, 0, 0);
     check_block(&large_l2, 44, 4, 768, CMM_F32, 128, 1); /* 31 neurons of 6 KB: 44 trees take 8184 KB, a quarter of L3 8192 */
@@ -117,6 +129,10 @@ static void check_blocks(void)
 static void check_chunks(void)
 {
     CHECK(plan(&large_l2, 1, 11, 768, CMM_F32, 16384).chunk == CMM_CHUNK, "one tree");
+    CHECK(plan(&server, 1, 11, 768, CMM_F32, 16384).chunk == CMM_CHUNK, "one tree, a slow L3");
+    CHECK(plan(&server, 2, 11, 768, CMM_F32, 16384).chunk == 2048, "several, a slow L3");
+    CHECK(plan(&small_l2, 2, 9, 1024, CMM_F32, 16384).chunk == 2048, "16 MB hold x and y of 2048 tokens");
+    CHECK(plan(&small_l2, 2, 9, 1025, CMM_F32, 16384).chunk == 1920, "and of fewer that are wider");
     CHECK(plan(&large_l2, 4, 9, 768, CMM_F32, 16384).chunk == 2688, "16 MB hold x and y of 2730 tokens, 21 blocks");
     CHECK(plan(&large_l2, 4, 9, 128, CMM_F32, 16384).chunk == CMM_CHUNK, "16384 of 1 KB");
     CHECK(plan(&large_l2, 4, 9, 129, CMM_F32, 16384).chunk == 16256, "16256 of 1032 bytes, 127 blocks");
@@ -131,12 +147,22 @@ static void check_phases(void)
     CHECK(plan(&small_l2, 1, 11, 768, CMM_F32, 16384).split == 6, "64 rows of 3 KB in half of L2");
     CHECK(plan(&small_l2, 1, 11, 1024, CMM_F32, 16384).split == 6, "64 rows of 4 KB are just half of L2");
     CHECK(plan(&large_l2, 1, 11, 768, CMM_F32, 16384).split == 7, "128 in half of a larger one");
-    CHECK(plan(&small_l2, 1, 11, 768, CMM_I8, 16384).split == 8, "64 tokens to each of 256 subtrees");
+    CHECK(plan(&server, 1, 11, 768, CMM_F32, 16384).split == 7, "256 would fit, but of a block each node has one token");
+    CHECK(plan(&small_l2, 1, 11, 768, CMM_I8, 16384).split == 7, "likewise");
+    CHECK(plan(&small_l2, 1, 11, 768, CMM_I8, 8191).split == 6, "less than 64 tokens to each of 128 subtrees");
+    CHECK(plan(&server, 1, 7, 192, CMM_F32, 16384).split == 7, "128 leaves for a block of 128 tokens");
+    CHECK(plan(&server, 1, 6, 192, CMM_F32, 16384).split == 0, "two tokens to a leaf, and L2 holds the tree");
+    CHECK(plan(&server, 4, 7, 192, CMM_F32, 16384).split == 0, "several trees, in L2");
+    CHECK(plan(&server, 4, 9, 192, CMM_F32, 16384).split == 7, "1.5 MB leave no room in 2 MB for x and y");
     cmm_problem problem = shape(1, 2, 1024, CMM_F32);
-    problem.nodes = 256; /* of 8 KB: 4 times L2 */
-    CHECK(cmm_fff_plan(&problem, &small_l2, 16384).split == 0, "4 times L2");
+    problem.nodes = 512; /* of 8 KB: 4 times a large L2 */
+    CHECK(cmm_fff_plan(&problem, &large_l2, 16384).split == 0, "4 times L2");
     problem.nodes++;
-    CHECK(cmm_fff_plan(&problem, &small_l2, 16384).split == 2, "more, down to the leaves");
+    CHECK(cmm_fff_plan(&problem, &large_l2, 16384).split == 2, "more, down to the leaves");
+    problem.nodes = 64;
+    CHECK(cmm_fff_plan(&problem, &small_l2, 16384).split == 0, "all of a small L2");
+    problem.nodes++;
+    CHECK(cmm_fff_plan(&problem, &small_l2, 16384).split == 2, "more than that, which L3 gives slowly");
 }
 
 static void check_prefetch(const cmm_machine *machine, int32_t depth, int64_t width, cmm_prefetch walk, cmm_prefetch group)
@@ -156,23 +182,31 @@ static void check_prefetches(void)
     check_prefetch(&small_l2, 6, 256, CMM_PREFETCH_NOTHING, CMM_PREFETCH_NOTHING); /* 127 neurons of 2 KB: half of L2 */
     check_prefetch(&small_l2, 6, 260, CMM_PREFETCH_ROW, CMM_PREFETCH_ROW);
     check_prefetch(&large_l2, 6, 260, CMM_PREFETCH_NOTHING, CMM_PREFETCH_NOTHING);
+    check_prefetch(&server, 11, 512, CMM_PREFETCH_ROW, CMM_PREFETCH_ROW);
+    check_prefetch(&server, 11, 513, CMM_PREFETCH_NOTHING, CMM_PREFETCH_HEAD);
 }
 
 static void check_streams(void)
 {
     cmm_problem problem = shape(1, 1, 1024, CMM_F32); /* 24 KB of weights */
     problem.batch = (32 * MB - 24 * KB) / (8 * KB);
-    CHECK(!cmm_fff_plan(&problem, &small_l2, 100).streams, "all of it in L3");
+    CHECK(!cmm_fff_plan(&problem, &large_l2, 100).streams, "all of it in L3");
     problem.batch++;
-    CHECK(cmm_fff_plan(&problem, &small_l2, 100).streams, "a token more, of the call and not of this thread");
+    CHECK(cmm_fff_plan(&problem, &large_l2, 100).streams, "a token more, of the call and not of this thread");
+    CHECK(cmm_fff_plan(&problem, &small_l2, 100).streams, "with a slow L3, too");
+    problem.batch = 2 * 2 * MB / (8 * KB);
+    CHECK(!cmm_fff_plan(&problem, &server, 100).streams, "x and y are twice L2");
+    problem.batch++;
+    CHECK(cmm_fff_plan(&problem, &server, 100).streams, "a token more, which a slow L3 would have");
+    CHECK(!cmm_fff_plan(&problem, &large_l2, 100).streams, "but a fast one may");
     problem.y = y + 16;
-    CHECK(cmm_fff_plan(&problem, &small_l2, 100).streams, "y off a cache line: the kernel brings its stores there");
+    CHECK(cmm_fff_plan(&problem, &server, 100).streams, "y off a cache line: the kernel brings its stores there");
     problem.y = y;
     problem.d_out = 1025;
-    CHECK(!cmm_fff_plan(&problem, &small_l2, 100).streams, "rows that are no whole lines");
+    CHECK(!cmm_fff_plan(&problem, &server, 100).streams, "rows that are no whole lines");
     problem.d_out = 1024;
     problem.trees = 2;
-    CHECK(!cmm_fff_plan(&problem, &small_l2, 100).streams, "several trees");
+    CHECK(!cmm_fff_plan(&problem, &server, 100).streams, "several trees");
 }
 
 /* The dispatcher goes by the plan, for the caches of this machine, whatever they are. */

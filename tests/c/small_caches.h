@@ -17,6 +17,7 @@ static inline void make_caches_small(void)
     machine->l1d = 1 << 10;
     machine->l2 = 16 << 10;
     machine->l3 = 32 << 10;
+    machine->slow_l3 = 0;
 #endif
 }
 

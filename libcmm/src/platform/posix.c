@@ -8,6 +8,7 @@
 #include <dlfcn.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 #if defined(__linux__)
 #include <errno.h>
@@ -71,6 +72,14 @@ void cmm_system_caches(int64_t *l1d, int64_t *l2, int64_t *l3)
     (void)l2;
     (void)l3;
 #endif
+}
+
+/* ---- time ------------------------------------------------------------------------------------------------------ */
+
+double cmm_system_seconds(void)
+{
+    struct timespec now;
+    return clock_gettime(CLOCK_MONOTONIC, &now) == 0 ? (double)now.tv_sec + 1e-9 * (double)now.tv_nsec : 0;
 }
 
 /* ---- threads --------------------------------------------------------------------------------------------------- */

@@ -73,6 +73,16 @@ void cmm_system_caches(int64_t *l1d, int64_t *l2, int64_t *l3)
     free(list);
 }
 
+/* ---- time ------------------------------------------------------------------------------------------------------ */
+
+double cmm_system_seconds(void)
+{
+    LARGE_INTEGER now, in_a_second;
+    return QueryPerformanceCounter(&now) && QueryPerformanceFrequency(&in_a_second)
+               ? (double)now.QuadPart / (double)in_a_second.QuadPart
+               : 0;
+}
+
 /* ---- threads --------------------------------------------------------------------------------------------------- */
 
 _Static_assert(sizeof(cmm_mutex) == sizeof(SRWLOCK) && sizeof(cmm_condition) == sizeof(CONDITION_VARIABLE) &&
