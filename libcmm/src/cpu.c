@@ -75,11 +75,12 @@ static void find_caches(cmm_machine *found)
 }
 #endif
 
-/* The least time of some to read memory once, a word of each cache line of which `bytes` are a multiple. */
+static volatile uint64_t sum_read; /* so that memory is read */
+
+/* The least time of some to read memory once, a word of each cache line. */
 static double reading_time(const char *memory, int64_t bytes)
 {
     enum { TIMES = 3, AT_ONCE = 8 * CMM_ALIGNMENT };
-    static volatile uint64_t read; /* so that it is */
     double least = 0;
     for (int time = 0; time < TIMES; time++) {
         const double began = cmm_system_seconds();
@@ -88,7 +89,7 @@ static double reading_time(const char *memory, int64_t bytes)
             for (int line = 0; line < 8; line++)
                 sums[line] += *(const uint64_t *)(const void *)(at + line * CMM_ALIGNMENT);
         for (int line = 0; line < 8; line++)
-            read = sums[line];
+            sum_read = sums[line];
         const double took = cmm_system_seconds() - began;
         least = time == 0 || took < least ? took : least;
     }
