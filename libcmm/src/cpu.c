@@ -100,16 +100,16 @@ static double reading_time(const char *memory, int64_t bytes)
  * beyond L2 is read, which takes some milliseconds, and compared with what half of L2 holds. */
 int cmm_cpu_l3_is_slow(const cmm_machine *found)
 {
-    const int64_t near = found->l2 / 2 / 4096 * 4096, far = 4 * near;
-    if (found->l3 < 2 * far)
+    const int64_t within = found->l2 / 2 / 4096 * 4096, beyond = 4 * within;
+    if (found->l3 < 2 * beyond)
         return 0;
-    char *const memory = cmm_aligned_alloc((size_t)far);
+    char *const memory = cmm_aligned_alloc((size_t)beyond);
     if (!memory)
         return 0;
-    memset(memory, 1, (size_t)far); /* pages that were never written are one page of zeros */
-    const double far_time = reading_time(memory, far), near_time = reading_time(memory, near);
+    memset(memory, 1, (size_t)beyond); /* pages that were never written are one page of zeros */
+    const double beyond_time = reading_time(memory, beyond), within_time = reading_time(memory, within);
     cmm_aligned_free(memory);
-    return far_time > 3 * 4 * near_time;
+    return beyond_time > 3 * 4 * within_time;
 }
 
 static cmm_machine machine;
