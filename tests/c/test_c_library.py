@@ -32,9 +32,18 @@ def ctest(build: Build, name: str) -> str:
     return run(tool("ctest"), "--test-dir", build.folder, "-R", f"^{name}$", "--no-tests=error", "-V")
 
 
-@pytest.mark.parametrize("name", C_TESTS)
+# Those that take longest, and what they do of it without CMM_TESTS=full, as they do in an emulator.
+IN_SHORT = {"same_bits": "few", "exact_path": "few", "activation_accuracy": "--few", "fma": "few"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(t, marks=pytest.mark.full) if t in IN_SHORT else t for t in C_TESTS])
 def test_c_test_passes(name: str) -> None:
     ctest(default_build(), name)
+
+
+@pytest.mark.parametrize("name", IN_SHORT)
+def test_c_test_passes_in_short(name: str) -> None:
+    run(default_build().folder / f"tests/c/test_{name}", IN_SHORT[name])
 
 
 # ---- what a program may rely on -----------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ def configure(folder: Path, nvcc: str, *options: str) -> tuple[int, str, str]:
 
 
 # Two ways to be broken: it stops at once, and it does all that is asked but makes nothing.
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("nvcc", ["#!/bin/sh\necho no >&2\nexit 1\n", "#!/bin/sh\nexit 0\n"], ids=["stops", "idle"])
 def test_a_broken_compiler_is_a_warning(tmp_path: Path, nvcc: str) -> None:
     tool("cc")
@@ -41,11 +42,13 @@ def test_a_broken_compiler_is_a_warning(tmp_path: Path, nvcc: str) -> None:
     assert "cmm" in targets
 
 
+@pytest.mark.full
 def test_a_broken_compiler_that_was_asked_for_is_an_error(tmp_path: Path) -> None:
     tool("cc")
     assert configure(tmp_path, "#!/bin/sh\nexit 1\n", "-DCMM_CUDA=ON")[0] != 0
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("options", [[], ["-DCMM_CUDA=OFF"]], ids=["default", "OFF"])
 def test_no_compiler_is_tried_where_none_was_asked_for(tmp_path: Path, options: list[str]) -> None:
     tool("cc")

@@ -41,7 +41,7 @@ def rows(result: Result, index: Any) -> Result:
     return np.ascontiguousarray(y[index]), np.ascontiguousarray(nodes[index]), np.ascontiguousarray(logits[index])
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(7)
 @every_target
 @every_dtype
 @every_case
@@ -63,7 +63,7 @@ def test_any_batch_any_place(target: Target, dtype: Any, case: Case) -> None:
     assert_same_bits(target.fff(x[again], w_in, w_out, bias), rows(whole, again))
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(7)
 @every_target
 @every_dtype
 @every_case
@@ -83,7 +83,7 @@ def shifted(array: Array, elements: int) -> Array:
     return copy
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(7)
 @every_target
 @every_dtype
 def test_any_address(target: Target, dtype: Any) -> None:
@@ -145,7 +145,7 @@ def test_instruction_set_of_the_activation_changes_no_bit(dtype: Any, activation
         assert_same_bits(answer, answers[0], isa)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(7)
 @every_dtype
 @pytest.mark.parametrize("isa", ISAS)
 @every_case

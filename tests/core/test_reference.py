@@ -84,7 +84,7 @@ def exact_activation(name: str, z: Fraction) -> Decimal:
     return x * (1 + exact_erf(x / Decimal(2).sqrt())) / 2
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @every_dtype
 @pytest.mark.parametrize("tie", TIES)
 @pytest.mark.parametrize("kind", ["normal", "integer"])
@@ -124,7 +124,7 @@ def as_fraction(value: Any) -> Fraction:
     return Fraction(*value.as_integer_ratio())
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @every_dtype
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_are_as_exact_as_they_say(name: str, dtype: Any) -> None:

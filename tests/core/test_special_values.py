@@ -29,7 +29,7 @@ every_shape = pytest.mark.parametrize("case", SHAPES, ids=str)
 NOT_FINITE = (np.nan, np.inf, -np.inf)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(11)
 @every_target
 @every_dtype
 @every_shape
@@ -76,7 +76,7 @@ def test_all_rows_but_the_path_may_be_nan(target: Target, dtype: Any, tie: str, 
         assert [a.tobytes() for a in got] == [a.tobytes() for a in want]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(11)
 @every_target
 @every_dtype
 @every_shape
@@ -292,7 +292,7 @@ def test_dense_layer_without_neurons_is_zero(target: Target, dtype: Any, with_bi
     np.testing.assert_array_equal(y, np.zeros((4, 3), dtype))
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(11)
 @every_target
 @every_dtype
 @either_bias
