@@ -235,7 +235,8 @@ def _rows_of(weights: Any, dtype: str, backend: Backend) -> tuple[str, str]:
         )
     if pair != (dtype, dtype):
         if not backend.NARROW:
-            raise ArgumentError(f"weights is {weights!r}, which is for arrays on a CPU, and these are on a GPU")
+            where = "which is for arrays on a CPU, and these are on a GPU"
+            raise ArgumentError(f"weights is {weights!r}, {where}: there convert all of them, such as to bfloat16")
         if dtype != "float32":
             raise ArgumentError(f"weights is {weights!r}, which is for float32 layers, and this one is {dtype}")
     return pair

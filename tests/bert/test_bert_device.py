@@ -1,10 +1,13 @@
-"""The encoder on another device: the same functions, with another array module. Here a stand-in for CuPy on the CPU.
+"""The encoder on another device: what a model does with it. A stand-in for CuPy on the CPU is here.
 
-That CuPy itself gives the same answers on a GPU is for tests/gpu/test_bert_gpu.py.
+The functions of the CPU run through it. The GPU's own steps, and what they compute, are for tests/gpu.
 """
 
+import copy
+import re
 import sys
 from types import SimpleNamespace
+from typing import ClassVar
 
 import bert_reference as reference
 import cmm
@@ -12,7 +15,7 @@ import cmm.bert
 import cupy_standin
 import numpy as np
 import pytest
-from cmm.bert import encoder
+from cmm.bert import encoder, gpu
 from cmm.bert.device import CPU
 
 BLOCKS = {
@@ -32,7 +35,25 @@ def cupy(monkeypatch):
     cupy_standin.used.clear()
     monkeypatch.setitem(sys.modules, "cupy", cupy_standin)
     monkeypatch.setitem(sys.modules, "cupyx.scipy.special", SimpleNamespace(ndtr=cupy_standin.ndtr))
+    monkeypatch.setattr(gpu, "GpuOps", Recorded)
+    Recorded.made.clear()
     return cupy_standin
+
+
+class Recorded(encoder.ArrayOps):
+    """The steps of an array module in place of the GPU's, which say what they were made for."""
+
+    made: ClassVar[list[tuple[object, ...]]] = []
+
+    def __init__(self, device, dtype, width, heads):
+        self.made.append((device.name, dtype, width, heads))
+        self.dtype = dtype
+
+    def stored(self, name, tensor):
+        return tensor.astype(np.float16) if self.dtype != "float32" and ".ffn." in name else tensor
+
+    def wide(self, value):
+        return value.astype(np.float32)
 
 
 def made(name="fff", **how):
@@ -109,6 +130,72 @@ def test_there_and_back(cupy):
     assert there.to("cuda").device.name == "cuda:0"
     for name, tensor in here.tensors.items():  # copies: what happens there does not reach this one
         assert not np.shares_memory(there.tensors[name]._a, tensor)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_another_dtype(cupy, tmp_path, dtype):
+    """Weights are stored as the steps say, and shown, exported and taken back as float32."""
+    here = made()
+    there = here.to("cuda", dtype)
+    assert Recorded.made[-1][:2] == ("cuda:0", dtype)
+    assert (here.dtype, there.dtype) == ("float32", dtype)
+    assert f" {dtype} on cuda:0, from state_dict>" in repr(there)
+    assert there.to("cuda") is there.to("cuda:0", dtype) is there
+    assert there.to("cuda:1").dtype == dtype
+    assert there.parameters == here.parameters
+    back = there.to("cpu")
+    assert back.dtype == "float32"
+    for name, tensor in here.tensors.items():
+        rounded = tensor.astype(np.float16) if ".ffn." in name else tensor
+        same(there.tensors[name], rounded.astype(np.float32))
+        np.testing.assert_array_equal(back.tensors[name], rounded, strict=False)
+    cmm.bert.export(there, tmp_path / "exported")
+    np.testing.assert_array_equal(cmm.bert.load(tmp_path / "exported")(IDS), back(IDS))
+    wide = there.to("cuda", "float32")
+    assert (wide.dtype, Recorded.made[-1][1]) == ("float32", "float32")
+    same(wide(IDS), back(IDS))
+
+
+def test_a_copy_has_steps_of_its_own(cupy):
+    there = made().to("cuda", "float16")
+    Recorded.made.clear()
+    copied = copy.copy(there)
+    assert (copied.dtype, copied.device) == (there.dtype, there.device)
+    assert [what[:2] for what in Recorded.made] == [("cuda:0", "float16")]
+
+
+@pytest.mark.parametrize("dtype", ["int3", "", "FLOAT16", "float64", 16, np.float16, ["float16"]])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_names_that_are_no_dtypes(cupy, device, dtype):
+    expected = re.escape(f"dtype is {dtype!r}; it should be None or one of 'float32', 'bfloat16', 'float16'")
+    with pytest.raises(cmm.ArgumentError, match=expected):
+        made().to(device, dtype)
+
+
+def test_dtypes_of_another_place(cupy):
+    expected = "dtype is 'bfloat16', and device is 'cpu', where it should be 'float32'; load"
+    for model in (made(), made().to("cuda", "bfloat16")):
+        with pytest.raises(cmm.ArgumentError, match=expected):
+            model.to("cpu", "bfloat16")
+    assert made().to("cpu", "float32").dtype == "float32"
+    state = reference.state_dict(BLOCKS["fff"])
+    state["encoder.layers.1.attn.dense.weight"][2, 3] = -65520
+    model = cmm.bert.from_state_dict(state, BLOCKS["fff"])
+    expected = "dtype is 'float16', and layers.1.dense has a weight that is too large for it; 'bfloat16' has"
+    with pytest.raises(cmm.ArgumentError, match=expected):
+        model.to("cuda", "float16")
+    state["encoder.layers.1.attn.dense.weight"][2, 3] = -65519
+    assert cmm.bert.from_state_dict(state, BLOCKS["fff"]).to("cuda", "float16").dtype == "float16"
+    assert model.to("cuda", "bfloat16").dtype == "bfloat16"
+
+
+def test_narrow_rows_stay_on_the_cpu(cupy, tmp_path):
+    cmm.bert.export(made(), tmp_path / "exported")
+    narrow = cmm.bert.load(tmp_path / "exported", weights="int8")
+    for dtype in (None, "bfloat16"):
+        with pytest.raises(cmm.ArgumentError, match="device is 'cuda', and the model's rows are 'int8', which are"):
+            narrow.to("cuda", dtype)
+    assert narrow.to("cpu") is narrow
 
 
 def test_texts_come_back_as_numpy(cupy, tmp_path):

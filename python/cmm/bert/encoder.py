@@ -1,13 +1,15 @@
 """The mathematics of the encoder: pure functions, with the shape of every result behind it.
 
 B sequences of S tokens, T = B * S tokens in all, width H, A heads of H / A, vocabulary V. Everything is float32.
-Whatever depends on where the arrays live comes in through a :class:`Device`, so that these functions are the GPU's
-too. Buffers are made once per call and reused by every layer.
+``encode`` says what follows what, on every device; how a step is computed comes in through :class:`Ops`, which is
+:class:`ArrayOps` for the functions of this file, of an array module, and ``gpu.py``'s own on a GPU. Buffers are made
+once per call and reused by every layer.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +97,7 @@ class Call(NamedTuple):
     level: LevelName
     threads: int | None
     tap: Tap | None
+    ops: "Ops"
 
 
 def position_table(length: int, width: int) -> NDArray[np.float32]:
@@ -155,6 +158,7 @@ class Buffers(NamedTuple):
     context: Array  # (T, H)
     scores: Array  # (sequences at a time, A, S, S)
     delta: Array  # (T, H)
+    mask: Array | None = None  # additive
 
     @classmethod
     def make(cls, device: Device, batch: int, length: int, width: int, heads: int) -> "Buffers":
@@ -231,6 +235,84 @@ def feedforward(call: Call, x: Array, ffn: FFF | Dense | Prepared, index: int, o
     return xp.matmul(gate, ffn.w_out, out=out)  # (T, H)
 
 
+class Ops(Protocol):
+    """The steps of an encoder. x is the hidden state, float32 (T, H); buffers are what ``begin`` returns."""
+
+    def stored(self, name: str, tensor: Array) -> Array:
+        """Return a float32 tensor, by its name in ``state_dict_map.tensors``, as it is kept."""
+
+    def exclusive(self) -> AbstractContextManager[Any]:
+        """Hold what calls share for the time of one."""
+
+    def begin(self, call: Call, weights: Weights, ids: Array, mask: Array | None, positions: Array) -> Any:
+        """Embed, and return x and the buffers of a call, which have ``normed`` and ``delta``, both (T, H)."""
+
+    def layers(self, call: Call, weights: Weights, x: Array, buffers: Any) -> None:
+        """Run ``run_layers``, or what it queued when it ran last."""
+
+    def add_norm(self, call: Call, x: Array, delta: Array | None, norm: Norm, out: Array) -> Array:
+        """Add delta, where there is one, to x; return its norm, in out."""
+
+    def attend(self, call: Call, x: Array, layer: Layer, index: int, buffers: Any) -> None:
+        """Add the attention of ``buffers.normed`` to x, and show what it adds."""
+
+    def feedforward(self, call: Call, ffn: FFF | Dense | Prepared, index: int, buffers: Any) -> None:
+        """Apply a feedforward layer to ``buffers.normed``; the result is ``buffers.delta``."""
+
+    def wide(self, value: Array) -> Array:
+        """Return a value, which may be of the buffers, as float32."""
+
+    def decode(self, call: Call, weights: Weights, hidden: Array) -> Array:
+        """Apply the masked-language-model head. hidden float32 (..., H)."""
+
+
+class ArrayOps:
+    """The steps by an array module, such as numpy."""
+
+    def stored(self, name: str, tensor: Array) -> Array:
+        """Return it as it is."""
+        return tensor
+
+    def exclusive(self) -> AbstractContextManager[Any]:
+        """Hold nothing: calls share nothing."""
+        return nullcontext()
+
+    def begin(
+        self, call: Call, weights: Weights, ids: Array, mask: Array | None, positions: Array
+    ) -> tuple[Array, Buffers]:
+        """Embed, and allocate buffers."""
+        x = embed(call, ids, weights, positions)  # (T, H)
+        additive = None if mask is None else additive_mask(call.device.xp, mask)
+        batch, length = ids.shape
+        return x, Buffers.make(call.device, batch, length, x.shape[-1], call.heads)._replace(mask=additive)
+
+    def layers(self, call: Call, weights: Weights, x: Array, buffers: Buffers) -> None:
+        """Run the layers."""
+        run_layers(call, weights, x, buffers)
+
+    def add_norm(self, call: Call, x: Array, delta: Array | None, norm: Norm, out: Array) -> Array:
+        """Add, then normalise."""
+        if delta is not None:
+            x += delta
+        return layer_norm(call, x, norm, out)
+
+    def attend(self, call: Call, x: Array, layer: Layer, index: int, buffers: Buffers) -> None:
+        """Compute attention, show it, add it."""
+        x += show(call, "attn_out", index, attention(call, buffers.normed, layer, buffers.mask, buffers))
+
+    def feedforward(self, call: Call, ffn: FFF | Dense | Prepared, index: int, buffers: Buffers) -> None:
+        """Apply a feedforward layer."""
+        feedforward(call, buffers.normed, ffn, index, out=buffers.delta)
+
+    def wide(self, value: Array) -> Array:
+        """Return it as it is."""
+        return value
+
+    def decode(self, call: Call, weights: Weights, hidden: Array) -> Array:
+        """Apply the head."""
+        return decode(call, weights, hidden)
+
+
 def encode(call: Call, weights: Weights, ids: Array, mask: Array | None, positions: Array, out: Array) -> None:
     """Run the encoder.
 
@@ -245,24 +327,36 @@ def encode(call: Call, weights: Weights, ids: Array, mask: Array | None, positio
     out : float32 array, (B, S, H)
         The result; C-contiguous.
     """
-    xp = call.device.xp
-    batch, length = ids.shape
-    bias = None if mask is None else additive_mask(xp, mask)
-    x = embed(call, ids, weights, positions)  # (T, H)
-    _show(call, "embedding_out", 0, x)
-    buffers = Buffers.make(call.device, batch, length, x.shape[-1], call.heads)
+    ops = call.ops
+    with ops.exclusive():
+        x, buffers = ops.begin(call, weights, ids, mask, positions)  # (T, H)
+        show(call, "embedding_out", 0, x)
+        ops.layers(call, weights, x, buffers)
+        delta = buffers.delta if weights.layers else None
+        hidden = ops.add_norm(call, x, delta, weights.final_norm, out=out.reshape(x.shape))
+        if weights.layers:
+            show(call, "layer_out", len(weights.layers) - 1, x)
+        show(call, "encoder_out", 0, hidden)
+
+
+def run_layers(call: Call, weights: Weights, x: Array, buffers: Any) -> None:
+    """Run the layers, but for the last sum: x + ``buffers.delta`` is what the last one makes of x."""
+    ops = call.ops
     for index, layer in enumerate(weights.layers):
-        layer_norm(call, x, layer.norm1, out=buffers.normed)
-        x += _show(call, "attn_out", index, attention(call, buffers.normed, layer, bias, buffers))
-        _show(call, "ffn_in", index, layer_norm(call, x, layer.norm2, out=buffers.normed))
-        x += _show(call, "ffn_out", index, feedforward(call, buffers.normed, layer.ffn, index, out=buffers.delta))
-        _show(call, "layer_out", index, x)
-    _show(call, "encoder_out", 0, layer_norm(call, x, weights.final_norm, out=out.reshape(x.shape)))
+        ops.add_norm(call, x, buffers.delta if index else None, layer.norm1, out=buffers.normed)
+        if index:
+            show(call, "layer_out", index - 1, x)
+        ops.attend(call, x, layer, index, buffers)
+        ops.add_norm(call, x, None, layer.norm2, out=buffers.normed)
+        show(call, "ffn_in", index, buffers.normed)
+        ops.feedforward(call, layer.ffn, index, buffers)
+        show(call, "ffn_out", index, buffers.delta)
 
 
-def _show(call: Call, name: str, index: int, value: Array) -> Array:
+def show(call: Call, name: str, index: int, value: Array) -> Array:
+    """Give a value to the tap, where there is one; return it as it was."""
     if call.tap is not None:
-        call.tap(name, index, value)
+        call.tap(name, index, call.ops.wide(value))
     return value
 
 

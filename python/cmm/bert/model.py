@@ -6,24 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, cast, overload
+from typing import Any, Literal, Self, cast, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cmm._dispatch import choose, thread_count
 from cmm._interop import as_numpy
-from cmm.bert import data_parallel, encoder
+from cmm.bert import data_parallel, encoder, gpu
 from cmm.bert.config import Config, Pooler
 from cmm.bert.device import CPU, Device, find
 from cmm.bert.encoder import Call, Weights
 from cmm.bert.errors import CheckpointError
 from cmm.bert.text import Prediction, fill_mask, in_batches
 from cmm.bert.tokenizer import FILE, Text, Tokenizer
-from cmm.errors import ArgumentError, DtypeError, ShapeError, UnusableError
+from cmm.errors import ArgumentError, DtypeError, ShapeError, UnusableError, listed
 from cmm.layers import FFF
 from cmm.typing import LevelName
 from cmm.typing import Weights as Rows
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -62,7 +64,8 @@ class Trace:
 class Model:
     """An UltraFastBERT or crammedBERT encoder. Made by ``load``, ``from_state_dict`` and ``random``.
 
-    It is on the CPU until ``to`` takes it to a GPU. There results are CuPy arrays, but for those of text.
+    It is on the CPU until ``to`` takes it to a GPU. There results are CuPy arrays, but for those of text. They are
+    float32, whatever the model's dtype.
 
     ``fill_mask``, ``embed`` and ``classify`` take text. The others take token ids and, optionally, a mask:
 
@@ -88,6 +91,8 @@ class Model:
         The weights by the names of ``state_dict_map.tensors``. Not to be changed.
     device : Device
         Where they are. Its ``name`` is ``"cpu"``, ``"cuda:0"``, ...
+    dtype : str
+        What products are of: "float32", or on a GPU what ``to`` was asked for.
     source : str
         Where the weights came from.
     folder : Path or None
@@ -121,8 +126,16 @@ class Model:
         if weights is not None or exact_path is not False:
             self._narrow(weights, exact_path)
 
-    def _put(self, device: Device, tensors: dict[str, Floats]) -> None:
-        """Take weights, which are on that device."""
+    def _ops_on(self, device: Device, dtype: str) -> encoder.Ops:
+        """Return what computes there; dtype is that of the products."""
+        if device.xp is np:
+            return encoder.ArrayOps()
+        return gpu.GpuOps(device, dtype, self._config.hidden, self._config.heads)
+
+    def _put(self, device: Device, tensors: dict[str, Floats], dtype: str = "float32") -> None:
+        """Take weights, which are on that device and as its ops store them."""
+        self._ops = self._ops_on(device, dtype)
+        self._dtype = dtype
         self._device = device
         self._tensors = tensors
         self._weights: Weights = encoder.assemble(tensors, self._config.layers, self._prepared)
@@ -145,7 +158,10 @@ class Model:
 
     @property
     def tensors(self) -> Mapping[str, Floats]:
-        """The weights by their names; of narrow rows what they hold, made anew each time."""
+        """The weights by their names; of those in fewer bits what they hold, made anew each time."""
+        if self._dtype != "float32":
+            with self._device.active():
+                return MappingProxyType({name: self._ops.wide(tensor) for name, tensor in self._tensors.items()})
         held = {
             f"layers.{index}.ffn.{name}": getattr(ffn, name)
             for index, ffn in enumerate(self._prepared)
@@ -162,6 +178,11 @@ class Model:
     def device(self) -> Device:
         """Where the weights are."""
         return self._device
+
+    @property
+    def dtype(self) -> str:
+        """What products are of, "float32" but on a GPU: see ``to``."""
+        return self._dtype
 
     @property
     def source(self) -> str:
@@ -182,7 +203,7 @@ class Model:
         """Return the attributes, and how each tensor is aligned, on which the bits of a BLAS's sums may depend."""
         own, slots = _parts(super().__getstate__())
         own["_places"] = {name: _place(tensor) for name, tensor in self._tensors.items()}
-        del own["_weights"], own["_positions"]  # made anew
+        del own["_weights"], own["_positions"], own["_ops"]  # made anew
         return (own, slots) if slots else own
 
     def __setstate__(self, state: object) -> None:
@@ -191,54 +212,76 @@ class Model:
         self.__dict__.update(own)
         for name, value in slots.items():
             setattr(self, name, value)
-        self._put(self._device, {name: _placed(tensor, places[name]) for name, tensor in self._tensors.items()})
+        tensors = {name: _placed(tensor, places[name]) for name, tensor in self._tensors.items()}
+        self._put(self._device, tensors, self._dtype)
 
     def __repr__(self) -> str:
         c = self.config
         ffn = f"FFF {c.trees}x{c.depth}" if c.trees is not None else f"dense {c.neurons}{' gated' if c.gated else ''}"
         shape = f"{c.layers} layers, width {c.hidden}, {c.heads} heads, {ffn}, vocabulary {len(self.weights.word)}"
-        where = "" if self.device is CPU else f"on {self.device.name}, "
+        where = "" if self.device is CPU else f"{self.dtype} on {self.device.name}, "
         return f"<cmm.bert.Model: {shape}, {self.parameters} parameters, {where}from {self.source}>"
 
-    def to(self, device: str) -> Self:
-        """Return this model on another device, or itself where it is there already.
+    def to(self, device: str, dtype: DtypeName | None = None) -> Self:
+        """Return this model on another device or of another dtype, or itself where it is that already.
 
         Parameters
         ----------
         device : str
             ``"cpu"``, ``"cuda"`` for CuPy's current GPU, or ``"cuda:1"`` for one by its number. A GPU needs CuPy and
             libcmm_cuda.
+        dtype : {"float32", "bfloat16", "float16"}, optional
+            What products multiply: weights are rounded to it, and so is what they are multiplied with. Sums, norms,
+            the softmax, the hidden state between the layers and all results stay float32. On a CPU it should be
+            float32. None is the dtype that the model has, or float32 on a CPU.
 
         Returns
         -------
         Model
-            With a copy of the weights there, the same tokenizer and all other attributes. This one stays as it is.
+            With a copy of the weights there, the same tokenizer and all other attributes. This one stays as it is:
+            a model of 16 bits that goes back has the rounded weights.
 
         Raises
         ------
         ArgumentError
-            That is no name of a device, or the model was loaded with narrow rows.
+            That is no name of a device, or no dtype for it; a weight is too large for float16; or the model was
+            loaded with narrow rows.
         UnusableError
             There is no CuPy or no such GPU.
         """
         there = find(device)
-        if there.name == self.device.name:
+        if dtype is None:
+            dtype = "float32" if there is CPU else cast("DtypeName", self.dtype)
+        if not isinstance(dtype, str) or dtype not in gpu.STORED:
+            raise ArgumentError(f"dtype is {dtype!r}; it should be None or one of {listed(gpu.STORED)}")
+        if there is CPU and dtype != "float32":
+            problem = f"dtype is {dtype!r}, and device is {device!r}, where it should be 'float32'"
+            raise ArgumentError(f"{problem}; load(..., weights=) keeps rows in fewer bits there")
+        if there.name == self.device.name and dtype == self.dtype:
             return self
         if self._prepared:
             raise ArgumentError(
                 f"device is {device!r}, and the model's rows are {self._prepared[0].weights!r}, which are for a CPU: "
-                "load it without weights"
+                "load it without weights; 16 bits there are to(device, dtype)"
             )
+        other = copy.copy(self)
         with there.active():
-            tensors = {name: there.put(self.device.host(tensor)) for name, tensor in self.tensors.items()}
-            other = copy.copy(self)
-            other._put(there, tensors)
+            ops = self._ops_on(there, dtype)
+            tensors = {}
+            for name, tensor in self.tensors.items():
+                values = self.device.host(tensor)
+                if dtype == "float16" and (np.abs(values) >= _FLOAT16_INFINITY).any():
+                    problem = f"dtype is 'float16', and {name} has a weight that is too large for it"
+                    raise ArgumentError(f"{problem}; 'bfloat16' has the range of float32")
+                tensors[name] = ops.stored(name, there.put(values))
+            other._put(there, tensors, dtype)
         return other
 
     @property
     def parameters(self) -> int:
         """The number of weights."""
-        return sum(tensor.size for tensor in self.tensors.values())
+        tensors = self.tensors if self._prepared else self._tensors
+        return sum(tensor.size for tensor in tensors.values())
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -456,7 +499,7 @@ class Model:
                 raise DtypeError(f"hidden is {states.dtype}; it should be float32")
             if states.ndim < 1 or states.shape[-1] != self.config.hidden:
                 raise ShapeError(f"hidden has shape {states.shape}; its last length should be {self.config.hidden}")
-            result: Floats = encoder.decode(self._call(), self.weights, states)
+            result: Floats = self._ops.decode(self._call(), self.weights, states)
         return result
 
     def classify_ids(
@@ -517,7 +560,7 @@ class Model:
         return self.weights.classifier
 
     def _call(self, level: LevelName = "auto", threads: int | None = None) -> Call:
-        return Call(self.device, self.config.heads, self.config.eps, level, threads, None)
+        return Call(self.device, self.config.heads, self.config.eps, level, threads, None, self._ops)
 
     def _encode(
         self,
@@ -553,6 +596,9 @@ class Model:
             else:
                 data_parallel.run(work, parts)
         return hidden
+
+
+_FLOAT16_INFINITY = 65520.0  # what is rounded to more than the largest, 65504
 
 
 # ---- copies --------------------------------------------------------------------------------------------------------
