@@ -213,6 +213,36 @@ def encoders(lines: list[str]) -> bool:
     return times["PyTorch, dense 4095", torch.bfloat16] / times["cmm.bert, FFF 1x11", torch.bfloat16] >= 4.3
 
 
+DEEP = ((768, 11, (65536, 16384, 4096)), (1024, 12, (65536, 8192)), (4096, 13, (16384, 2048)))
+
+
+def deep(lines: list[str]) -> None:
+    """Measure one deep tree by the algorithm that is chosen and by grouped_gemm, beside the fastest dense layer."""
+    import cmm
+    import torch
+
+    lines += ["", "One deep tree, bfloat16, us, and dense / ours", ""]
+    lines += ["| layer | width | tokens | chosen | grouped_gemm | dense | copy x to y |", "| --- |" + " ---: |" * 6]
+    kind = {"device": "cuda", "dtype": torch.bfloat16}
+    for width, depth, batches in DEEP:
+        shape = (1, 2 ** (depth + 1) - 1, width)
+        w_in, w_out = (torch.randn(shape, device="cuda") * width**-0.5).to(torch.bfloat16), torch.randn(shape, **kind)
+        w1, w2 = (torch.randn(2 ** (depth + 1), width, **kind) for _ in range(2))
+        calls = dense_calls(w1 * width**-0.5, torch.zeros(len(w1), **kind), w2)
+        for name, algorithm in (("chosen", None), ("asked", "grouped_gemm")):
+            calls[name] = lambda b, w=(w_in, w_out), a=algorithm: cmm.fff_forward(b[0], *w, out=b[1], algorithm=a)
+        calls["copy"] = lambda b: b[1].copy_(b[0])
+        for tokens in batches:
+            buffers = [[torch.randn(tokens, width, **kind) for _ in range(2)] for _ in range(4)]
+            times = {name: timed(call, buffers) for name, call in calls.items()}
+            best = min(times["fused"], times["apart"])
+            found = [f"{times[name]:.1f}: {best / times[name]:.2f}x" for name in ("chosen", "asked")]
+            lines.append(
+                f"| 1x{depth} | {width} | {tokens} | {' | '.join(found)} | {best:.1f} | {times['copy']:.1f} |"
+            )
+            print(lines[-1], flush=True)
+
+
 TARGETS = {("bfloat16", 65536): 7, ("bfloat16", 4096): 4.5, ("bfloat16", 128): 2.5, ("bfloat16", 1): 2.5}
 
 
@@ -277,6 +307,7 @@ def bench(lines: list[str]) -> bool:
         lines.append(f"| {level} | {tree:.0f} | {full:.0f} | {full / tree:.2f} | {paper} |")
         print(lines[-1], flush=True)
     forests(lines)
+    deep(lines)
     met &= encoders(lines)
     lines += ["", f"all targets met: {'yes' if met else 'no'}", ""]
     return met

@@ -34,8 +34,8 @@ typedef struct cmm_cuda_run {
     int32_t reserved;        /* 0 */
     const char *level;       /* "cuda-naive", "cuda"; NULL or "auto" means "cuda" */
     union {
-        const char *algorithm; /* of level "cuda": "generic", "per_token", "small_batch", "grouped", "dense_routed"; NULL:
-                                  what suits */
+        const char *algorithm; /* of level "cuda": "generic", "per_token", "small_batch", "grouped", "grouped_gemm",
+                                  "dense_routed"; NULL: what suits */
         const char *method;    /* its name in 0.1.0, whose values "block", "walk", "wide", "group" are still taken */
     };
     void *stream;            /* a cudaStream_t; NULL is the default stream */

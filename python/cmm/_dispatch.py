@@ -15,7 +15,14 @@ from cmm.typing import Algorithm, LevelName
 
 CUDA_LEVELS: tuple[LevelName, ...] = ("cuda-naive", "cuda-bmm", "cuda")
 # of level cuda
-CUDA_ALGORITHMS: tuple[Algorithm, ...] = ("generic", "per_token", "small_batch", "grouped", "dense_routed")
+CUDA_ALGORITHMS: tuple[Algorithm, ...] = (
+    "generic",
+    "per_token",
+    "small_batch",
+    "grouped",
+    "grouped_gemm",
+    "dense_routed",
+)
 
 # The environment variables that the way to run a call hangs on.
 VARIABLES = b"CMM_LEVEL", b"CMM_ISA", b"CMM_NUM_THREADS", b"OMP_NUM_THREADS"

@@ -122,7 +122,7 @@ def fff_forward(
     level : str
         How to compute it, one of :func:`cmm.levels`. "auto" takes what the environment variable ``CMM_LEVEL`` says,
         and where that is not set the best level.
-    algorithm : {"per_token", "grouped", "generic", "small_batch", "dense_routed"}, optional
+    algorithm : {"per_token", "grouped", "generic", "small_batch", "grouped_gemm", "dense_routed"}, optional
         One of level "native": "per_token" takes tokens as they come, "grouped" sorts them by subtree, and both give
         the same bits. Or one of level "cuda", which has all five. None takes the one that suits.
     threads : int, optional

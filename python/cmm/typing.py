@@ -16,7 +16,7 @@ Activation: TypeAlias = Literal["gelu", "gelu_tanh", "relu", "silu", "identity"]
 Tie: TypeAlias = Literal["left", "right"]
 Rows: TypeAlias = Literal["float32", "float64", "bfloat16", "float16", "int8"]
 Weights: TypeAlias = Rows | tuple[Rows, Rows]
-Algorithm: TypeAlias = Literal["per_token", "grouped", "generic", "small_batch", "dense_routed"]
+Algorithm: TypeAlias = Literal["per_token", "grouped", "generic", "small_batch", "grouped_gemm", "dense_routed"]
 LevelName: TypeAlias = Literal["auto", "naive", "blas1", "blas2", "blas3", "native", "cuda-naive", "cuda-bmm", "cuda"]
 
 

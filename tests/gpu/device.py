@@ -17,7 +17,7 @@ DTYPES = {
     torch.bfloat16: lib.CMM_BF16,
     torch.float16: lib.CMM_F16,
 }
-ALGORITHMS = ("generic", "per_token", "small_batch", "grouped", "dense_routed")
+ALGORITHMS = ("generic", "per_token", "small_batch", "grouped", "grouped_gemm", "dense_routed")
 
 
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:

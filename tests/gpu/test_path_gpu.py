@@ -68,8 +68,9 @@ def test_its_own_path_gives_a_call_its_bits_and_another_is_taken(case: tuple[int
 @pytest.mark.parametrize("way", [way for way in WAYS if way[0] != "cuda-bmm"], ids=str)
 def test_what_is_no_path_is_refused_before_anything_is_written(way: tuple[str, str]) -> None:
     arrays = make((300, 64, 64, 3, 5), torch.bfloat16, with_bias=False)
-    if way[1] == "grouped":
-        arrays = make((300, 64, 64, 1, 11), torch.float32, with_bias=False)
+    if way[1].startswith("grouped"):
+        dtype = torch.float32 if way[1] == "grouped" else torch.bfloat16
+        arrays = make((300, 64, 64, 1, 11), dtype, with_bias=False)
     trees, depth = arrays[1].shape[0], arrays[1].shape[1].bit_length() - 1
     plain = fff(*arrays, level=way[0], algorithm=way[1])
     if plain is None:
@@ -95,10 +96,12 @@ def test_what_is_no_path_is_refused_before_anything_is_written(way: tuple[str, s
     assert same(fff(*arrays, level=way[0], algorithm=way[1], path=leaves), plain)
 
 
-@pytest.mark.parametrize("algorithm", ["generic", "per_token", "small_batch", "grouped", "dense_routed"])
+@pytest.mark.parametrize(
+    "algorithm", ["generic", "per_token", "small_batch", "grouped", "grouped_gemm", "dense_routed"]
+)
 def test_a_captured_graph_replays_with_new_paths(algorithm: str) -> None:
     """The call waits for nothing, and each replay checks the path that is there then."""
-    case = (300, 64, 64, 1, 11) if algorithm == "grouped" else (300, 64, 64, 3, 5)
+    case = (300, 64, 64, 1, 11) if algorithm.startswith("grouped") else (300, 64, 64, 3, 5)
     arrays = make(case, torch.bfloat16, with_bias=False)
     nodes = fff(*arrays)[1]
     if fff(*arrays, algorithm=algorithm) is None:
@@ -159,6 +162,9 @@ PROMISES = [
       for algorithm in ("per_token", "small_batch", "grouped")
       for dtype in (torch.float32, torch.bfloat16, torch.float16)),
     *(("cuda", algorithm, torch.bfloat16, (128, 64, 9, 3)) for algorithm in ("per_token", "small_batch")),
+    *(("cuda", "grouped_gemm", dtype, layer)
+      for dtype in (torch.bfloat16, torch.float16)
+      for layer in ((64, 64, 1, 11), (136, 264, 1, 7), (72, 40, 1, 13))),
     *(("cuda", "dense_routed", dtype, layer)
       for dtype in (torch.bfloat16, torch.float16)
       for layer in ((136, 264, 9, 4), (64, 72, 5, 7), (64, 64, 3, 5), (64, 64, 70, 2))),

@@ -111,6 +111,7 @@ static cmm_status find_device(cmm_cuda_problem *problem)
     int device, major, minor;
     if (cudaGetDevice(&device) != cudaSuccess ||
         cudaDeviceGetAttribute(&problem->sm_count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&problem->shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess ||
         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess)
         return CMM_ERROR_CUDA_DEVICE;

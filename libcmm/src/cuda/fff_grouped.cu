@@ -29,20 +29,21 @@ struct buckets {
     int split;
 };
 
-template <typename T, int V, bool FULL>
+/* GIVEN: a path is given. */
+template <typename T, int V, bool FULL, bool GIVEN>
 __global__ void __launch_bounds__(32 * TOP_WARPS) fff_grouped_top(const cmm_cuda_problem problem, const buckets to)
 {
     const int lane = threadIdx.x % 32;
     const matrix w_in = matrix_of<T>(problem.w_in, problem.d_in, problem.ld_in, lane);
-    if (pdl_wait_is_refused(problem))
+    if (pdl_wait_is_refused<GIVEN>(problem))
         return;
     for (int token = blockIdx.x * TOP_WARPS + threadIdx.x / 32; token < to.size; token += gridDim.x * TOP_WARPS) {
         float x[V * ELEMENTS<T>];
         load_x<T, V, FULL>(x, (const T *)problem.x + (to.first + token) * problem.d_in, w_in.vectors, lane);
         visited seen = {0, 0, 0, 0};
         int node = 0;
-        descend<T, V, FULL, true>(w_in, (const T *)problem.bias, cmm_threshold_f32(problem.tie), x, lane,
-                                  given_way(problem, to.first + token, 0), 0, 0, to.split, node, seen);
+        walk<T, V, FULL, true, GIVEN>(w_in, (const T *)problem.bias, cmm_threshold_f32(problem.tie), x, lane,
+                                      GIVEN ? given_way(problem, to.first + token, 0) : 0, 0, 0, to.split, node, seen);
         if (lane < to.split)
             to.logits[(int64_t)token * to.split + lane] = seen.logit;
         if (lane == 0) {
@@ -52,14 +53,14 @@ __global__ void __launch_bounds__(32 * TOP_WARPS) fff_grouped_top(const cmm_cuda
     }
 }
 
-template <typename T, int V, bool FULL>
+template <typename T, int V, bool FULL, bool GIVEN>
 __global__ void __launch_bounds__(32 * BOTTOM_WARPS<V, ELEMENTS<T>>, 1)
     fff_grouped_bottom(const cmm_cuda_problem problem, const buckets from)
 {
     constexpr int WARPS = BOTTOM_WARPS<V, ELEMENTS<T>>;
     __shared__ int ends[1 << MOST_SPLIT]; /* the place, in all buckets laid end to end, where each bucket ends */
     const int count = 1 << from.split, levels = problem.depth + 1, lane = threadIdx.x % 32;
-    if (pdl_wait_is_refused(problem))
+    if (pdl_wait_is_refused<GIVEN>(problem))
         return;
     if (threadIdx.x < 32) {
         int sum = 0;
@@ -98,8 +99,8 @@ __global__ void __launch_bounds__(32 * BOTTOM_WARPS<V, ELEMENTS<T>>, 1)
         visited seen = {0, 0, 0, from.split};
         if (lane < from.split)
             seen.logit = from.logits[(int64_t)in_chunk * from.split + lane];
-        descend<T, V, FULL, true>(w_in, (const T *)problem.bias, threshold, x, lane,
-                                  given_way(problem, token, 0), 0, from.split, levels, node, seen);
+        walk<T, V, FULL, true, GIVEN>(w_in, (const T *)problem.bias, threshold, x, lane,
+                                      GIVEN ? given_way(problem, token, 0) : 0, 0, from.split, levels, node, seen);
         path_from_leaf(seen, node, levels, lane);
         clear(y);
         epilogue<T, V, FULL, 6 / V>(problem, w_out, y, lane, token * levels, seen);
@@ -160,15 +161,19 @@ template <typename T, int V, bool FULL> struct grouped {
         buckets b;
         lay_out(problem, (char *)memory, &b);
         void *arguments[] = {&copy, &b};
+        const void *const top = problem->path ? (const void *)fff_grouped_top<T, V, false, true>
+                                              : (const void *)fff_grouped_top<T, V, FULL, false>;
+        const void *const bottom = problem->path ? (const void *)fff_grouped_bottom<T, V, false, true>
+                                                 : (const void *)fff_grouped_bottom<T, V, FULL, false>;
         cudaError_t error = cudaSuccess;
         for (b.first = 0; b.first < problem->batch && error == cudaSuccess; b.first += CHUNK) {
             b.size = (int)(problem->batch - b.first < CHUNK ? problem->batch - b.first : CHUNK);
             error = cudaMemsetAsync(b.count, 0, (size_t)(4 * COUNTER) << b.split, stream);
             if (error == cudaSuccess)
-                error = launch_overlapping(problem, (const void *)fff_grouped_top<T, V, FULL>,
+                error = launch_overlapping(problem, top,
                                            (b.size + TOP_WARPS - 1) / TOP_WARPS, 32 * TOP_WARPS, arguments, stream);
             if (error == cudaSuccess)
-                error = launch_overlapping(problem, (const void *)fff_grouped_bottom<T, V, FULL>, problem->sm_count,
+                error = launch_overlapping(problem, bottom, problem->sm_count,
                                            32 * BOTTOM_WARPS<V, ELEMENTS<T>>, arguments, stream);
         }
         return error;

@@ -44,7 +44,8 @@ __device__ inline unsigned turns_of(unsigned way, int from, int levels)
     return rights;
 }
 
-template <typename T, int V, bool FULL>
+/* GIVEN: a path is given. */
+template <typename T, int V, bool FULL, bool GIVEN>
 __global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_problem problem)
 {
     __shared__ float logits[2][PLACES]; /* two, so that one barrier per round is enough */
@@ -62,14 +63,14 @@ __global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_pro
     const char *const columns = (const char *)((const T *)problem.w_out + (has_columns ? column : 0));
     const unsigned pitch = (unsigned)(problem.ld_out * (int64_t)sizeof(T));
     int turn = 0;
-    if (pdl_wait_is_refused(problem))
+    if (pdl_wait_is_refused<GIVEN>(problem))
         return;
     for (int64_t token = blockIdx.x; token < problem.batch; token += gridDim.x) {
         float x[V * ELEMENTS<T>], y[4] = {0, 0, 0, 0};
         bool has_x = false;
         for (int64_t tree = 0; tree < problem.trees; tree++) {
             const unsigned first = (unsigned)(tree * problem.nodes);
-            const unsigned way = given_way(problem, token, tree);
+            const unsigned way = GIVEN ? given_way(problem, token, tree) : 0;
             int node = 0;
             float my_logit = 0; /* of level `lane` */
             pending<T> last = {};
@@ -90,7 +91,7 @@ __global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_pro
                 /* Every warp looks at all logits of the subtree at once; the walk through it is then one of bits. */
                 const float seen = logits[turn][lane % PLACES];
                 const unsigned voted = __ballot_sync(0xffffffffu, seen > threshold);
-                const unsigned rights = way ? turns_of(way, from, levels) : voted;
+                const unsigned rights = GIVEN ? turns_of(way, from, levels) : voted;
                 if (warp_has_columns && from > 0)
                     add<T>(y, last, from - AT_ONCE, levels);
                 float logit_here = 0; /* of level from + lane */
@@ -137,8 +138,9 @@ template <typename T, int V, bool FULL> struct small_batch {
     {
         cmm_cuda_problem copy = *problem;
         void *arguments[] = {&copy};
-        return launch_overlapping(problem, (const void *)fff_small_batch<T, V, FULL>, blocks_for(problem->batch),
-                                  THREADS, arguments, stream);
+        const void *const kernel = problem->path ? (const void *)fff_small_batch<T, V, false, true>
+                                                 : (const void *)fff_small_batch<T, V, FULL, false>;
+        return launch_overlapping(problem, kernel, blocks_for(problem->batch), THREADS, arguments, stream);
     }
 };
 

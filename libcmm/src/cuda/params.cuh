@@ -20,6 +20,7 @@
 struct cmm_cuda_problem : cmm_problem {
     int aligned; /* rows of w_in, w_out, x and y all start at multiples of 16 bytes and end there */
     int sm_count; /* streaming multiprocessors */
+    int shared_memory; /* bytes that a block may have */
     int overlaps; /* see launch_overlapping() in warp_row.cuh */
     const int64_t *refused; /* NULL, or -1 there, or which path of those that are given is none */
     int multiplies; /* the GPU knows the instructions of wgmma.cuh, and they were built */

@@ -115,6 +115,15 @@ __device__ inline bool pdl_wait_is_refused(const cmm_cuda_problem &problem)
     return refused && *refused >= 0;
 }
 
+/* The same in a kernel that has an instance for calls with a path, GIVEN, and one without any trace of it for the others. */
+template <bool GIVEN> __device__ inline bool pdl_wait_is_refused(const cmm_cuda_problem &problem)
+{
+    if (GIVEN)
+        return pdl_wait_is_refused(problem);
+    pdl_wait();
+    return false;
+}
+
 /* Read what is read once, x: it should not push rows out of the L1 cache. */
 __device__ inline uint4 load_once(const uint4 *from)
 {
