@@ -6,7 +6,7 @@
 Random: a layer 1x11 of width 768 (with one column of w_out, which has no part in the path), weights and tokens from a
 normal distribution, in blocks of 16384.
 
-The model: the trained one of libcmm-models, five layers 4x7 of width 192 with biases. It reads crops of 128 tokens of
+The model: the trained one of libcmm-models, five layers of width 192 with biases. It reads crops of 128 tokens of
 text, of each of which another 15 in 100 are masked or another word. Its float32 encoder computes, and each of its
 layers, packed anew, gets the tokens that the encoder's own layer got. The text is at hand: this project's pages
 and Python's manual, or the files that --text names.

@@ -1,6 +1,6 @@
 """Fine-tune a trained encoder on a task in GLUE's format, and write the classifier.
 
-    python docs/examples/finetune.py run-4x7 SST-2 glue/SST-2 sst2
+    python docs/examples/finetune.py run-16x5 SST-2 glue/SST-2 sst2
     cmm classify sst2/model "A film to remember."
 
 The task's folder has train.tsv and dev.tsv as GLUE has them. As the paper did it: 5 epochs at 4e-5, 15 for CoLA. The

@@ -1,7 +1,7 @@
 """Make a small task of this repository's own texts, in the format of GLUE's SST-2: C or Python.
 
     python docs/examples/origin_task.py . origin
-    python docs/examples/finetune.py run-4x7 SST-2 origin origin-run
+    python docs/examples/finetune.py run-16x5 SST-2 origin origin-run
 
 Label 1: a sentence of a comment in C or CUDA. Label 0: one of Python's docstrings. Whole files, not sentences, go to
 dev.tsv: one of so many, by the order of their names.

@@ -13,9 +13,8 @@ import matplotlib.pyplot as plt
 
 _HERE = Path(__file__).parent
 _RUNS = (
-    ("fff", "FFF 4x7", "#1f77b4"),
+    ("fff", "FFF 16x5", "#1f77b4"),
     ("dense", "dense 1020", "#d62728"),
-    ("resumed", "FFF 4x7, resumed", "#111111"),
 )
 
 
@@ -26,14 +25,12 @@ def main() -> None:
     for name, label, colour in _RUNS:
         with open(_HERE / "losses" / f"{name}.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        resumed = name == "resumed"
-        shape = {"color": colour, "linewidth": 1, "linestyle": ":" if resumed else "-"}
+        shape = {"color": colour, "linewidth": 1}
         held_out = [row for row in rows if row["held_out_loss"]]
         steps = [int(row["step"]) for row in held_out]
-        if not resumed:
-            training = [row for row in rows if int(row["step"]) >= 500]
-            x, y = ([float(row[key]) for row in training] for key in ("step", "loss"))
-            left.plot(x, y, **{**shape, "alpha": 0.35})
+        training = [row for row in rows if int(row["step"]) >= 500]
+        x, y = ([float(row[key]) for row in training] for key in ("step", "loss"))
+        left.plot(x, y, **{**shape, "alpha": 0.35})
         left.plot(
             steps, [float(row["held_out_loss"]) for row in held_out], label=label, **{**shape, "linewidth": 1.8}
         )
@@ -43,7 +40,7 @@ def main() -> None:
     left.legend(frameon=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlim(0, 34500)
+        axes.set_xlim(0, 12200)
     for kind, settings in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 130})):
         figure.savefig(_HERE / f"losses.{kind}", **settings)
 

@@ -24,7 +24,7 @@ U = 2.0**-24
 
 
 def recorded(name):
-    """What PyTorch computed in float32 from the float16 weights, on the GPU of the training, for two sequences."""
+    """What PyTorch computed in float32 from the float16 weights for two sequences: tests/support/record_models.py."""
     file = np.load(Path(__file__).parent / "recorded" / f"{name}.npz")
     for number in (0, 1):
         yield {key.removesuffix(f"_{number}"): file[key] for key in file if key.endswith(f"_{number}")}
@@ -63,7 +63,7 @@ def test_paths_are_those_of_pytorch():
             bound = gamma(model.config.hidden + 1, U) * size + row @ np.abs(mine - other)
             assert abs(logits[layer, token, tree, last]) <= bound
             parted += 1
-    assert compared == 5 * 64 * 4
+    assert compared == 5 * 64 * 16
     assert parted <= 0.01 * compared
 
 
@@ -74,13 +74,14 @@ def test_the_answers_are_not_all_alike(name):
         assert len(set(answer["ids"].tolist())) > 10
         assert np.ptp(answer["logits"].argmax(axis=1)) > 0
         if name == "fff":
-            assert len(np.unique(answer["path_nodes"][..., -1])) > 50
+            assert len(np.unique(answer["path_nodes"][..., -1])) > 25  # of 32 leaves
 
 
 def test_what_they_are():
     fff, dense = (cmm.bert.trained(name) for name in ("fff", "dense"))
-    assert fff.config.depth > 6
-    assert fff.config.trees * fff.config.nodes == dense.config.neurons
+    assert (fff.config.trees, fff.config.depth) == (16, 5)
+    neurons = fff.config.trees * fff.config.nodes
+    assert neurons <= dense.config.neurons <= 1.02 * neurons  # what is not equal is in favour of the twin
     assert {key for key in fff.config.arch if fff.config.arch[key] != dense.config.arch.get(key)} == {
         "intermed_type",
         "intermed_size",
@@ -90,6 +91,8 @@ def test_what_they_are():
     files = [file for folder in cmm_models.FOLDERS.values() for file in folder.iterdir()]
     assert len(files) == 10
     assert sum(file.stat().st_size for file in files) < 16e6
+    sizes = {name: (folder / "model.safetensors").stat().st_size for name, folder in cmm_models.FOLDERS.items()}
+    assert sizes["fff"] <= sizes["dense"]
     assert Path(cmm_models.__file__).with_name(CARD.name).read_text() == CARD.read_text()  # the wheel has it too
     with pytest.raises(cmm.ArgumentError, match="name is 'bert'"):
         cmm.bert.trained("bert")

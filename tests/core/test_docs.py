@@ -4,6 +4,7 @@ import doctest
 import importlib.util
 import inspect
 import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -465,9 +466,9 @@ def test_cmake_options() -> None:
 # ---- the rest ------------------------------------------------------------------------------------------------------
 
 
-def script(name: str) -> Any:
-    """A script that draws pictures, as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/pictures/{name}.py")
+def script(name: str, folder: str = "docs/pictures") -> Any:
+    """A script that draws pictures or shows results, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{folder}/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -499,6 +500,19 @@ def test_the_readme_has_the_figures_of_the_page_of_results() -> None:
         assert figures == measured[tokens]
     ratios = [int(row[2].removesuffix("x")) for row in measured.values()]
     assert f"{min(ratios)} to {max(ratios)} times" in " ".join(text("README.md").split())
+
+
+def test_the_study_has_the_results_of_its_rows() -> None:
+    """The page shows what its script makes of the file of results, which are of rows that the script has."""
+    study = script("study", "docs/examples")
+    results = json.loads(text("docs/study.json"))
+    assert results
+    assert results.keys() <= study.ROWS.keys()
+    for name, result in results.items():
+        said = study.command(name, Path("corpus"), Path("runs"))
+        assert result["options"]["layer"] == said[said.index("--layer") + 1], name
+        assert result["steps"] == int(said[said.index("--steps") + 1]), name
+    assert study.tables(results) in text("docs/study.md")
 
 
 def test_version() -> None:

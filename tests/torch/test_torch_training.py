@@ -3,6 +3,8 @@
 import csv
 import importlib.util
 import inspect
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +19,7 @@ from building import ROOT
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("tokenizers", reason="the package tokenizers, which text needs, is not installed")
 pytest.importorskip("safetensors", reason="the package safetensors is not installed")
-from cmm.torch import Classifier, Encoder, MaskedLanguageModel, data, glue_tasks, training  # noqa: E402
+from cmm.torch import FFF, Classifier, Encoder, MaskedLanguageModel, data, glue_tasks, training  # noqa: E402
 
 TINY = ("--layers=2", "--hidden=16", "--heads=2", "--vocabulary=300", "--length=16")
 TINY += ("--batch=8", "--log-every=10", "--save-every=20")
@@ -47,7 +49,7 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     pages = sorted(ROOT.glob("docs/**/*.md"))
     assert len(pages) > 5
-    for name, some in (("train", pages[1:]), ("heldout", pages[:1])):
+    for name, some in (("train", pages[2:]), ("heldout", pages[:1]), ("heldout-packages", pages[1:2])):
         (folder / f"{name}.txt").write_text("\n\n".join(page.read_text() for page in some))
     return folder
 
@@ -90,6 +92,11 @@ def test_training_and_resuming(run, corpus, tmp_path, layer):
     resumed = log_of(tmp_path / "halves")
     assert [int(row["step"]) for row in resumed] == [10, 20, 30, 33, 40, 50, 60]
     assert resumed[-1]["held_out_loss"] == rows[-1]["held_out_loss"]
+    result, other = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "halves"))
+    assert result["held_out"]["loss"] == float(rows[-1]["held_out_loss"])
+    assert result["held_out_packages"]["loss"] != result["held_out"]["loss"]
+    assert {**result, "seconds": 0} == {**other, "seconds": 0, "options": {**other["options"], "stop_after": None}}
+    assert [leaves["of"] for leaves in result["leaves"]] == ([8, 8] if layer == "2x2" else [])
 
     model = cmm.bert.load(tmp_path / "whole")
     assert model.config.arch["embedding"]["vocab_size"] is None
@@ -119,6 +126,95 @@ def test_a_time_becomes_a_number_of_steps(run, corpus, tmp_path, monkeypatch):
     run("train", corpus, tmp_path / "counted", "--steps", 7, *TINY)
     timed, counted = (tmp_path / name / "model.safetensors" for name in ("timed", "counted"))
     assert timed.read_bytes() == counted.read_bytes()
+
+
+@pytest.mark.full
+def test_two_processes_train_as_one_does(corpus, tmp_path):
+    """By DDP: each takes half of a batch, and the sums of gradients differ by their rounding alone.
+
+    Without balance, whose p_n is a mean over the tokens of a process, and with all neurons acting alike to the end,
+    so that no path is taken that rounding could turn.
+    """
+    how = ["--layer=2x2", "--steps=10", *TINY, "--rate=1e-3", "--balance=0", "--soft-until=1", "--soft-gone=1"]
+    train = str(ROOT / "docs/examples/train.py")
+    one = [sys.executable, train, str(corpus), str(tmp_path / "one"), *how, "--device=cpu"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", train, str(corpus)]
+    for call in (one, [*two, str(tmp_path / "two"), *how, "--device=cpu"]):
+        done = subprocess.run(
+            call, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "wrote" in done.stdout
+    single, double = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    assert (single["processes"], double["processes"]) == (1, 2)
+    # AdamW's first steps have the size of the rate whatever the gradient's, so a sign that rounding turns moves a
+    # weight by 2e-3 a step; of the loss, a mean over all weights, 1e-3 of 5.7 is left after ten.
+    assert single["held_out"]["loss"] == pytest.approx(double["held_out"]["loss"], abs=1e-3)
+    assert abs(single["held_out"]["loss"] - np.log(300)) > 1e-2  # it has learnt something
+
+
+def test_a_batch_that_processes_cannot_share(run, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(cmm.ArgumentError, match="--batch is 8; it should be a multiple of the 3 processes"):
+        run("train", corpus, tmp_path / "run", "--steps", 1, *TINY)
+
+
+@pytest.mark.parametrize("value", ["1.5", "-1", "nan", "half"])
+def test_what_is_no_share(run, corpus, tmp_path, capsys, value):
+    with pytest.raises(SystemExit):
+        run("train", corpus, tmp_path / "run", "--steps", 1, f"--soft-until={value}")
+    assert f"{value!r} should be a number from 0 to 1" in capsys.readouterr().err
+
+
+def test_the_schedules():
+    assert [training.cosine(x) for x in (0, 0.0625, 0.125, 1)] == pytest.approx([0, 0.5, 1, 0.05])
+    assert training.cosine(0.5625) == pytest.approx(0.05 + 0.95 / 2)  # half way down
+    assert [training.softness(x, 0.12, 0.3) for x in (0, 0.12, 0.21, 0.3, 1)] == pytest.approx([1, 1, 0.5, 0, 0])
+    assert [training.softness(x, 0, 0) for x in (0, 1)] == [0, 0]
+    assert [training.softness(x, 0.5, 0.5) for x in (0.49, 0.5)] == [1, 0]
+    assert [training.softness(x, 0.5, 0.3) for x in (0.2, 0.29, 0.3)] == [1, 1, 0]
+
+
+def test_a_rate_for_feedforward_layers():
+    model = MaskedLanguageModel(training.architecture("2x2", layers=1, hidden=16, heads=2, vocab_size=50))
+    optimizer = training.make_optimizer(model, 1e-3, factor=2)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    loss = sum(parameter.sum() for parameter in model.parameters())
+    training.descend(model, optimizer, loss, 1e-3)
+    for name, parameter in model.named_parameters():
+        # The first step of AdamW is the rate times the sign of the gradient, and the decay, below 1e-2 of its rate.
+        step = float((before[name] - parameter.detach()).mean())
+        assert step == pytest.approx(2e-3 if ".ffn." in name else 1e-3, rel=1e-2), name
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-3, 2e-3}
+
+
+def test_the_objective_is_the_loss_and_the_balance():
+    model = MaskedLanguageModel(training.architecture("2x2", layers=2, hidden=16, heads=2, vocab_size=50))
+    ids = torch.randint(5, 50, (4, 12), generator=torch.Generator().manual_seed(0))
+    masked = data.hide(ids, 0, 50)
+    total, plain = training.Objective(model, 0.5)(masked)
+    balance = sum(layer.balance_loss() for layer in model.modules() if isinstance(layer, FFF))
+    balance = float(balance.detach())
+    assert 0 < balance <= 2
+    assert float(total.detach()) == pytest.approx(float(plain) + 0.5 * balance, rel=1e-6)
+    assert float(plain) == pytest.approx(float(training.masked_loss(model, masked)[0].detach()), rel=1e-6)
+    alone, plain = training.Objective(model)(masked)
+    assert alone == plain
+
+
+def test_leaves_are_counted_in_eval_and_nothing_else_changes():
+    model = MaskedLanguageModel(training.architecture("3x2", layers=2, hidden=16, heads=2, vocab_size=50))
+    layers = [layer for layer in model.modules() if isinstance(layer, FFF)]
+    for layer in layers:
+        layer.softness = 1.0
+    sequences = torch.randint(5, 50, (5, 12), generator=torch.Generator().manual_seed(0))
+    counts = training.leaves(model, sequences, 2, bfloat16=False)
+    assert [count.shape for count in counts] == [(3, 4)] * 2
+    assert all((count.sum(1) == 5 * 12).all() for count in counts)
+    assert model.training
+    assert all(layer.softness == 1 and not layer.track_routing for layer in layers)
+    soft = training.masked_loss(model, data.hide(sequences, 0, 50))[0].detach()
+    assert float(soft) != pytest.approx(training.held_out(model, sequences, 5, bfloat16=False)[0], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def bench_model(name: str, threads: int, passes: int | None, file: str | None) -
     if file is not None:
         written = {"schema": SCHEMA, "version": cmm.__version__, "table": "model", "model": name, "threads": threads}
         _json.write(file, {**written, "lines": [asdict(line) for line in lines]}, indent=1)
-    neurons = model.config.trees * model.config.nodes
+    neurons = twin.config.neurons
     used = model.config.trees * ((model.config.depth or 0) + 1)
     dense = f"dense {neurons}"
     rows = [["sequences x tokens", "what", f"FFF {_shape(model)}", dense, f"{dense} / FFF"]]
@@ -72,7 +72,8 @@ def bench_model(name: str, threads: int, passes: int | None, file: str | None) -
     installed = f"PyTorch {torch_version}" if torch_version else "PyTorch is not installed (pip install torch)"
     return f"""\
 {model!r}
-against {whose} with {neurons} neurons in each layer, of which the FFF model uses {used} for a token
+against {whose} with {neurons} neurons in each layer, where the FFF model uses {used} of \
+{model.config.trees * model.config.nodes} for a token
 {this_machine().cpu}; {threads_text(threads)}; numpy's BLAS: {numpy_threads}; {installed}
 Microseconds per token: median (quartiles) of {passes or _PASSES} passes, in turn.
 

@@ -41,13 +41,13 @@ def packaged(source: Any) -> Any:
 def trained(name: str = "fff", *, weights: Weights | None = None, exact_path: bool | float = False) -> Model:
     """Load one of the two models of the package ``libcmm-models``.
 
-    Both have about 3.9 million weights, of which 1020 neurons in each of 5 layers, and were trained alike on English
-    text of documentation packages: they know words like "function" and "file", and little else.
+    Both have about 3.9 million weights, with 1008 and 1020 neurons in each of 5 layers, and were trained on the same
+    English text of documentation packages: they know words like "function" and "file", and little else.
 
     Parameters
     ----------
     name : {"fff", "dense"}, optional
-        "fff" has 4 trees of depth 7 in each layer, of whose 1020 neurons a token uses 32; "dense" uses all.
+        "fff" has 16 trees of depth 5 in each layer, of whose 1008 neurons a token uses 96; "dense" uses all.
     weights, exact_path
         As for :func:`load`.
 

@@ -47,6 +47,14 @@ class Routing(NamedTuple):
     """(K,): exp of the entropy of the leaves, so that many leaves that share the tokens evenly have this number."""
 
 
+class _Routed(NamedTuple):
+    """What a forward pass keeps of its paths: logits where visited nodes were computed, sums where all were."""
+
+    nodes: Tensor  # (T, K, D+1)
+    logits: Tensor | None  # (T, K, D+1)
+    sums: Tensor | None  # (2, K*N): how many tokens visited a node, and the sum of their sigmoid(z)
+
+
 class _Form(NamedTuple):
     """The transposed form of an output weight: one tuple, so that threads see all of it or nothing."""
 
@@ -180,7 +188,7 @@ class FFF(nn.Module):
         self.sparse = bool(sparse)
         self.straight_through, self._tracks = straight_through, track_routing
         self._is_soft = False  # which of two graphs training is; how soft is a number in it
-        self._routed: tuple[Tensor, Tensor] | None = None  # nodes and logits of the last forward pass, (T, K, D+1)
+        self._routed: _Routed | None = None  # of the last forward pass
         rows = trees * self.nodes
         self.linear_in = nn.Linear(d_in, rows, bias=bias, device=device, dtype=dtype)
         self.linear_out: nn.Module
@@ -365,12 +373,13 @@ class FFF(nn.Module):
 
     def _hidden(self, logits: Tensor, nodes: Tensor) -> Tensor:
         """Return what neurons (T, K*N) give to the output, for the flat numbers of the visited ones."""
-        if self._tracks:
-            path = (-1, self.depth + 1, self.trees)
-            first = torch.arange(self.trees, device=nodes.device) * self.nodes
-            own = (nodes.reshape(path) - first).transpose(1, 2).to(torch.int32)
-            self._routed = own, logits.gather(1, nodes).reshape(path).transpose(1, 2)
         visited = torch.zeros_like(logits, dtype=torch.bool).scatter(1, nodes, 1)
+        if self._tracks:
+            first = torch.arange(self.trees, device=nodes.device) * self.nodes
+            own = (nodes.reshape(-1, self.depth + 1, self.trees) - first).transpose(1, 2).to(torch.int32)
+            # Sums over the rows of what is there anyway: on a GPU additions to single nodes wait for each other.
+            count = visited.sum(0, dtype=_wide(logits).dtype)
+            self._routed = _Routed(own, None, torch.stack((count, (_wide(logits).sigmoid() * visited).sum(0))))
         activation = _ACTIVATIONS[self.activation]
         if self.training and self._is_soft:
             hidden = activation(logits) * torch.where(visited, 1, self.alpha.to(logits.dtype))
@@ -434,17 +443,17 @@ class FFF(nn.Module):
         ArgumentError
             No forward pass has kept its paths.
         """
-        nodes, logits = self._last()
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        if not self.depth or not len(nodes):
-            return logits.sum() * 0
-        first = torch.arange(self.trees, device=nodes.device)[:, None] * self.nodes
-        row = (nodes[..., :-1] + first).flatten()
-        right = torch.sigmoid(logits[..., :-1]).flatten()
-        zeros = right.new_zeros(self.trees * self.nodes)
-        count = zeros.index_add(0, row, torch.ones_like(right))
-        p = zeros.index_add(0, row, right) / count.clamp(min=1)
-        return (count / len(nodes) * (2 * p - 1) ** 2).sum() / (self.depth * self.trees)
+        nodes, logits, sums = self._last()
+        if sums is None:
+            assert logits is not None
+            first = torch.arange(self.trees, device=nodes.device)[:, None] * self.nodes
+            right = torch.sigmoid(_wide(logits)).flatten()
+            row = (nodes + first).flatten()
+            zeros = right.new_zeros(self.trees * self.nodes)
+            sums = torch.stack((zeros.index_add(0, row, torch.ones_like(right)), zeros.index_add(0, row, right)))
+        count, right = sums.reshape(2, self.trees, self.nodes)[..., : self.nodes // 2]  # of inner nodes
+        p = right / count.clamp(min=1)
+        return (count * (2 * p - 1) ** 2).sum() / max(1, len(nodes) * self.depth * self.trees)
 
     def routing(self) -> Routing:
         """Return how the tokens of the last forward pass spread over the trees.
@@ -454,7 +463,7 @@ class FFF(nn.Module):
         ArgumentError
             No forward pass has kept its paths.
         """
-        nodes, _ = self._last()
+        nodes = self._last().nodes
         first = torch.arange(self.trees, device=nodes.device)[:, None] * self.nodes
         counts = torch.bincount((nodes + first).flatten(), minlength=self.trees * self.nodes)
         counts = counts.reshape(self.trees, self.nodes)
@@ -464,9 +473,9 @@ class FFF(nn.Module):
 
     def _keep(self, nodes: Tensor, logits: Tensor) -> None:
         path = (-1, self.trees, self.depth + 1)
-        self._routed = nodes.reshape(path), logits.reshape(path)
+        self._routed = _Routed(nodes.reshape(path), logits.reshape(path), None)
 
-    def _last(self) -> tuple[Tensor, Tensor]:
+    def _last(self) -> _Routed:
         if self._routed is None:
             raise ArgumentError(
                 "no forward pass has kept its paths; track_routing should be True before the one that is asked about"
@@ -700,6 +709,11 @@ def _is_forward_mode(*tensors: Tensor | None) -> bool:
 def _version(weight: Tensor) -> int | None:
     """Return how often a tensor has been written to, if PyTorch counts it."""
     return None if weight.is_inference() else weight._version
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Return logits in the type that sums over tokens are in."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _finite(weight: Tensor) -> Tensor:

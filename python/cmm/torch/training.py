@@ -1,15 +1,17 @@
-"""What training and fine-tuning share: optimizer, schedule, a step, files. The procedure is crammedBERT's.
+"""What training and fine-tuning share: optimizer, schedules, a step, files. The procedure is crammedBERT's.
 
-Masked language modelling of a quarter of the tokens, no dropout, AdamW at 1e-3 with betas .9 and .98 and weight decay
-.01 but for norms and biases, gradients clipped at norm .5, a triangular one-cycle learning rate.
+Masked language modelling of a quarter of the tokens, no dropout, AdamW with betas .9 and .98 and weight decay .01 but
+for norms and biases, gradients clipped at norm .5. Fast feedforward layers start soft and are kept balanced.
 """
 
 import argparse
 import json
+import math
 import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from cmm.bert import state_dict_map
 from cmm.bert.tokenizer import FILE, stored_files
 from cmm.errors import ArgumentError, CmmError, UnusableError
 from cmm.torch.data import Masked, hide
+from cmm.torch.fff import FFF
 from cmm.torch.model import Classifier, MaskedLanguageModel
 
 #: The training state, in the layout of the authors' code: "model", "optim", "metadata" and two that are not used.
@@ -125,11 +128,20 @@ def usable_device(name: str) -> torch.device:
 # ---- steps ---------------------------------------------------------------------------------------------------------
 
 
-def make_optimizer(model: nn.Module, rate: float) -> torch.optim.AdamW:
-    """Return AdamW with weight decay for matrices only."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+def make_optimizer(model: nn.Module, rate: float, factor: float = 1.0) -> torch.optim.AdamW:
+    """Return AdamW with weight decay for matrices only, and a learning rate factor * rate for feedforward layers."""
+    layers = getattr(getattr(model, "encoder", None), "layers", ())
+    feedforward = {id(parameter) for layer in layers for parameter in layer.ffn.parameters()}
+    groups = []
+    for matrices in (True, False):
+        for share in sorted({1.0, factor}):
+            some = [
+                parameter
+                for parameter in model.parameters()
+                if (parameter.ndim > 1) == matrices and (factor if id(parameter) in feedforward else 1.0) == share
+            ]
+            if some:
+                groups.append({"params": some, "weight_decay": 0.01 * matrices, "factor": share})
     fused = next(model.parameters()).is_cuda
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-12, fused=fused)
 
@@ -139,14 +151,56 @@ def triangle(progress: float) -> float:
     return min(0.25 + progress, 4 * (1 - progress))
 
 
+def cosine(progress: float, warm_up: float = 0.125, last: float = 0.05) -> float:
+    """Return the share of the peak learning rate: up from 0 in the warm-up, then half a cosine down to the last."""
+    if progress < warm_up:
+        return progress / warm_up
+    return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "triangle": triangle}
+
+
+def softness(progress: float, until: float, gone: float) -> float:
+    """Return how much neurons off the path act: 1 until a share of the steps, then less, and 0 from another on."""
+    return 0.0 if progress >= gone else min(1.0, (gone - progress) / max(gone - until, 1e-9))
+
+
 def descend(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
     """Take one step of the optimizer."""
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+class Objective(nn.Module):
+    """What training makes small: the loss of the hidden tokens, and how unevenly trees are used.
+
+    Parameters
+    ----------
+    model : MaskedLanguageModel
+    balance : float
+        The weight of the sum over the layers of :meth:`cmm.torch.FFF.balance_loss`.
+    """
+
+    def __init__(self, model: MaskedLanguageModel, balance: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.balance = model, balance
+        self.trees = [module for module in model.modules() if isinstance(module, FFF)]
+        for layer in self.trees:
+            layer.track_routing = balance > 0
+
+    def forward(self, masked: Masked) -> tuple[Tensor, Tensor]:
+        """Return what to descend on, and the loss of the hidden tokens alone, without a gradient."""
+        loss, _ = masked_loss(self.model, masked)
+        plain = loss.detach()
+        if self.balance > 0:
+            for layer in self.trees:
+                loss = loss + self.balance * layer.balance_loss()
+        return loss, plain
 
 
 def autocast(device: torch.device, enabled: bool) -> torch.autocast:
@@ -163,15 +217,42 @@ def masked_loss(model: nn.Module, masked: Masked) -> tuple[Tensor, Tensor]:
 
 
 def held_out(model: MaskedLanguageModel, sequences: Tensor, batch: int, bfloat16: bool) -> tuple[float, float]:
-    """Return loss and accuracy on sequences (n, S), with the same masks in every call; as in training, by PyTorch."""
+    """Return loss and accuracy on sequences (n, S) in eval(), with the same masks in every call, by PyTorch."""
     losses = torch.zeros(2, dtype=torch.float64)
     device = model.decoder.weight.device
-    with torch.no_grad(), autocast(device, bfloat16):
+    with _evaluation(model), autocast(device, bfloat16):
         for masked in held_out_batches(sequences, batch, model.decoder.out_features):
             share = len(masked.ids) / len(sequences)
             there = Masked(*(part.to(device) for part in masked))
             losses += share * torch.stack(masked_loss(model, there)).double().cpu()
     return float(losses[0]), float(losses[1])
+
+
+def leaves(model: MaskedLanguageModel, sequences: Tensor, batch: int, bfloat16: bool) -> list[Tensor]:
+    """Return for each fast feedforward layer how many tokens of sequences (n, S) end in each leaf, (K, 2^D)."""
+    layers = [module for module in model.modules() if isinstance(module, FFF)]
+    device, tracked = model.decoder.weight.device, [layer.track_routing for layer in layers]
+    counts = [torch.zeros(layer.trees, 2**layer.depth, dtype=torch.int64) for layer in layers]
+    for layer in layers:
+        layer.track_routing = True
+    with _evaluation(model), autocast(device, bfloat16):
+        for some in sequences.long().split(batch) if layers else ():
+            model.encoder(some.to(device))
+            for layer, count in zip(layers, counts, strict=True):
+                count += layer.routing().counts[:, layer.nodes // 2 :].cpu()
+    for layer, before in zip(layers, tracked, strict=True):
+        layer.track_routing = before
+    return counts
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Have a model in eval() and no gradients; afterwards in the mode that it was in."""
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        yield
+    model.train(training)
 
 
 def held_out_batches(sequences: Tensor, batch: int, vocab_size: int) -> Iterator[Masked]:

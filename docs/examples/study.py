@@ -1,0 +1,228 @@
+"""The trainings of docs/study.md: each row is one command, and what it gave is kept in a file.
+
+    python docs/examples/study.py corpus runs 16x5            # train one row
+    python docs/examples/study.py corpus runs --all --jobs 2  # those that have no result yet, two at a time
+    python docs/examples/study.py --table                     # docs/study.json as the tables of docs/study.md
+    python docs/examples/study.py --command 16x5              # what train.py is called with
+    python docs/examples/study.py --times                     # microseconds a token of layers, here, one thread
+
+A row is a name and options of train.py. What a training leaves is in a folder of that name; --results gets its
+options, seed, steps, losses, accuracies, seconds, and how its leaves were used.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "study.json"
+SHORT = 5000  # steps
+LONG = 12000
+
+# Rows by the tables that they are in; a row may be in several.
+_DENSE = {
+    "dense": "--layer dense:1020",
+    "dense-2e-3": "--layer dense:1020 --rate 2e-3",
+    "dense-4e-3": "--layer dense:1020 --rate 4e-3",
+}
+_FORESTS = {
+    "1x9": "--layer 1x9",
+    "4x7": "--layer 4x7",
+    "8x6": "--layer 8x6",
+    "16x5": "--layer 16x5",
+    "32x4": "--layer 32x4",
+    "64x3": "--layer 64x3",
+}
+_OPTIONS = {
+    "16x5-hard": "--layer 16x5 --soft-gone 0",
+    "16x5-soft-early": "--layer 16x5 --soft-until 0.05 --soft-gone 0.15",
+    "16x5-soft-late": "--layer 16x5 --soft-until 0.2 --soft-gone 0.5",
+    "16x5-soft-end": "--layer 16x5 --soft-until 0.12 --soft-gone 0.9",
+    "16x5-no-balance": "--layer 16x5 --balance 0",
+    "16x5-balance-1": "--layer 16x5 --balance 1",
+    "16x5-3e-3": "--layer 16x5 --rate 3e-3",
+    "16x5-6e-3": "--layer 16x5 --rate 6e-3",
+    "16x5-layers-x2": "--layer 16x5 --layer-rate 2",
+    "16x5-layers-half": "--layer 16x5 --layer-rate 0.5",
+    "16x5-straight-through": "--layer 16x5 --straight-through",
+    "16x5-masked": "--layer 16x5 --masked 0.4 --masked-last 0.15",
+    "dense-masked": "--layer dense:1020 --masked 0.4 --masked-last 0.15",
+    "16x5-triangle": "--layer 16x5 --schedule triangle --rate 2e-3",
+}
+_CONTROLS = {
+    "dense-96": "--layer dense:96",
+    "dense-128": "--layer dense:128",
+    "dense-320": "--layer dense:320",
+    "dense-448": "--layer dense:448",
+    "dense-640": "--layer dense:640",
+}
+_SEEDS = {
+    f"{name}-seed-{seed}": f"{options} --seed {seed}"
+    for name, options in (("16x5", "--layer 16x5"), ("dense", "--layer dense:1020"))
+    for seed in (1, 2)
+}
+TABLES = {
+    "Trees and depth, and the dense twin": {**_FORESTS, **_DENSE},
+    "Options of the recipe": {"16x5": "--layer 16x5", **_OPTIONS},
+    "Dense layers of fewer neurons": _CONTROLS,
+    "Seeds": _SEEDS,
+    "Longer": {
+        f"{name}-long": f"{options} --steps {LONG}"
+        for name, options in (
+            ("16x5", "--layer 16x5"),
+            ("dense", "--layer dense:1020"),
+            ("dense-96", "--layer dense:96"),
+            ("dense-320", "--layer dense:320"),
+        )
+    },
+}
+ROWS = {name: options for table in TABLES.values() for name, options in table.items()}
+ALL = ("--bfloat16", "--compile", "--log-every", "250", "--save-every", "1000")
+
+
+def main() -> None:
+    """Train rows, or show what there is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("corpus", nargs="?", type=Path, help="the folder of the text")
+    add("runs", nargs="?", type=Path, help="the folder of the trainings")
+    add("rows", nargs="*", metavar="ROW", help="rows to train, in that order")
+    add("--all", action="store_true", help="train all rows that have no result")
+    add("--jobs", type=int, default=1, metavar="N", help="trainings at once, on one device (default 1)")
+    add("--until", type=float, default=float("inf"), metavar="SECONDS", help="start nothing after so long")
+    add("--results", type=Path, default=RESULTS, metavar="FILE", help="(default docs/study.json)")
+    add("--table", action="store_true", help="print the results as Markdown")
+    add("--times", action="store_true", help="time forests and dense layers on this CPU")
+    add("--command", metavar="ROW", help="print the command of a row")
+    options = parser.parse_args()
+    results = json.loads(options.results.read_text()) if options.results.exists() else {}
+    if options.command:
+        print(shlex.join(command(options.command, Path("corpus"), Path("runs"))))
+    elif options.times:
+        print(times())
+    elif options.table:
+        print(tables(results))
+    elif options.runs:
+        rows = options.rows or [row for row in ROWS if options.all and row not in results]
+        for row in rows:
+            if row not in ROWS:
+                parser.error(f"there is no row {row}; there are {', '.join(ROWS)}")
+        run_all(rows, options, results)
+    else:
+        parser.error("say a corpus, a folder and rows, or --table, --times or --command")
+
+
+def command(row: str, corpus: Path, runs: Path) -> list[str]:
+    """Return the command that trains a row."""
+    how = shlex.split(ROWS[row])
+    steps = [] if "--steps" in how else ["--steps", str(SHORT)]
+    return ["python", os.path.relpath(HERE / "train.py"), str(corpus), str(runs / row), *how, *steps, *ALL]
+
+
+def run_all(rows: list[str], options: argparse.Namespace, results: dict) -> None:
+    """Train rows, some at a time, and write down each when it is done."""
+    began, running, waiting = time.monotonic(), {}, list(rows)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    while running or waiting:
+        while waiting and len(running) < options.jobs and time.monotonic() - began < options.until:
+            row = waiting.pop(0)
+            with open(options.runs / f"{row}.log", "w", encoding="utf-8") as log:
+                call = [sys.executable, *command(row, options.corpus, options.runs)[1:]]
+                running[row] = subprocess.Popen(call, stdout=log, stderr=subprocess.STDOUT)
+            print(f"{time.monotonic() - began:.0f} s: {row} begins", flush=True)
+        if not running:
+            print(f"not begun: {' '.join(waiting)}", flush=True)
+            return
+        time.sleep(0.5)
+        for row in [row for row, process in running.items() if process.poll() is not None]:
+            code = running.pop(row).returncode
+            if code:
+                print((options.runs / f"{row}.log").read_text(encoding="utf-8")[-3000:], flush=True)
+                raise SystemExit(f"{row} failed")
+            results[row] = collected(options.runs / row)
+            options.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            found = results[row]["held_out"]
+            print(f"{time.monotonic() - began:.0f} s: {row} {found} {results[row]['seconds']} s", flush=True)
+
+
+def collected(folder: Path) -> dict:
+    """Return what a training left: its result, and the held-out loss on the way."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    with open(folder / "log.csv", newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["held_out_loss"]]
+    names = {"step": int, "seconds": float, "held_out_loss": float, "held_out_accuracy": float}
+    result["log"] = [[kind(row[name]) for name, kind in names.items()] for row in rows]
+    return result
+
+
+def times(width: int = 192, rounds: int = 25) -> str:
+    """Return a table of microseconds a token, float32, one thread: the best of some passes, all layers in turn."""
+    import cmm
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    layers = {}
+    for name in _FORESTS:
+        trees, depth = map(int, name.split("x"))
+        w_in, w_out = rng.standard_normal((2, trees, 2 ** (depth + 1) - 1, width), np.float32) / 16
+        layers[name] = partial(cmm.FFF(w_in, w_out, np.zeros(w_in.shape[:2], np.float32)), threads=1)
+    for neurons in (64, 128, 256, 320, 448, 640, 1020):
+        w_in, w_out = rng.standard_normal((2, neurons, width), np.float32) / 16
+        layers[f"dense {neurons}"] = partial(cmm.ff_forward, w_in=w_in, w_out=w_out, threads=1)
+    lines = [f"| tokens | {' | '.join(layers)} |", f"| --- {'| ---: ' * len(layers)}|"]
+    for tokens in (128, 2048):
+        inputs = rng.standard_normal((4, tokens, width), np.float32)
+        best = dict.fromkeys(layers, float("inf"))
+        for number in range(rounds):
+            for name, layer in layers.items():
+                began = time.perf_counter()
+                layer(inputs[number % 4])
+                best[name] = min(best[name], 1e6 * (time.perf_counter() - began) / tokens)
+        lines.append(f"| {tokens} | {' | '.join(f'{us:.2f}' for us in best.values())} |")
+    return "\n".join(lines)
+
+
+#: The held-out loss that rows are compared by the time to.
+TARGET = 2.7
+PLATEAU = 4.5  # above which a model knows little more than how frequent tokens are
+_HEAD = ("row", "options", "steps", "loss", "accuracy", "other packages", "dead leaves", "plateau to", f"{TARGET} at")
+
+
+def tables(results: dict) -> str:
+    """Return the results as Markdown, and which rows were not run."""
+    lines = []
+    for title, rows in TABLES.items():
+        lines += [f"### {title}", "", f"| {' | '.join(_HEAD)} |", f"| --- | --- {'| ---: ' * (len(_HEAD) - 2)}|"]
+        for row, options in rows.items():
+            found = cells(results[row]) if row in results else ["not yet run", *[""] * (len(_HEAD) - 3)]
+            lines.append(f"| {row} | `{options}` | {' | '.join(found)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def cells(result: dict) -> list[str]:
+    """Return the cells of a row that was trained."""
+    held_out, packages, leaves = result["held_out"], result.get("held_out_packages"), result["leaves"]
+    dead = f"{sum(layer['dead'] for layer in leaves)} of {sum(layer['of'] for layer in leaves)}" if leaves else ""
+    flat = [step for step, _, loss, _ in result["log"] if loss > PLATEAU]
+    reached = next((step for step, _, loss, _ in result["log"] if loss <= TARGET), None)
+    return [
+        str(result["steps"]),
+        f"{held_out['loss']:.3f}",
+        f"{held_out['accuracy']:.1%}",
+        f"{packages['accuracy']:.1%}" if packages else "",
+        dead,
+        str(flat[-1]) if flat else "",
+        str(reached or "not reached"),
+    ]
+
+
+if __name__ == "__main__":
+    main()
