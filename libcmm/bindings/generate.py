@@ -1,0 +1,186 @@
+"""Write what other languages know of libcmm: ``python libcmm/bindings/generate.py``.
+
+Constants, structs and functions are those of libcmm/abi.txt, the activations those of libcmm/src/activations.inc. Of
+a field or struct with two names the first counts, and libcmm_cuda is left out. C++ reads cmm.h itself and needs
+nothing; Go does, too, and gets types of its own for what is chosen by a number.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+LIBCMM = HERE.parent
+MADE = "Made by libcmm/bindings/generate.py of libcmm/abi.txt: what libcmm exports."
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a struct: its name, and its type as abi.txt has it."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Struct:
+    """A struct, its size in bytes, its fields, and the offset of each."""
+
+    name: str
+    size: int
+    fields: tuple[Field, ...]
+    offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function: its name, the type of its result, those of its arguments."""
+
+    name: str
+    result: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Abi:
+    """What abi.txt records, and which of the constants are activations."""
+
+    constants: dict[str, int]
+    structs: tuple[Struct, ...]
+    functions: tuple[Function, ...]
+    activations: tuple[str, ...]
+
+    def group(self, prefix: str) -> dict[str, int]:
+        """Constants that start so, by what follows."""
+        return {name.removeprefix(prefix): value for name, value in self.constants.items() if name.startswith(prefix)}
+
+    @property
+    def activation(self) -> dict[str, int]:
+        """The activations."""
+        return {name: self.constants[f"CMM_{name}"] for name in self.activations}
+
+
+def struct(name: str, size: str, words: str) -> Struct:
+    """Read the line of a struct."""
+    fields: dict[int, Field] = {}
+    for field, offset, of in re.findall(r"(\w+)@(\d+):(\S+)", words):
+        fields.setdefault(int(offset), Field(field, of))
+    return Struct(name, int(size), tuple(fields.values()), tuple(fields))
+
+
+def read() -> Abi:
+    """Read abi.txt and the list of activations."""
+    text = (LIBCMM / "abi.txt").read_text(encoding="utf-8")
+    activations = (LIBCMM / "src/activations.inc").read_text(encoding="utf-8")
+    structs = [struct(*found) for found in re.findall(r"^struct (\w+) (\d+): (.*)$", text, re.MULTILINE)]
+    names = {one.name for one in structs}
+    functions = re.findall(r"^function (\w+): (\S+) ?(.*)$", text, re.MULTILINE)
+    return Abi(
+        {name: int(value) for name, value in re.findall(r"^constant (?!CMM_CUDA)(\w+) (-?\d+)$", text, re.MULTILINE)},
+        tuple(
+            one
+            for one in structs
+            if not one.name.startswith("cmm_cuda") and f"{one.name}_info" not in names  # cmm_level is the older name
+        ),
+        tuple(Function(name, result, tuple(arguments.split())) for name, result, arguments in functions),
+        tuple(re.findall(r"^    ACTIVATION\((\w+),", activations, re.MULTILINE)),
+    )
+
+
+def camel(name: str) -> str:
+    """GELU_TANH as GeluTanh."""
+    return "".join(word.capitalize() for word in name.split("_"))
+
+
+def chars(kind: str) -> int:
+    """How many there are in an array of char, 0 for another type."""
+    found = re.fullmatch(r"char\[(\d+)\]", kind)
+    return int(found[1]) if found else 0
+
+
+# ---- Rust ----------------------------------------------------------------------------------------------------------
+
+RUST = {
+    "uint32": "u32",
+    "int32": "i32",
+    "int64": "i64",
+    "double": "f64",
+    "void*": "*mut c_void",
+    "char*": "*const c_char",
+    "float*": "*const f32",
+    "int32*": "*mut i32",
+    "int64*": "*mut i64",
+    "function*": 'Option<unsafe extern "C" fn()>',
+}
+
+
+def rust_type(kind: str) -> str:
+    """Return a type of C in Rust."""
+    if length := chars(kind):
+        return f"[c_char; {length}]"
+    return RUST.get(kind) or f"*const {kind.removesuffix('*')}"
+
+
+def rust_argument(function: Function, place: int) -> str:
+    """Return the type of an argument: what is filled is the last pointer to a struct of those that fill one."""
+    kind = rust_type(function.arguments[place])
+    fills = re.search(r"_get$|_pack$|_pack_as$|_load$|_linked$", function.name)
+    last = place == len(function.arguments) - 1
+    return kind.replace("*const cmm_", "*mut cmm_") if fills and last else kind
+
+
+def rust_enum(name: str, about: str, values: dict[str, int]) -> Iterator[str]:
+    """Lines of an enum."""
+    yield f"\n/// {about}"
+    yield "#[repr(i32)]\n#[derive(Debug, Clone, Copy, PartialEq, Eq)]"
+    yield f"pub enum {name} {{"
+    yield from (f"    {camel(word)} = {value}," for word, value in values.items())
+    yield "}"
+
+
+def rust(abi: Abi) -> str:
+    """Return the crate's module of what is exported."""
+    lines = [f"//! {MADE} It is the C interface as it is;", "//! the crate's own types are safe.\n"]
+    lines += [
+        "#![allow(non_camel_case_types)]\n",
+        "use std::ffi::{c_char, c_void};\nuse std::mem::{offset_of, size_of};\n",
+    ]
+    lines += [f"pub const {name}: i32 = {value};" for name, value in abi.constants.items()]
+    lines += rust_enum("Activation", "The activation of a neuron.", abi.activation)
+    lines += rust_enum("Tie", "Where a logit of exactly 0 goes.", abi.group("CMM_TIE_"))
+    for one in abi.structs:
+        lines += ["\n#[repr(C)]\n#[derive(Debug, Clone, Copy)]", f"pub struct {one.name} {{"]
+        lines += [f"    pub {field.name}: {rust_type(field.type)}," for field in one.fields]
+        lines += ["}\n", f"impl Default for {one.name} {{", "    /// All zero, but for the size."]
+        lines += ["    fn default() -> Self {", "        // SAFETY: zero is a value of every field."]
+        lines += ["        let mut new: Self = unsafe { std::mem::zeroed() };"]
+        lines += ["        new.size = size_of::<Self>() as u32;", "        new", "    }", "}\n"]
+        lines += [f"const _: () = assert!(size_of::<{one.name}>() == {one.size});"]
+        lines += [
+            f"const _: () = assert!(offset_of!({one.name}, {field.name}) == {offset});"
+            for field, offset in zip(one.fields, one.offsets, strict=True)
+        ]
+    lines += ['\nextern "C" {']
+    for function in abi.functions:
+        arguments = ", ".join(f"a{k}: {rust_argument(function, k)}" for k in range(len(function.arguments)))
+        lines += [f"    pub fn {function.name}({arguments}) -> {rust_type(function.result)};"]
+    return "\n".join([*lines, "}", ""])
+
+
+# ---- the files -----------------------------------------------------------------------------------------------------
+
+FILES: dict[str, Callable[[Abi], str]] = {
+    "rust/src/abi.rs": rust,
+}
+
+
+def main() -> None:
+    """Write every file."""
+    abi = read()
+    for name, write in FILES.items():
+        (HERE / name).write_text(write(abi), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""libcmm in other languages: what is generated is what the generator gives, and programs print what Python prints."""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import layer_files
+import pytest
+from building import ROOT, installed, run, scratch, tool
+from consumers import library_folder, packaged
+
+BINDINGS = ROOT / "libcmm/bindings"
+
+full = pytest.mark.full
+# Where the library lies: installed by CMake, and inside the Python package.
+PLACES = pytest.mark.parametrize("place", [installed, packaged])
+# What the example of each language prints, which is shown in docs/reference/languages.md.
+EXAMPLE = "16 20 9 12\n"
+
+
+def generator() -> Any:
+    spec = importlib.util.spec_from_file_location("generate", BINDINGS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["generate"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+GENERATOR = generator()
+
+
+@pytest.mark.parametrize("name", GENERATOR.FILES)
+def test_what_is_committed_is_what_is_generated(name: str) -> None:
+    made = GENERATOR.FILES[name](GENERATOR.read())
+    assert (BINDINGS / name).read_text(encoding="utf-8") == made, "run python libcmm/bindings/generate.py"
+
+
+def test_all_of_abi_is_read() -> None:
+    """Each line but those of libcmm_cuda and of the older name of a struct."""
+    abi = GENERATOR.read()
+    lines = [line.split() for line in (ROOT / "libcmm/abi.txt").read_text().splitlines() if not line.startswith("#")]
+    names = [words[1].rstrip(":") for words in lines if words[0] != "symbol"]
+    read = [one.name for one in (*abi.functions, *abi.structs)] + list(abi.constants)
+    assert sorted(set(names) - set(read)) == ["CMM_CUDA_ALIGNMENT", "cmm_cuda_run", "cmm_level"]
+    assert sorted(words[1] for words in lines if words[0] == "symbol") == [one.name for one in abi.functions]
+    assert abi.activation.items() <= abi.group("CMM_").items()
+
+
+def test_the_page_shows_the_examples() -> None:
+    """Each of them, whole, and no other program."""
+    page = (ROOT / "docs/reference/languages.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```(?!sh|text|cmake|toml)\w+\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert sorted(shown) == sorted(file.read_text(encoding="utf-8") for file in BINDINGS.rglob("example*.*"))
+
+
+@pytest.fixture(scope="session")
+def files() -> list[Path]:
+    """The layers that the programs run."""
+    folder = scratch() / "layers"
+    folder.mkdir(exist_ok=True)
+    made = [folder / f"{number}.layer" for number in range(len(layer_files.CASES))]
+    for case, file in zip(layer_files.CASES, made, strict=True):
+        layer_files.write(case, file)
+    return made
+
+
+def check(*command: str | Path, files: list[Path], env: dict[str, str] | None = None) -> None:
+    """A program prints what Python prints."""
+    said = run(*command, *files, env=env).splitlines()
+    for line, right in zip(said, layer_files.printed().splitlines(), strict=True):
+        assert line == right
+
+
+@full
+@PLACES
+@pytest.mark.parametrize("compiler", ["c++", "clang++"])
+def test_cpp(place: Callable[[], Path], compiler: str, files: list[Path]) -> None:
+    prefix = place()
+    folder = library_folder(prefix)
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-Wno-missing-field-initializers"]
+    link = [f"-I{prefix / 'include'}", f"-L{folder}", "-lcmm", f"-Wl,-rpath,{folder}"]
+    programs = {name: scratch() / f"{name}-{place.__name__}-{compiler}" for name in ("forward", "example")}
+    for name, program in programs.items():
+        run(tool(compiler), *flags, BINDINGS / f"cpp/{name}.cpp", "-o", program, *link)
+    check(programs["forward"], files=files)
+    assert run(programs["example"]) == EXAMPLE
+
+
+@full
+@PLACES
+def test_rust(place: Callable[[], Path], files: list[Path]) -> None:
+    """The crate's own tests, its examples, and no warning."""
+    cargo, folder = tool("cargo"), BINDINGS / "rust"
+    env = {"CMM_LIB_DIR": str(library_folder(place())), "CARGO_TARGET_DIR": str(scratch() / "cargo")}
+    words = ("--locked", "--offline", "--quiet", "--manifest-path", folder / "Cargo.toml")
+    said = run(cargo, "test", *words, env={**env, "RUSTFLAGS": "-D warnings"})
+    assert "test result: ok. 3 passed" in said
+    assert run(cargo, "run", *words, "--example", "example", env={**env, "RUSTFLAGS": "-D warnings"}) == EXAMPLE
+    check(scratch() / "cargo/debug/examples/forward", files=files)
