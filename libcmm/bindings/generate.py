@@ -168,10 +168,85 @@ def rust(abi: Abi) -> str:
     return "\n".join([*lines, "}", ""])
 
 
+# ---- Go ------------------------------------------------------------------------------------------------------------
+
+
+def go(abi: Abi) -> str:
+    """Return the constants of the package, by what they are a choice of; gofmt aligns them so."""
+    lines = [f"// {MADE}", "", "package cmm", "", "// Status is what a call reports.", "type Status int32", ""]
+
+    def constants(of: str, values: dict[str, int]) -> Iterator[str]:
+        width = max(map(len, values))
+        yield from ("const (", *(f"\t{name:{width}} {of} = {value}" for name, value in values.items()), ")", "")
+
+    status = {"OK": 0} | {f"Error{camel(name)}": value for name, value in abi.group("CMM_ERROR_").items()}
+    lines += constants("Status", status)
+    lines += ["// Activation is that of a neuron.", "type Activation int32", ""]
+    lines += constants("Activation", {camel(name): value for name, value in abi.activation.items()})
+    lines += ["// Tie is where a logit of exactly 0 goes.", "type Tie int32", ""]
+    lines += constants("Tie", {f"Tie{camel(name)}": value for name, value in abi.group("CMM_TIE_").items()})
+    lines += ["// MaxDepth is the largest depth of a layer."]
+    lines += [f"const MaxDepth = {abi.constants['CMM_MAX_DEPTH']}", ""]
+    return "\n".join(lines)
+
+
+# ---- Fortran -------------------------------------------------------------------------------------------------------
+
+FORTRAN = {"uint32": "integer(c_int32_t)", "int32": "integer(c_int32_t)", "int64": "integer(c_int64_t)"}
+FORTRAN |= {"double": "real(c_double)", "function*": "type(c_funptr)"}
+
+
+def wrapped(line: str) -> str:
+    """Break a long line of Fortran at its commas."""
+    lines = [line]
+    while len(lines[-1]) > 118:
+        at = lines[-1].rindex(", ", 0, 114) + 2
+        lines[-1:] = [lines[-1][:at] + "&", " " * 12 + lines[-1][at:]]
+    return "\n".join(lines)
+
+
+def fortran(abi: Abi) -> str:
+    """Return the module of what is exported. A pointer of C is a type(c_ptr), whatever it points to."""
+    lines = [
+        f"! {MADE}",
+        "module cmm_abi",
+        "    use, intrinsic :: iso_c_binding",
+        "    implicit none",
+        "    public",
+        "",
+    ]
+    lines += [f"    integer(c_int32_t), parameter :: {name} = {value}" for name, value in abi.constants.items()]
+    for one in abi.structs:
+        lines += ["", f"    type, bind(C) :: {one.name}"]
+        for field in one.fields:
+            of = FORTRAN.get(field.type, "type(c_ptr)")
+            if length := chars(field.type):
+                lines += [f"        character(kind=c_char) :: {field.name}({length}) = c_null_char"]
+            elif field.name == "size":
+                lines += [f"        {of} :: size = {one.size}"]
+            elif of.startswith("type"):
+                lines += [f"        {of} :: {field.name} = {of[5:-1].replace('c_', 'c_null_')}"]
+            else:
+                lines += [f"        {of} :: {field.name} = 0"]
+        lines += ["    end type"]
+    lines += ["", "    interface"]
+    for function in abi.functions:
+        names = [f"a{k}" for k in range(len(function.arguments))]
+        result = FORTRAN.get(function.result, "type(c_ptr)")
+        lines += [wrapped(f"        {result} function {function.name}({', '.join(names)}) bind(C)")]
+        lines += ["            import"]
+        for name, kind in zip(names, function.arguments, strict=True):
+            lines += [f"            {FORTRAN.get(kind, 'type(c_ptr)')}, value :: {name}"]
+        lines += ["        end function"]
+    return "\n".join([*lines, "    end interface", "end module", ""])
+
+
 # ---- the files -----------------------------------------------------------------------------------------------------
 
 FILES: dict[str, Callable[[Abi], str]] = {
     "rust/src/abi.rs": rust,
+    "go/abi.go": go,
+    "fortran/cmm_abi.f90": fortran,
 }
 
 

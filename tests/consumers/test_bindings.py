@@ -69,10 +69,15 @@ def files() -> list[Path]:
     return made
 
 
-def check(*command: str | Path, files: list[Path], env: dict[str, str] | None = None) -> None:
+def check(
+    *command: str | Path,
+    files: list[Path],
+    errors: Callable[[layer_files.Case], list[str]] = layer_files.refused,
+    env: dict[str, str] | None = None,
+) -> None:
     """A program prints what Python prints."""
     said = run(*command, *files, env=env).splitlines()
-    for line, right in zip(said, layer_files.printed().splitlines(), strict=True):
+    for line, right in zip(said, layer_files.printed(errors), strict=True):
         assert line == right
 
 
@@ -102,3 +107,44 @@ def test_rust(place: Callable[[], Path], files: list[Path]) -> None:
     assert "test result: ok. 3 passed" in said
     assert run(cargo, "run", *words, "--example", "example", env={**env, "RUSTFLAGS": "-D warnings"}) == EXAMPLE
     check(scratch() / "cargo/debug/examples/forward", files=files)
+
+
+@full
+@PLACES
+def test_go(place: Callable[[], Path], files: list[Path]) -> None:
+    """The package's own tests, its programs, and nothing that go vet or gofmt would have otherwise."""
+    go, folder, program = tool("go"), library_folder(place()), scratch() / f"go-{place.__name__}"
+    tool("pkg-config")
+    env = {
+        "CGO_LDFLAGS": f"-Wl,-rpath,{folder}",
+        "GOCACHE": str(scratch() / "go-cache"),
+        "GOFLAGS": "-mod=readonly",
+        "GOPROXY": "off",
+        "GOTOOLCHAIN": "local",
+        "PKG_CONFIG_PATH": str(folder / "pkgconfig"),
+    }
+    said = run(go, "version", env=env)
+    version = re.search(r"go1\.(\d+)", said)
+    if version is None or int(version[1]) < 21:
+        pytest.skip(f"Go 1.21 pins pointers, and here is {said.strip()}")
+    assert run(Path(run(go, "env", "GOROOT", env=env).strip()) / "bin/gofmt", "-l", BINDINGS / "go") == ""
+    words = ("-C", BINDINGS / "go")
+    run(go, "vet", *words, "./...", env=env)
+    assert run(go, "test", *words, ".", env=env).startswith("ok ")
+    assert run(go, "run", *words, "./example", env=env) == EXAMPLE
+    run(go, "build", *words, "-o", program, "./forward", env=env)
+    check(program, files=files)
+
+
+@full
+@PLACES
+def test_fortran(place: Callable[[], Path], files: list[Path]) -> None:
+    folder, modules = library_folder(place()), scratch() / f"fortran-{place.__name__}"
+    modules.mkdir(exist_ok=True)
+    flags = ["-std=f2018", "-O1", "-fcheck=all", "-Wall", "-Wextra", "-Werror", "-J", modules]
+    link = [f"-L{folder}", "-lcmm", f"-Wl,-rpath,{folder}"]
+    sources = [BINDINGS / f"fortran/{name}.f90" for name in ("cmm_abi", "cmm")]
+    for name in ("example", "forward"):
+        run(tool("gfortran"), *flags, *sources, BINDINGS / f"fortran/{name}.f90", "-o", modules / name, *link)
+    assert run(modules / "example") == EXAMPLE
+    check(modules / "forward", files=files, errors=layer_files.refused_shapes)

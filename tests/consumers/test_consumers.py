@@ -1,4 +1,4 @@
-"""Programs in C, C++, Fortran and Rust against libcmm, found as its users find it: installed, or as sources."""
+"""Programs in C and C++ against libcmm, found as its users find it: installed, or as sources."""
 
 import os
 import re
@@ -304,14 +304,3 @@ def test_absolute_folders(absolute: str, tmp_path: Path) -> None:
     run(tool("cc"), "-std=c11", SOURCES / "tiny.c", "-o", program, *flags, f"-Wl,-rpath,{library}")
     check(program)
     by_cmake(f"consumers-{absolute}".replace(" ", "-"), f"-Dcmm_DIR={library}/cmake/cmm")
-
-
-@PLACES
-def test_fortran(place: Callable[[], Path]) -> None:
-    prefix, program = place(), scratch() / f"fortran-{place.__name__}"
-    folder = library_folder(prefix)
-    flags = ["-std=f2008", "-Wall", "-Wextra", "-Werror", f"-L{folder}", "-lcmm", f"-Wl,-rpath,{folder}"]
-    modules = scratch() / "modules"
-    modules.mkdir(exist_ok=True)
-    run(tool("gfortran"), SOURCES / "tiny.f90", "-o", program, "-J", modules, *flags)
-    check(program)

@@ -4,7 +4,7 @@ A file has eight numbers of 64 bits: trees, depth, d_in, d_out, tokens, activati
 else 0. Then in float32 w_in, w_out, bias if there is one, and x. All are little-endian, in the order of C.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def bits(numbers: Any) -> str:
 
 
 def lines(case: Case) -> Iterator[str]:
-    """What a program prints of a file."""
+    """What a program prints of a file, but for what it is refused."""
     w_in, w_out, bias, x = case.arrays()
     for name in ("float32", "float64"):
         wide: list[Any] = [None if a is None else a.astype(name) for a in (x, w_in, w_out, bias)]
@@ -73,14 +73,38 @@ def lines(case: Case) -> Iterator[str]:
         for token in range(case.tokens):
             path = " ".join(map(str, nodes[token].ravel()))
             yield f"{name} token {token} nodes {path} logits {bits(logits[token])} y {bits(y[token])}"
-    for what, status in (("depth 31", lib.CMM_ERROR_DEPTH), ("threads -1", lib.CMM_ERROR_THREADS)):
-        said = [ffi.string(say(status)).decode() for say in (lib.cmm_status_name, lib.cmm_status_message)]
-        yield f"{what}: {said[0]}: {said[1]}"
-    outputs = case.tokens * case.d_out
-    yield f"y: y has {outputs + 1} numbers; it should have {outputs}"
-    yield f"w_in: w_in has {w_in.size - 1} numbers; it should have {w_in.size}"
 
 
-def printed() -> str:
-    """What a program prints of all files."""
-    return "\n".join([f"libcmm {cmm.__version__}", *(line for case in CASES for line in lines(case)), ""])
+def of_status(status: int) -> str:
+    """A status as errors have it."""
+    said = [ffi.string(say(status)).decode() for say in (lib.cmm_status_name, lib.cmm_status_message)]
+    return f"{said[0]}: {said[1]}"
+
+
+def refused(case: Case) -> list[str]:
+    """What a program is refused, by the number of elements that an array has and should have."""
+    w_in, outputs = case.arrays()[0], case.tokens * case.d_out
+    return [
+        f"depth 31: {of_status(lib.CMM_ERROR_DEPTH)}",
+        f"threads -1: {of_status(lib.CMM_ERROR_THREADS)}",
+        f"y: y has {outputs + 1} numbers; it should have {outputs}",
+        f"w_in: w_in has {w_in.size - 1} numbers; it should have {w_in.size}",
+    ]
+
+
+def refused_shapes(case: Case) -> list[str]:
+    """The same where arrays have shapes."""
+    nodes, tokens, d_out = 2 ** (case.depth + 1), case.tokens, case.d_out
+    return [
+        "kind: x has another kind than the weights of the layer",
+        f"tie 7: {of_status(lib.CMM_ERROR_TIE)}",
+        "no layer: the layer was not created, or that was refused",
+        f"threads -1: {of_status(lib.CMM_ERROR_THREADS)}",
+        f"y: y has the shape ({d_out}, {tokens + 1}); it should have ({d_out}, {tokens})",
+        f"w_in: w_in has {nodes} nodes; it should have 2**(depth+1) - 1",
+    ]
+
+
+def printed(errors: Callable[[Case], list[str]] = refused) -> list[str]:
+    """Every line that a program prints of all files."""
+    return [f"libcmm {cmm.__version__}", *(line for case in CASES for line in (*lines(case), *errors(case)))]
