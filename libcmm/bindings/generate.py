@@ -241,12 +241,46 @@ def fortran(abi: Abi) -> str:
     return "\n".join([*lines, "    end interface", "end module", ""])
 
 
+# ---- Java ----------------------------------------------------------------------------------------------------------
+
+
+def java(abi: Abi) -> str:
+    """Return constants, and where the fields of structs lie; functions are called by name."""
+    lines = [f"// {MADE}", "package org.libcmm;", ""]
+    lines += [
+        "/** Constants, and the size of each struct with the offsets of its fields. */",
+        "public interface Abi {",
+    ]
+    lines += [f"    int {name} = {value};" for name, value in abi.constants.items()]
+    for one in abi.structs:
+        lines += [
+            "",
+            f"    /** The struct {one.name}. */",
+            f"    interface {one.name} {{",
+            f"        int SIZEOF = {one.size};",
+        ]
+        lines += [
+            f"        int {field.name} = {offset};" for field, offset in zip(one.fields, one.offsets, strict=True)
+        ]
+        lines += ["    }"]
+    for name, about, values in (
+        ("Activation", "That of a neuron.", abi.activation),
+        ("Tie", "Where a logit of exactly 0 goes.", abi.group("CMM_TIE_")),
+    ):
+        lines += ["", f"    /** {about} */", f"    enum {name} {{"]
+        lines += [",\n".join(f"        {word}({value})" for word, value in values.items()) + ";", ""]
+        lines += ["        final int value;", "", f"        {name}(int value) {{", "            this.value = value;"]
+        lines += ["        }", "    }"]
+    return "\n".join([*lines, "}", ""])
+
+
 # ---- the files -----------------------------------------------------------------------------------------------------
 
 FILES: dict[str, Callable[[Abi], str]] = {
     "rust/src/abi.rs": rust,
     "go/abi.go": go,
     "fortran/cmm_abi.f90": fortran,
+    "java/org/libcmm/Abi.java": java,
 }
 
 

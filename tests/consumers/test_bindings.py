@@ -148,3 +148,18 @@ def test_fortran(place: Callable[[], Path], files: list[Path]) -> None:
         run(tool("gfortran"), *flags, *sources, BINDINGS / f"fortran/{name}.f90", "-o", modules / name, *link)
     assert run(modules / "example") == EXAMPLE
     check(modules / "forward", files=files, errors=layer_files.refused_shapes)
+
+
+@full
+@PLACES
+def test_java(place: Callable[[], Path], files: list[Path]) -> None:
+    jna, folder, classes = Path("/usr/share/java/jna.jar"), BINDINGS / "java", scratch() / "classes"
+    java, javac = tool("java"), tool("javac")
+    if not jna.exists():
+        pytest.skip("there is no jna.jar here (apt-get install libjna-java)")
+    sources = [*folder.glob("org/libcmm/*.java"), *folder.glob("*.java")]
+    run(javac, "--release", "17", "-Xlint:all", "-Werror", "-cp", jna, "-d", classes, *sources)
+    command = (java, "-cp", f"{classes}:{jna}", f"-Djna.library.path={library_folder(place())}")
+    assert run(*command, "Example") == EXAMPLE
+    heap = "heap: y is not a direct buffer in the order of the machine"
+    check(*command, "Forward", files=files, errors=lambda case: [*layer_files.refused(case), heap])
