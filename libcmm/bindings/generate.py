@@ -99,6 +99,12 @@ def chars(kind: str) -> int:
     return int(found[1]) if found else 0
 
 
+def fills(function: Function, place: int) -> bool:
+    """Return whether an argument is a struct that the function fills: the last, of those that fill one."""
+    last = place == len(function.arguments) - 1 and function.arguments[place].startswith("cmm_")
+    return last and re.search(r"_get$|_pack$|_pack_as$|_load$|_linked$", function.name) is not None
+
+
 # ---- Rust ----------------------------------------------------------------------------------------------------------
 
 RUST = {
@@ -123,11 +129,9 @@ def rust_type(kind: str) -> str:
 
 
 def rust_argument(function: Function, place: int) -> str:
-    """Return the type of an argument: what is filled is the last pointer to a struct of those that fill one."""
+    """Return the type of an argument."""
     kind = rust_type(function.arguments[place])
-    fills = re.search(r"_get$|_pack$|_pack_as$|_load$|_linked$", function.name)
-    last = place == len(function.arguments) - 1
-    return kind.replace("*const cmm_", "*mut cmm_") if fills and last else kind
+    return kind.replace("*const cmm_", "*mut cmm_") if fills(function, place) else kind
 
 
 def rust_enum(name: str, about: str, values: dict[str, int]) -> Iterator[str]:
@@ -274,6 +278,35 @@ def java(abi: Abi) -> str:
     return "\n".join([*lines, "}", ""])
 
 
+# ---- JavaScript ----------------------------------------------------------------------------------------------------
+
+
+def koffi(kind: str) -> str:
+    """Return a type of C as koffi has it."""
+    return "void *" if kind == "function*" else kind.replace("*", " *")
+
+
+def javascript(abi: Abi) -> str:
+    """Return constants, structs and functions for koffi."""
+    lines = [f"// {MADE}", "'use strict';", "", "exports.constants = Object.freeze({"]
+    lines += [f"  {name}: {value}," for name, value in abi.constants.items()]
+    for name, values in (("activations", abi.activation), ("ties", abi.group("CMM_TIE_"))):
+        lines += ["});", "", f"exports.{name} = Object.freeze({{"]
+        lines += [f"  {word.lower()}: {value}," for word, value in values.items()]
+    lines += ["});", "", "// The fields of each struct, and its size.", "exports.structs = {"]
+    for one in abi.structs:
+        lines += [f"  {one.name}: [{one.size}, {{"]
+        lines += [f"    {field.name}: '{koffi(field.type)}'," for field in one.fields]
+        lines += ["  }],"]
+    lines += ["};", "", "// The result of each function, and its arguments.", "exports.functions = {"]
+    for function in abi.functions:
+        lines += [f"  {function.name}: ['{koffi(function.result)}', ["]
+        for place, kind in enumerate(function.arguments):
+            lines += [f"    '{'_Inout_ ' if fills(function, place) else ''}{koffi(kind)}',"]
+        lines += ["  ]],"]
+    return "\n".join([*lines, "};", ""])
+
+
 # ---- the files -----------------------------------------------------------------------------------------------------
 
 FILES: dict[str, Callable[[Abi], str]] = {
@@ -281,6 +314,7 @@ FILES: dict[str, Callable[[Abi], str]] = {
     "go/abi.go": go,
     "fortran/cmm_abi.f90": fortran,
     "java/org/libcmm/Abi.java": java,
+    "node/abi.js": javascript,
 }
 
 

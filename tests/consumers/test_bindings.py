@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -163,3 +164,20 @@ def test_java(place: Callable[[], Path], files: list[Path]) -> None:
     assert run(*command, "Example") == EXAMPLE
     heap = "heap: y is not a direct buffer in the order of the machine"
     check(*command, "Forward", files=files, errors=lambda case: [*layer_files.refused(case), heap])
+
+
+@full
+@PLACES
+def test_node(place: Callable[[], Path], files: list[Path]) -> None:
+    """koffi is looked for where NODE_PATH says. The list of levels comes by a function that is called as in C."""
+    node, folder = tool("node"), BINDINGS / "node"
+    if subprocess.run([node, "-e", "require('koffi')"], cwd=scratch(), capture_output=True, check=False).returncode:
+        pytest.skip("there is no koffi here (npm install koffi, and NODE_PATH)")
+    env = {"CMM_LIBRARY": str(library_folder(place()) / "libcmm.so")}
+    assert run(node, folder / "example.js", env=env) == EXAMPLE
+    own = ["kind: x is not a Float32Array", f"trees: {layer_files.of_status(layer_files.lib.CMM_ERROR_TREES)}"]
+    program = folder / "forward.js"
+    check(node, program, files=files, errors=lambda case: [*layer_files.refused(case), *own], env=env)
+    code = "const info = cmm.struct('cmm_level_info'); cmm.c.cmm_level_get(k, null, info); console.log(info.name)"
+    code = f"const cmm = require('{folder}/cmm.js'); for (let k = 0; k < cmm.c.cmm_level_count(); k++) {{ {code} }}"
+    assert run(node, "-e", code, env=env).split() == ["naive", "blas1", "blas2", "blas3", "native"]
