@@ -307,6 +307,48 @@ def javascript(abi: Abi) -> str:
     return "\n".join([*lines, "};", ""])
 
 
+# ---- C# ------------------------------------------------------------------------------------------------------------
+
+CSHARP = {"uint32": "uint", "int32": "int", "int64": "long", "function*": "IntPtr"}
+CSHARP |= {"char*": "byte*", "int32*": "int*", "int64*": "long*"}
+
+
+def csharp(abi: Abi) -> str:
+    """Return constants, structs and functions, with pointers as in C."""
+    lines = [f"// {MADE}", "using System;", "using System.Runtime.InteropServices;", "", "namespace LibCmm", "{"]
+    for name, about, values in (
+        ("Activation", "That of a neuron.", abi.activation),
+        ("Tie", "Where a logit of exactly 0 goes.", abi.group("CMM_TIE_")),
+    ):
+        lines += [f"    /// <summary>{about}</summary>", f"    public enum {name}", "    {"]
+        lines += [*(f"        {camel(word)} = {value}," for word, value in values.items()), "    }", ""]
+    for one in abi.structs:
+        lines += ["    [StructLayout(LayoutKind.Sequential)]", f"    public unsafe struct {one.name}", "    {"]
+        for field in one.fields:
+            length = chars(field.type)
+            kind = CSHARP.get(field.type, field.type)
+            lines += [
+                f"        public fixed byte {field.name}[{length}];"
+                if length
+                else f"        public {kind} {field.name};"
+            ]
+        lines += ["    }", ""]
+    lines += ["    /// <summary>The C interface as it is.</summary>", "    public static unsafe class Abi", "    {"]
+    lines += [f"        public const int {name} = {value};" for name, value in abi.constants.items()]
+    lines += ["", "        static Abi()", "        {"]
+    lines += [
+        "            if (" + "\n                || ".join(f"sizeof({s.name}) != {s.size}" for s in abi.structs) + ")"
+    ]
+    lines += ['                throw new PlatformNotSupportedException("libcmm is for machines of 64 bits here");']
+    lines += ["        }"]
+    for function in abi.functions:
+        arguments = ", ".join(f"{CSHARP.get(kind, kind)} a{k}" for k, kind in enumerate(function.arguments))
+        result = CSHARP.get(function.result, function.result)
+        lines += ["", '        [DllImport("cmm", CallingConvention = CallingConvention.Cdecl)]']
+        lines += [f"        public static extern {result} {function.name}({arguments});"]
+    return "\n".join([*lines, "    }", "}", ""])
+
+
 # ---- the files -----------------------------------------------------------------------------------------------------
 
 FILES: dict[str, Callable[[Abi], str]] = {
@@ -315,6 +357,7 @@ FILES: dict[str, Callable[[Abi], str]] = {
     "fortran/cmm_abi.f90": fortran,
     "java/org/libcmm/Abi.java": java,
     "node/abi.js": javascript,
+    "csharp/Abi.cs": csharp,
 }
 
 

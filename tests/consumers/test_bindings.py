@@ -181,3 +181,17 @@ def test_node(place: Callable[[], Path], files: list[Path]) -> None:
     code = "const info = cmm.struct('cmm_level_info'); cmm.c.cmm_level_get(k, null, info); console.log(info.name)"
     code = f"const cmm = require('{folder}/cmm.js'); for (let k = 0; k < cmm.c.cmm_level_count(); k++) {{ {code} }}"
     assert run(node, "-e", code, env=env).split() == ["naive", "blas1", "blas2", "blas3", "native"]
+
+
+@full
+@PLACES
+def test_csharp(place: Callable[[], Path], files: list[Path]) -> None:
+    mcs, mono, folder = tool("mcs"), tool("mono"), BINDINGS / "csharp"
+    env = {"LD_LIBRARY_PATH": str(library_folder(place()))}
+    programs = {name: scratch() / f"{name}.exe" for name in ("example", "forward")}
+    for name, program in programs.items():
+        sources = [folder / file for file in ("Abi.cs", "Layer.cs", f"{name}.cs")]
+        run(mcs, "-unsafe", "-warnaserror", "-warn:4", f"-out:{program}", *sources)
+    assert run(mono, programs["example"], env=env) == EXAMPLE
+    errors = "type: T is Int32; it should be Single or Double"
+    check(mono, programs["forward"], files=files, errors=lambda case: [*layer_files.refused(case), errors], env=env)
