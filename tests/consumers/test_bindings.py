@@ -59,6 +59,12 @@ def test_the_page_shows_the_examples() -> None:
     assert sorted(shown) == sorted(file.read_text(encoding="utf-8") for file in BINDINGS.rglob("example*.*"))
 
 
+def test_the_versions_are_that_of_libcmm() -> None:
+    for name in ("rust/Cargo.toml", "rust/Cargo.lock", "node/package.json"):
+        (version,) = re.findall(r'^ *"?version"?\s*[=:] "(.+)"', (BINDINGS / name).read_text(), re.MULTILINE)
+        assert version == layer_files.cmm.__version__, name
+
+
 @pytest.fixture(scope="session")
 def files() -> list[Path]:
     """The layers that the programs run."""
