@@ -1,6 +1,6 @@
 # Installs what was built of libcmm, and the package that find_package(cmm) and pkg-config find.
 
-set(headers cmm.h cmm_blas.h)
+set(headers cmm.h cmm.hpp cmm_blas.h)
 if(has_cuda)
     list(APPEND headers cmm_cuda.h)
 endif()

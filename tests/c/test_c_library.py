@@ -54,17 +54,22 @@ def exported(library: Path) -> Iterator[str]:
         yield f"symbol {line.split()[-1]}"
 
 
-def fields_of(kind: Any, start: int = 0) -> Iterator[tuple[str, int]]:
-    """Names and offsets of a struct's fields; those of an unnamed union are names of one field."""
+def word(kind: Any) -> str:
+    """A C type in one word, const left out; that of a function is function*."""
+    return "function*" if kind.kind == "function" else re.sub(r"_t\b|\s", "", kind.cname)
+
+
+def fields_of(kind: Any, start: int = 0) -> Iterator[tuple[str, int, str]]:
+    """Names, offsets and types of a struct's fields; those of an unnamed union are names of one field."""
     for name, about in kind.fields:
         if name:
-            yield name, start + about.offset
+            yield name, start + about.offset, word(about.type)
         else:
             yield from fields_of(about.type, start + about.offset)
 
 
 def interface() -> Iterator[str]:
-    """Sizes and offsets of all public structs, as cffi lays them out for this machine, and all constants."""
+    """All functions, all constants, and all public structs, as cffi lays them out for this machine."""
     from cffi import FFI
 
     spec = importlib.util.spec_from_file_location("cmm_build", ROOT / "python/cmm_build.py")
@@ -77,13 +82,16 @@ def interface() -> Iterator[str]:
     declared = module.declarations(include) + cuda.replace("CMM_API ", "")
     ffi = FFI()
     ffi.cdef(declared)
-    values = ffi.dlopen(None)
+    values = ffi.dlopen(str(default_build().library))
+    for name in sorted(re.findall(r"^[a-z][\w \*]*?(cmm_\w+)\(", module.declarations(include), re.MULTILINE)):
+        kind = ffi.typeof(getattr(values, name))
+        yield f"function {name}: {' '.join(word(part) for part in (kind.result, *kind.args))}"
     for name in re.findall(r"\b(CMM_\w+) = ", declared):
         yield f"constant {name} {getattr(values, name)}"
     for name in sorted(ffi.list_types()[0]):
         kind = ffi.typeof(name)
         if kind.kind == "struct":
-            fields = " ".join(f"{field}@{offset}" for field, offset in fields_of(kind))
+            fields = " ".join(f"{field}@{offset}:{of}" for field, offset, of in fields_of(kind))
             yield f"struct {name} {ffi.sizeof(kind)}: {fields}"
 
 

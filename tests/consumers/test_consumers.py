@@ -1,4 +1,4 @@
-"""Programs in C, C++, Fortran and Rust against libcmm, found as its users find it: installed, or as sources."""
+"""Programs in C and C++ against libcmm, found as its users find it: installed, or as sources."""
 
 import os
 import re
@@ -9,26 +9,15 @@ from pathlib import Path
 
 import pytest
 from building import ROOT, Build, build, installed, run, scratch, tool
+from consumers import library_folder, packaged
 
 pytestmark = pytest.mark.full
 
 SOURCES = ROOT / "tests/consumers"
 
 
-def packaged() -> Path:
-    """Return the folder of the installed Python package, which holds libcmm, its header and its packages."""
-    cmm = pytest.importorskip("cmm", reason="the Python package is not installed")
-    return Path(cmm.get_include()).parent
-
-
 # Where the library lies: installed by CMake, and inside the Python package.
 PLACES = pytest.mark.parametrize("place", [installed, packaged])
-
-
-def library_folder(prefix: Path) -> Path:
-    """Return the folder of libcmm, which CMake calls lib, lib64 or lib/ARCHITECTURE."""
-    (folder,) = {file.parent for file in prefix.glob("lib*/**/libcmm.*")}
-    return folder
 
 
 def check(program: Path) -> None:
@@ -152,7 +141,7 @@ def names(prefix: Path) -> set[str]:
 
 
 PACKAGE = {"cmmConfig.cmake", "cmmConfigVersion.cmake", "cmmTargets.cmake", "cmmTargets-release.cmake", "cmm.pc"}
-ALWAYS = PACKAGE | {"cmm.h", "cmm_blas.h", "LICENSE"}  # cmm_cuda.h comes with libcmm_cuda
+ALWAYS = PACKAGE | {"cmm.h", "cmm.hpp", "cmm_blas.h", "LICENSE"}  # cmm_cuda.h comes with libcmm_cuda
 
 
 def test_what_is_installed() -> None:
@@ -164,7 +153,7 @@ def test_what_is_installed() -> None:
 def test_the_package_has_the_headers_that_were_built() -> None:
     cuda = (packaged() / "lib/libcmm_cuda.so").exists()
     assert {file.name for file in (packaged() / "include").iterdir()} == (
-        {"cmm.h", "cmm_blas.h"} | ({"cmm_cuda.h"} if cuda else set())
+        {"cmm.h", "cmm.hpp", "cmm_blas.h"} | ({"cmm_cuda.h"} if cuda else set())
     )
 
 
@@ -315,23 +304,3 @@ def test_absolute_folders(absolute: str, tmp_path: Path) -> None:
     run(tool("cc"), "-std=c11", SOURCES / "tiny.c", "-o", program, *flags, f"-Wl,-rpath,{library}")
     check(program)
     by_cmake(f"consumers-{absolute}".replace(" ", "-"), f"-Dcmm_DIR={library}/cmake/cmm")
-
-
-@PLACES
-def test_fortran(place: Callable[[], Path]) -> None:
-    prefix, program = place(), scratch() / f"fortran-{place.__name__}"
-    folder = library_folder(prefix)
-    flags = ["-std=f2008", "-Wall", "-Wextra", "-Werror", f"-L{folder}", "-lcmm", f"-Wl,-rpath,{folder}"]
-    modules = scratch() / "modules"
-    modules.mkdir(exist_ok=True)
-    run(tool("gfortran"), SOURCES / "tiny.f90", "-o", program, "-J", modules, *flags)
-    check(program)
-
-
-@PLACES
-def test_rust(place: Callable[[], Path]) -> None:
-    prefix, program = place(), scratch() / f"rust-{place.__name__}"
-    folder = library_folder(prefix)
-    flags = ["--edition=2021", "-D", "warnings", "-L", folder, "-l", "cmm", "-C", f"link-arg=-Wl,-rpath,{folder}"]
-    run(tool("rustc"), SOURCES / "tiny.rs", "-o", program, *flags)
-    check(program)

@@ -1,0 +1,3 @@
+module github.com/libcmm/libcmm/libcmm/bindings/go
+
+go 1.21
