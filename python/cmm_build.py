@@ -100,6 +100,8 @@ static struct {
     __typeof__(cmm_cuda_fff_forward) *fff;
     __typeof__(cmm_cuda_cmm_forward) *cmm;
     __typeof__(cmm_cuda_ff_forward) *ff;
+    __typeof__(cmm_cuda_fff_backward) *backward;
+    __typeof__(cmm_cuda_fff_backward_workspace) *backward_workspace;
 } cuda;
 
 static cmm_status cmm_py_cuda_load(const char *file, char *why, int32_t size)
@@ -114,6 +116,8 @@ static cmm_status cmm_py_cuda_load(const char *file, char *why, int32_t size)
     FIND(fff, cmm_cuda_fff_forward);
     FIND(cmm, cmm_cuda_cmm_forward);
     FIND(ff, cmm_cuda_ff_forward);
+    FIND(backward, cmm_cuda_fff_backward);
+    FIND(backward_workspace, cmm_cuda_fff_backward_workspace);
     const char *const error = missing ? dlerror() : NULL;
     (void)snprintf(why, (size_t)size, "%s", error ? error : "");
     return missing ? CMM_ERROR_CUDA_ABSENT : cuda.usable();
@@ -142,6 +146,26 @@ static cmm_status cmm_py_cuda_fff(int32_t dtype, int32_t activation, int32_t tie
         return (wants_y ? cuda.fff_workspace : cuda.cmm_workspace)(&layer, &run, batch, needed);
     return wants_y ? cuda.fff(&layer, &run, batch, (void *)x, (void *)y, (void *)nodes, (void *)logits)
                    : cuda.cmm(&layer, &run, batch, (void *)x, (void *)nodes, (void *)logits);
+}
+
+/* The backward pass; with needed, only how much workspace it needs. Gradients are 0 where they are not wanted. */
+static cmm_status cmm_py_cuda_fff_backward(int32_t dtype, int32_t activation, int32_t tie, int32_t depth,
+                                           int64_t trees, int64_t d_in, int64_t d_out, uintptr_t w_in,
+                                           uintptr_t w_out, uintptr_t stream, uintptr_t workspace,
+                                           int64_t workspace_bytes, int64_t batch, uintptr_t x, uintptr_t nodes,
+                                           uintptr_t logits, uintptr_t dy, int32_t accumulate, uintptr_t dx,
+                                           uintptr_t dw_in, uintptr_t dbias, uintptr_t dw_out, int64_t *needed)
+{
+    const char *const level = NULL, *const algorithm = NULL;
+    const cmm_fff layer = {.size = sizeof layer, .dtype = dtype, .activation = activation, .tie = tie,
+                           .depth = depth, .trees = trees, .d_in = d_in, .d_out = d_out, .w_in = (void *)w_in,
+                           .w_out = (void *)w_out};
+    const cmm_gradients gradients = {.size = sizeof gradients, .accumulate = accumulate, .dx = (void *)dx,
+                                     .dw_in = (void *)dw_in, .dbias = (void *)dbias, .dw_out = (void *)dw_out};
+    CUDA_RUN;
+    if (needed)
+        return cuda.backward_workspace(&layer, &run, batch, &gradients, needed);
+    return cuda.backward(&layer, &run, batch, (void *)x, (void *)nodes, (void *)logits, (void *)dy, &gradients);
 }
 
 static cmm_status cmm_py_cuda_ff(int32_t dtype, int32_t activation, int64_t neurons, int64_t d_in, int64_t d_out,

@@ -60,6 +60,18 @@ CMM_API cmm_status cmm_cuda_cmm_forward(const cmm_fff *layer, const cmm_cuda_run
 CMM_API cmm_status cmm_cuda_ff_forward(const cmm_ff *layer, const cmm_cuda_run *run, int64_t batch, const void *x,
                                        void *y);
 
+/* As cmm_fff_backward. Rows must be of the layer's dtype. Of CMM_BF16 and CMM_F16 the logits are float, as the forward
+ * pass gives them, and so are dw_in, dbias and dw_out; dx is of the layer's dtype. nodes are checked on the device, as a
+ * path that is given is: the workspace begins with what was found, and if that is not -1 nothing was written. The
+ * workspace is run's, and that of gradients NULL and 0. Of run's algorithms there is one, so it is NULL. There are less than
+ * 2^31 tokens times trees, but of trees of one node, and trees << depth is less than 2^32. The same call has the same bits on
+ * every GPU that one build has code for. */
+CMM_API cmm_status cmm_cuda_fff_backward(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, const void *x,
+                                         const int32_t *nodes, const void *logits, const void *dy,
+                                         const cmm_gradients *gradients);
+CMM_API cmm_status cmm_cuda_fff_backward_workspace(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch,
+                                                   const cmm_gradients *gradients, int64_t *bytes);
+
 /* CMM_OK where the current device can run this library's kernels, else CMM_ERROR_CUDA_DEVICE. */
 CMM_API cmm_status cmm_cuda_usable(void);
 

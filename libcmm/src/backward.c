@@ -280,6 +280,8 @@ cmm_status cmm_fff_backward(const cmm_fff *layer, const cmm_run *run, int64_t ba
         problem.path_length = problem.depth + 1;
         status = cmm_check_backward(&b);
     }
+    if (status == CMM_OK && b.workspace)
+        status = cmm_check_backward_workspace(&b, CMM_ALIGNMENT);
     if (status == CMM_OK)
         status = cmm_check_path(&problem, chosen.refused);
     if (status == CMM_OK)

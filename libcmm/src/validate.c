@@ -359,12 +359,43 @@ cmm_status cmm_read_gradients(const cmm_gradients *given, cmm_backward *b)
         return CMM_ERROR_ACCUMULATE;
     if (!b->dx && !b->dw_in && !b->dbias && !b->dw_out)
         return CMM_ERROR_GRADIENTS_NONE;
-    const int64_t rows = problem->trees * problem->nodes, size = cmm_element_size(problem->dtype);
+    const int64_t rows = problem->trees * problem->nodes, size = cmm_logit_size(problem->dtype);
     if (b->ld_dw_in < problem->d_in || cmm_bytes_of(rows, b->ld_dw_in, size) < 0)
         return CMM_ERROR_LD_DW_IN;
     if (b->ld_dw_out < problem->d_out || cmm_bytes_of(rows, b->ld_dw_out, size) < 0)
         return CMM_ERROR_LD_DW_OUT;
     return CMM_OK;
+}
+
+enum { BACKWARD_INPUTS = CMM_INPUTS + 2, GRADIENTS = 4 };
+
+typedef struct gradient {
+    const void *start;
+    cmm_extent extent;
+    int64_t size; /* of an element: those of rows are of the type of sums */
+    cmm_status misaligned, overlaps;
+} gradient;
+
+static void backward_extents(const cmm_backward *b, cmm_extent *inputs, gradient *outputs)
+{
+    const cmm_problem *const problem = b->problem;
+    const int64_t size = cmm_element_size(problem->dtype), sum_size = cmm_logit_size(problem->dtype);
+    const int64_t rows = problem->trees * problem->nodes;
+    const gradient found[GRADIENTS] = {
+        {b->dx, cmm_extent_of(b->dx, problem->batch * problem->d_in * size), size, CMM_ERROR_DX_ALIGN,
+         CMM_ERROR_DX_OVERLAP},
+        {b->dw_in, extent_of_rows(b->dw_in, rows, b->ld_dw_in, problem->d_in, sum_size), sum_size,
+         CMM_ERROR_DW_IN_ALIGN, CMM_ERROR_DW_IN_OVERLAP},
+        {b->dbias, cmm_extent_of(b->dbias, rows * sum_size), sum_size, CMM_ERROR_DBIAS_ALIGN,
+         CMM_ERROR_DBIAS_OVERLAP},
+        {b->dw_out, extent_of_rows(b->dw_out, rows, b->ld_dw_out, problem->d_out, sum_size), sum_size,
+         CMM_ERROR_DW_OUT_ALIGN, CMM_ERROR_DW_OUT_OVERLAP},
+    };
+    memcpy(outputs, found, sizeof found);
+    cmm_input_extents(problem, inputs);
+    inputs[CMM_INPUTS] =
+        cmm_extent_of(b->logits, problem->batch * problem->trees * (problem->depth + 1) * sum_size);
+    inputs[CMM_INPUTS + 1] = cmm_extent_of(b->dy, problem->batch * problem->d_out * size);
 }
 
 cmm_status cmm_check_backward(const cmm_backward *b)
@@ -394,47 +425,37 @@ cmm_status cmm_check_backward(const cmm_backward *b)
     if (cmm_misaligned(b->dy, size))
         return CMM_ERROR_DY_ALIGN;
 
-    enum { INPUTS = CMM_INPUTS + 2, OUTPUTS = 4 };
-    const int64_t rows = problem->trees * problem->nodes;
-    const struct {
-        const void *start;
-        cmm_extent extent;
-        cmm_status misaligned, overlaps;
-    } outputs[OUTPUTS] = {
-        {b->dx, cmm_extent_of(b->dx, problem->batch * problem->d_in * size), CMM_ERROR_DX_ALIGN, CMM_ERROR_DX_OVERLAP},
-        {b->dw_in, extent_of_rows(b->dw_in, rows, b->ld_dw_in, problem->d_in, size), CMM_ERROR_DW_IN_ALIGN,
-         CMM_ERROR_DW_IN_OVERLAP},
-        {b->dbias, cmm_extent_of(b->dbias, rows * size), CMM_ERROR_DBIAS_ALIGN, CMM_ERROR_DBIAS_OVERLAP},
-        {b->dw_out, extent_of_rows(b->dw_out, rows, b->ld_dw_out, problem->d_out, size), CMM_ERROR_DW_OUT_ALIGN,
-         CMM_ERROR_DW_OUT_OVERLAP},
-    };
-    cmm_extent inputs[INPUTS];
-    cmm_input_extents(problem, inputs);
-    inputs[CMM_INPUTS] = cmm_extent_of(b->logits, problem->batch * problem->trees * (problem->depth + 1) * logit_size);
-    inputs[CMM_INPUTS + 1] = cmm_extent_of(b->dy, problem->batch * problem->d_out * size);
-    for (int o = 0; o < OUTPUTS; o++)
-        if (cmm_misaligned(outputs[o].start, size))
+    cmm_extent inputs[BACKWARD_INPUTS];
+    gradient outputs[GRADIENTS];
+    backward_extents(b, inputs, outputs);
+    for (int o = 0; o < GRADIENTS; o++)
+        if (cmm_misaligned(outputs[o].start, outputs[o].size))
             return outputs[o].misaligned;
-    for (int o = 0; o < OUTPUTS; o++) {
-        for (int i = 0; i < INPUTS; i++)
+    for (int o = 0; o < GRADIENTS; o++) {
+        for (int i = 0; i < BACKWARD_INPUTS; i++)
             if (cmm_overlap(outputs[o].extent, inputs[i]))
                 return outputs[o].overlaps;
         for (int before = 0; before < o; before++)
             if (cmm_overlap(outputs[o].extent, outputs[before].extent))
                 return outputs[o].overlaps;
     }
+    return CMM_OK;
+}
 
-    if (!b->workspace)
-        return CMM_OK;
-    if (cmm_misaligned(b->workspace, CMM_ALIGNMENT))
+cmm_status cmm_check_backward_workspace(const cmm_backward *b, int64_t alignment)
+{
+    if (cmm_misaligned(b->workspace, alignment))
         return CMM_ERROR_WORKSPACE_ALIGN;
     if (b->workspace_bytes < b->workspace_needed)
         return CMM_ERROR_WORKSPACE_SIZE;
+    cmm_extent inputs[BACKWARD_INPUTS];
+    gradient outputs[GRADIENTS];
+    backward_extents(b, inputs, outputs);
     const cmm_extent workspace = cmm_extent_of(b->workspace, b->workspace_needed);
-    for (int i = 0; i < INPUTS; i++)
+    for (int i = 0; i < BACKWARD_INPUTS; i++)
         if (cmm_overlap(workspace, inputs[i]))
             return CMM_ERROR_WORKSPACE_OVERLAP;
-    for (int o = 0; o < OUTPUTS; o++)
+    for (int o = 0; o < GRADIENTS; o++)
         if (cmm_overlap(workspace, outputs[o].extent))
             return CMM_ERROR_WORKSPACE_OVERLAP;
     return CMM_OK;

@@ -56,10 +56,11 @@ cmm_status cmm_check_arrays(const cmm_problem *problem);
  * NULL, gets the two. */
 cmm_status cmm_check_path(const cmm_problem *problem, int64_t *refused);
 
-/* Of a backward pass: read its gradients, into b, whose problem has been checked as a layer; check its arrays and its
- * workspace, once b->workspace_needed is known. */
+/* Of a backward pass: read its gradients, into b, whose problem has been checked as a layer; check its arrays; and, once
+ * b->workspace_needed is known, a workspace that is given. */
 cmm_status cmm_read_gradients(const cmm_gradients *gradients, cmm_backward *b);
 cmm_status cmm_check_backward(const cmm_backward *b);
+cmm_status cmm_check_backward_workspace(const cmm_backward *b, int64_t alignment);
 
 /* Where the arrays of a problem lie: w_in, w_out, bias, scale_in, scale_out, exact_in, margin; x, the path to take; y,
  * nodes, logits. The rows of a weight lie ld elements apart;

@@ -7,9 +7,9 @@ from typing import Any
 import cmm
 import pytest
 from building import ROOT, run, tool
-from cffi import FFI
 from cmm._dispatch import choose_cuda
 from cmm._native import NULL, cuda, ffi, lib, text
+from cuda_interface import interface
 
 pytestmark = pytest.mark.skipif(
     cuda.load()[0] == lib.CMM_ERROR_CUDA_ABSENT,
@@ -104,6 +104,94 @@ def test_wrong_calls(changes: dict[str, Any], want: str) -> None:
     assert status(**changes) == want
 
 
+# As above, of the backward pass: layer; stream, workspace, its bytes, batch; arrays; accumulate; gradients.
+BACKWARD_NAMES = [
+    *NAMES[:8],
+    "w_out",
+    *NAMES[12:16],
+    "x",
+    "nodes",
+    "logits",
+    "dy",
+    "accumulate",
+    "dx",
+    "dw_in",
+    "dbias",
+    "dw_out",
+]
+GOOD_BACKWARD: dict[str, Any] = dict(
+    zip(
+        BACKWARD_NAMES,
+        (
+            *(0, 0, 0, 3, 1, 8, 8, 0x10000, 0x20000, 0, 0, 0, 4),
+            *(0x30000, 0x40000, 0x50000, 0x60000, 0, 0x70000, 0x80000, 0x90000, 0xA0000),
+        ),
+        strict=True,
+    )
+)
+NO_GRADIENTS = {"dx": 0, "dw_in": 0, "dbias": 0, "dw_out": 0}
+
+
+def backward_status(**changes: Any) -> str:
+    arguments = {**GOOD_BACKWARD, **changes}
+    code = lib.cmm_py_cuda_fff_backward(*arguments.values(), NULL)
+    return text(lib.cmm_status_name(code)).removeprefix("CMM_ERROR_")
+
+
+WRONG_BACKWARD: list[tuple[dict[str, Any], str]] = [
+    ({"dtype": 4}, "DTYPE"),
+    ({"activation": 5}, "ACTIVATION"),
+    ({"tie": 2}, "TIE"),
+    ({"depth": 31}, "DEPTH"),
+    ({"trees": 0}, "TREES"),
+    ({"d_in": 0}, "D_IN"),
+    ({"d_out": 0}, "D_OUT"),
+    ({"accumulate": 16}, "ACCUMULATE"),
+    (NO_GRADIENTS, "GRADIENTS_NONE"),
+    ({"batch": -1}, "BATCH"),
+    ({"batch": 2**62}, "BATCH_TOO_LARGE"),
+    ({"w_in": 0}, "W_IN_NULL"),
+    ({"w_out": 0}, "W_OUT_NULL"),
+    ({"dtype": 0, "w_in": 0x10001}, "W_IN_ALIGN"),
+    ({"dtype": 2, "w_out": 0x20001}, "W_OUT_ALIGN"),
+    ({"x": 0, "dw_in": 0x80000}, "X_NULL"),
+    ({"nodes": 0}, "NODES_NULL"),
+    ({"logits": 0}, "LOGITS_NULL"),
+    ({"dy": 0}, "DY_NULL"),
+    ({"dtype": 0, "x": 0x30002}, "X_ALIGN"),
+    ({"nodes": 0x40002}, "NODES_ALIGN"),
+    ({"dtype": 2, "logits": 0x50002}, "LOGITS_ALIGN"),  # they are float
+    ({"dtype": 2, "dy": 0x60001}, "DY_ALIGN"),
+    ({"dtype": 0, "dx": 0x70002}, "DX_ALIGN"),
+    ({"dtype": 2, "dw_in": 0x80002}, "DW_IN_ALIGN"),  # and so are the gradients of weights
+    ({"dtype": 3, "dbias": 0x90002}, "DBIAS_ALIGN"),
+    ({"dtype": 1, "dw_out": 0xA0004}, "DW_OUT_ALIGN"),
+    ({"dx": 0x30020, "x": 0x30000}, "DX_OVERLAP"),
+    ({"dw_in": 0x20000, "w_out": 0x20000}, "DW_IN_OVERLAP"),
+    ({"dbias": 0x40020, "nodes": 0x40000}, "DBIAS_OVERLAP"),
+    ({"dw_out": 0x50010, "logits": 0x50000}, "DW_OUT_OVERLAP"),
+    ({"dw_out": 0x70010, "dx": 0x70000}, "DW_OUT_OVERLAP"),
+]
+
+
+@pytest.mark.parametrize(("changes", "want"), WRONG_BACKWARD, ids=str)
+def test_wrong_backward_calls(changes: dict[str, Any], want: str) -> None:
+    assert backward_status(**changes) == want
+
+
+def test_backward_calls_that_are_wrong_in_two_ways() -> None:
+    page = (ROOT / "docs/reference/status-codes.md").read_text(encoding="utf-8")
+    tables = [page.split(f"| {title} |")[1].split("\n\n")[0] for title in ("checked", "of a backward pass")]
+    layer, backward = (re.findall(r"`(\w+)`", table) for table in tables)
+    order = layer[: layer.index("BATCH")] + backward
+    pairs = 0
+    for (one, says_one), (two, says_two) in itertools.combinations(WRONG_BACKWARD, 2):
+        if not one.keys() & two.keys():
+            assert backward_status(**one, **two) == min(says_one, says_two, key=order.index), (one, two)
+            pairs += 1
+    assert pairs >= 200
+
+
 def test_wrong_in_two_ways() -> None:
     """The status is that of what is checked first, in the order that docs/reference/status-codes.md promises."""
     table = (
@@ -116,22 +204,6 @@ def test_wrong_in_two_ways() -> None:
             assert status(**one, **two) == min(says_one, says_two, key=order.index), (one, two)
             pairs += 1
     assert pairs >= 250
-
-
-def interface() -> tuple[FFI, Any]:
-    """Return the C interface itself, as a program would use it: the declarations of both headers, and the library."""
-    include = ROOT / "libcmm/include"
-    c = FFI()
-    for name in ("cmm.h", "cmm_blas.h"):
-        c.cdef((include / name).read_text().split("/* cffi: ")[1].partition("*/")[2].replace("CMM_API ", ""))
-    c.cdef(
-        (include / "cmm_cuda.h")
-        .read_text()
-        .split('extern "C" {\n#endif')[1]
-        .split("#ifdef")[0]
-        .replace("CMM_API ", "")
-    )
-    return c, c.dlopen(str(cuda.library()[0]))
 
 
 def test_every_function_refuses_wrong_structs() -> None:

@@ -43,7 +43,7 @@ LATE = {
 }
 
 # Names with an underscore that other packages document, or that classes of theirs want.
-OF_OTHERS = {"_SubParsersAction", "_apply", "_asdict", "_replace"} | {
+OF_OTHERS = {"_SubParsersAction", "_apply", "_asdict", "_assert_async", "_replace"} | {
     f"_{when}_hooks" for when in ("forward", "forward_pre", "backward", "backward_pre")
 }
 

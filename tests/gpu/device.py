@@ -73,6 +73,55 @@ def fff(
     return y, nodes, logits
 
 
+NAMES = ("dx", "dw_in", "dbias", "dw_out")
+
+
+def gradients_like(x: torch.Tensor, w_in: torch.Tensor, w_out: torch.Tensor, value: float) -> dict[str, torch.Tensor]:
+    """Return arrays for the gradients, those of weights in the type of sums."""
+    sums = torch.float64 if x.dtype == torch.float64 else torch.float32
+    shapes = {"dx": x.shape, "dw_in": w_in.shape, "dbias": w_in.shape[:2], "dw_out": w_out.shape}
+    return {
+        name: torch.full(shape, value, dtype=x.dtype if name == "dx" else sums, device="cuda")
+        for name, shape in shapes.items()
+    }
+
+
+def backward(
+    x: torch.Tensor,
+    w_in: torch.Tensor,
+    w_out: torch.Tensor,
+    nodes: torch.Tensor,
+    logits: torch.Tensor,
+    dy: torch.Tensor,
+    into: dict[str, torch.Tensor],
+    *,
+    activation: str = "gelu",
+    accumulate: int = 0,
+    memory: list[torch.Tensor] | None = None,
+) -> int:
+    """Fill in the gradients that are there; return what the call says of the path.
+
+    memory: workspaces of earlier calls, of which one may do; with it the path is not asked about, which would wait.
+    """
+    choose_cuda("cuda", None)
+    trees, size, d_in = w_in.shape
+    codes = (DTYPES[x.dtype], ACTIVATIONS[activation], 0, size.bit_length() - 1, trees, d_in, w_out.shape[2])
+    run = (*codes, w_in.data_ptr(), w_out.data_ptr(), torch.cuda.current_stream().cuda_stream)
+    given = (one.data_ptr() for one in (x, nodes, logits, dy))
+    rest = (len(x), *given, accumulate, *(into[name].data_ptr() if name in into else 0 for name in NAMES))
+    needed = ffi.new("int64_t *")
+    status = lib.cmm_py_cuda_fff_backward(*run, 0, 0, *rest, needed)
+    if status:
+        raise failure(status)
+    kept = [] if memory is None else memory
+    if not kept or kept[-1].numel() < needed[0]:
+        kept.append(torch.full((needed[0],), 0xA5, dtype=torch.uint8, device="cuda"))  # not zeros
+    status = lib.cmm_py_cuda_fff_backward(*run, kept[-1].data_ptr(), needed[0], *rest, NULL)
+    if status:
+        raise failure(status)
+    return int(kept[-1][:8].view(torch.int64)) if memory is None and needed[0] else -1
+
+
 def plan_of(
     x: torch.Tensor,
     w_in: torch.Tensor,

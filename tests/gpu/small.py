@@ -4,7 +4,7 @@ import cmm.bert
 import cupy
 import numpy as np
 import torch
-from device import ALGORITHMS, DTYPES, fff
+from device import ALGORITHMS, DTYPES, backward, fff, gradients_like
 
 CASES = (
     (3, 33, 17, 2, 2),
@@ -29,6 +29,15 @@ for dtype in DTYPES:
                 assert not any(bool(a.isnan().any()) for a in result), (dtype, algorithm)
                 again = fff(*arrays, level=level, algorithm=algorithm, tie=tie, path=result[1])
                 assert all(torch.equal(a, b) for a, b in zip(again, result, strict=True)), (dtype, algorithm)
+        x, w_in, w_out, bias = arrays
+        dy = torch.randn(batch, d_out).to(dtype).cuda()
+        _, nodes, logits = fff(x, w_in, w_out, bias)
+        found = [gradients_like(x, w_in, w_out, 1.0) for _ in range(2)]
+        for accumulate, gradients in zip((0, 15), found, strict=True):
+            assert backward(x, w_in, w_out, nodes, logits, dy, gradients, accumulate=accumulate) == -1
+        assert not any(bool(one.isnan().any()) for each in found for one in each.values()), dtype
+        nodes[batch // 2, 0, depth] = -1
+        assert backward(x, w_in, w_out, nodes, logits, dy, found[0]) == batch // 2 * trees, dtype
 torch.cuda.synchronize()
 
 

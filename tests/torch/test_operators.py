@@ -198,6 +198,19 @@ def test_autocast():
     assert equal(found, gradients(layer, x))
 
 
+@pytest.mark.parametrize("compiler", [None, pytest.param("aot_eager", marks=compiles)])
+def test_autocast_with_narrow_weights(compiler):
+    """The visited way widens them: gradients are those of float32, rounded to the weights' type."""
+    layer, x = make(dtype=torch.bfloat16), tokens(dtype=torch.bfloat16)
+    wide = make(dtype=torch.float32)
+    wide.load_state_dict({name: one.float() for name, one in layer.state_dict().items()})
+    want = [one.bfloat16() for one in gradients(wide, x.float())]
+    torch._dynamo.reset()
+    with torch.autocast("cpu", torch.bfloat16):
+        call = torch.compile(layer, fullgraph=True, backend=compiler) if compiler else layer
+        assert equal(gradients(layer, x, call), want)
+
+
 WRONG = {
     "x of another width": (
         cmm.ShapeError,
@@ -284,18 +297,78 @@ def test_the_backward_operator_refuses(what):
         backward(*given)
 
 
-def test_the_gpus_forward_pass_takes_any_layout_and_refuses_wrong_shapes(monkeypatch):
-    """As far as it goes without a GPU: what it hands on, and what it says."""
-    handed = []
-    monkeypatch.setattr(operators, "forward_anywhere", lambda x, *weights, **_: handed.append(weights) or x)
-    x, w_in, bias, w_out, *how = arguments(wants=False)
-    how[-1] = False
-    operators._forward_cuda(x, w_in.t().contiguous().t(), bias, w_out.t().contiguous().t(), *how)
-    nodes = 2 ** (DEPTH + 1) - 1
-    assert equal(handed[0], [w_in.view(TREES, nodes, -1), w_out.view(TREES, nodes, -1), bias.view(TREES, nodes)])
+def queue_on_cpu(function, x, layer, rest):
+    """Stand in for libcmm_cuda: the GPU's memory is the CPU's."""
+    *codes, w_in, bias, w_out = layer[:10] if len(layer) > 9 else (*layer[:8], 0, layer[8])
+    pointers = [operators.ffi.cast("void *", one) for one in (w_in, bias, w_out)]
+    tokens, *at = [operators.ffi.cast("void *", one) if index else one for index, one in enumerate(rest)]
+    run = operators.choose("native", None, 1, False)
+    if function is operators.lib.cmm_py_cuda_fff:
+        assert operators.ffi.string(layer[10]) == b"cuda"
+        assert rest[5:] == (0, 0, True)
+        run = operators.choose("auto", None, 1, False)
+        assert operators.lib.cmm_py_fff_once(*codes, *pointers, *run, tokens, *at[:4]) == 0
+        return None
+    where = operators.ffi.new("int64_t[2]")
+    x_at, nodes, logits, dy, _, *into = at
+    status = operators.lib.cmm_py_fff_backward(
+        *codes, pointers[0], pointers[2], run[0], run[2], tokens, x_at, nodes, logits, dy, rest[5], *into, where
+    )
+    return torch.tensor([255 if status == 0 else 0] * 8, dtype=torch.uint8)
+
+
+def test_the_gpus_passes_take_any_layout_and_refuse_wrong_shapes(monkeypatch):
+    """As far as it goes without a GPU: what they hand on, and what they say."""
+    monkeypatch.setattr(operators, "_queue", queue_on_cpu)
+    monkeypatch.setattr(operators, "choose_cuda", lambda level, algorithm: "cuda")
+    x, w_in, bias, w_out, *how = given = arguments()
+    want = forward(*given)
+    assert equal(operators._forward_cuda(*given), want)
+    assert equal(operators._forward_cuda(x, w_in.t().contiguous().t(), bias, w_out.t().contiguous().t(), *how), want)
+    assert [one.shape for one in operators._forward_cuda(x, w_in, None, w_out, *how[:3], False)[1:]] == [(0,), (0,)]
     for trees, said in ((0, "trees is 0; it should be"), (2, f"w_in has {ROWS} rows; it should have 2 times")):
         with pytest.raises(cmm.CmmError, match=re.escape(said)):
             operators._forward_cuda(x, w_in, bias, w_out, trees, *how[1:])
+    given = of_backward()
+    made = operators._backward_cuda(*given)
+    assert equal(made, backward(*given))
+    turned = [one.t().contiguous().t() if one.ndim == 2 else one for one in given[:4]]
+    assert equal(operators._backward_cuda(*turned, *given[4:]), made)
+    some = operators._backward_cuda(*given[:-1], [False, True, False, True])
+    assert equal([some[1], some[3]], [made[1], made[3]])
+    assert [some[0].shape, some[2].shape] == [(0,), (0,)]
+    for place, wrong, said in (
+        (0, given[0][..., :-1], "dy has shape"),
+        (4, given[4].long(), "nodes has dtype torch.int64"),
+        (5, given[5].half(), "logits has dtype torch.float16; it should be torch.float"),
+        (6, 2, f"w_in has {ROWS} rows; it should have 2 times"),
+        (8, [False] * 4, "wanted is"),
+    ):
+        with pytest.raises(cmm.CmmError, match=re.escape(said)):
+            operators._backward_cuda(*given[:place], wrong, *given[place + 1 :])
+
+
+@pytest.mark.parametrize("activation", sorted(operators.ACTIVATIONS_OF_TENSORS))
+def test_products_of_all_neurons_have_the_same_gradients(activation):
+    """In float64, by sums of at most 100 terms of the order of 1, each of which is rounded at most so often."""
+    dy, x, w_in, w_out, nodes, logits, trees, _, wanted = of_backward()
+    given = [one.double() for one in (dy, x, w_in, w_out)] + [nodes, logits.double(), trees, activation]
+    want = backward(*given, wanted)
+    for wanted_now in (wanted, [True, False, False, True], [False, True, True, False]):
+        made = operators._gradients_by_products(*given, wanted_now)
+        for one, other, is_wanted in zip(made, want, wanted_now, strict=True):
+            assert (one is not None) == is_wanted
+            if is_wanted:
+                assert float((one - other).abs().max()) < 1e-11
+    for place in (0, 1, 4, 5):
+        given[place] = given[place][:2]
+    hidden = torch.ones(trees, ROWS // trees, dtype=torch.bool)
+    hidden[torch.arange(trees)[:, None], given[4].long()] = False
+    assert hidden.any()
+    some = operators._gradients_by_products(*given, wanted)
+    for weight in given[2:4]:
+        weight[hidden.flatten()] = torch.nan  # what nobody visits has no influence
+    assert equal(operators._gradients_by_products(*given, wanted), some)
 
 
 def test_any_layout_and_any_address():
@@ -376,7 +449,7 @@ def test_the_ways_are_chosen():
         while node is not None:
             names.add(node.name())
             node = next((following for following, _ in node.next_functions if following is not None), None)
-        return "ConditionalBackward" in names
+        return "RecordedBackward" in names
 
     assert by_operators(3, "auto", 1000)
     assert by_operators(2, "auto", 64)

@@ -173,7 +173,7 @@ def test_eval_and_copies():
 
 def test_eval_elsewhere_and_compiled(monkeypatch):
     """Without a gradient libcmm computes wherever it can: here on a device that stands for a GPU."""
-    monkeypatch.setattr("cmm.torch.fff._computable", lambda x: True)
+    monkeypatch.setattr("cmm.torch.fff._computable", lambda device, dtype: True)
     monkeypatch.setattr("cmm.torch.fff.fff_forward", lambda x, *_: (x, None, None))
     layer, x = make().eval().to("meta"), tokens().to("meta")
     with torch.no_grad():

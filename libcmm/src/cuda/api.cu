@@ -41,7 +41,7 @@ static cmm_status read_run(const cmm_cuda_run *given, cmm_cuda_run *run)
     return CMM_OK;
 }
 
-/* The workspace: big enough, aligned, and memory of its own. */
+/* The workspace of a forward pass: big enough, aligned, and memory of its own. */
 static cmm_status check_workspace(const cmm_cuda_problem *problem, const cmm_cuda_run *run, int64_t needed)
 {
     if (needed == 0)
@@ -120,6 +120,16 @@ static cmm_status find_device(cmm_cuda_problem *problem)
     return CMM_OK;
 }
 
+/* What became of queueing a call. */
+static cmm_status status_of(cudaError_t error)
+{
+    if (error == cudaSuccess)
+        return CMM_OK;
+    (void)cudaGetLastError(); /* it has been reported */
+    return error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion ? CMM_ERROR_CUDA_DEVICE
+                                                                                             : CMM_ERROR_CUDA_LAUNCH;
+}
+
 /* Do a call; or, where bytes is not NULL, only say how much workspace it needs. */
 static cmm_status forward(cmm_op op, cmm_cuda_problem *problem, const cmm_cuda_run *given, int64_t *bytes)
 {
@@ -173,11 +183,71 @@ static cmm_status forward(cmm_op op, cmm_cuda_problem *problem, const cmm_cuda_r
     cudaError_t error = problem->path ? check_path(problem, run.workspace, stream) : cudaSuccess;
     if (error == cudaSuccess)
         error = kernel->run(problem, stream, (char *)run.workspace + verdict);
-    if (error == cudaSuccess)
+    return status_of(error);
+}
+
+/* The same of a backward pass. */
+static cmm_status backward(const cmm_fff *layer, const cmm_cuda_run *given, const cmm_gradients *gradients,
+                           cmm_cuda_problem *problem, cmm_backward *b, int64_t *bytes)
+{
+    cmm_cuda_run run;
+    cmm_status status = cmm_read_fff(layer, 1, problem);
+    b->problem = problem;
+    problem->path_length = problem->depth + 1;
+    if (status == CMM_OK)
+        status = cmm_check_layer(problem, DTYPES);
+    if (status == CMM_OK)
+        status = read_run(given, &run);
+    if (status == CMM_OK && (run.path_nodes || run.path_leaves))
+        status = CMM_ERROR_PATH_TWICE;
+    if (status == CMM_OK && (problem->weight_dtype != problem->dtype || problem->weight_out_dtype != problem->dtype))
+        status = CMM_ERROR_LEVEL_WEIGHT_DTYPE;
+    if (status == CMM_OK)
+        status = cmm_read_gradients(gradients, b);
+    if (status == CMM_OK && (b->workspace || b->workspace_bytes != 0))
+        status = CMM_ERROR_RESERVED; /* it is the run's */
+    if (status == CMM_OK)
+        status = cmm_check_batch(problem);
+    if (status == CMM_OK && !bytes)
+        status = cmm_check_backward(b);
+    if (status == CMM_OK)
+        status = find_device(problem);
+    if (status != CMM_OK)
+        return status;
+
+    cmm_request wanted = {};
+    wanted.level = run.level && strcmp(run.level, "auto") != 0 ? run.level : "cuda";
+    wanted.algorithm = run.algorithm;
+    const int64_t size = cmm_element_size(problem->dtype);
+    problem->aligned = whole_vectors(problem->w_in, problem->d_in, problem->ld_in, size) &&
+                       whole_vectors(problem->w_out, problem->d_out, problem->ld_out, size) &&
+                       whole_vectors(b->dy, problem->d_out, problem->d_out, size) &&
+                       whole_vectors(b->dx, problem->d_in, problem->d_in, size);
+    const cmm_traits *found;
+    status = cmm_find_kernel(CMM_OP_BACKWARD, &wanted, problem, &found);
+    if (status != CMM_OK)
+        return status;
+    const cmm_cuda_kernel *const kernel = (const cmm_cuda_kernel *)found;
+    const int64_t verdict = problem->batch > 0 ? CMM_CUDA_ALIGNMENT : 0; /* see check_path() */
+    const int64_t needed = kernel->back_workspace(b);
+    if (needed < 0)
+        return CMM_ERROR_BATCH_TOO_LARGE;
+    b->workspace_needed = verdict + needed;
+    if (bytes) {
+        *bytes = b->workspace_needed;
         return CMM_OK;
-    (void)cudaGetLastError(); /* it has been reported */
-    return error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion ? CMM_ERROR_CUDA_DEVICE
-                                                                                             : CMM_ERROR_CUDA_LAUNCH;
+    }
+    b->workspace = run.workspace;
+    b->workspace_bytes = run.workspace_bytes;
+    if (b->workspace_needed > 0)
+        status = b->workspace ? cmm_check_backward_workspace(b, CMM_CUDA_ALIGNMENT) : CMM_ERROR_WORKSPACE_NULL;
+    if (status != CMM_OK)
+        return status;
+    const cudaStream_t stream = (cudaStream_t)run.stream;
+    cudaError_t error = verdict ? check_path(problem, run.workspace, stream) : cudaSuccess;
+    if (error == cudaSuccess)
+        error = kernel->back(b, stream, (char *)run.workspace + verdict);
+    return status_of(error);
 }
 
 static cmm_status fff(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, const void *x, void *y,
@@ -236,6 +306,29 @@ cmm_status cmm_cuda_cmm_forward(const cmm_fff *layer, const cmm_cuda_run *run, i
 cmm_status cmm_cuda_ff_forward(const cmm_ff *layer, const cmm_cuda_run *run, int64_t batch, const void *x, void *y)
 {
     return ff(layer, run, batch, x, y, nullptr);
+}
+
+cmm_status cmm_cuda_fff_backward_workspace(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch,
+                                           const cmm_gradients *gradients, int64_t *bytes)
+{
+    cmm_cuda_problem problem = {};
+    cmm_backward b = {};
+    problem.batch = batch;
+    return bytes ? backward(layer, run, gradients, &problem, &b, bytes) : CMM_ERROR_BYTES_NULL;
+}
+
+cmm_status cmm_cuda_fff_backward(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, const void *x,
+                                 const int32_t *nodes, const void *logits, const void *dy,
+                                 const cmm_gradients *gradients)
+{
+    cmm_cuda_problem problem = {};
+    cmm_backward b = {};
+    problem.batch = batch;
+    problem.x = x;
+    problem.path = nodes;
+    b.logits = logits;
+    b.dy = dy;
+    return backward(layer, run, gradients, &problem, &b, nullptr);
 }
 
 __global__ void cmm_cuda_probe(void) {}

@@ -37,6 +37,10 @@ struct cmm_cuda_kernel {
     /* Bytes of workspace; NULL: none. */
     int64_t (*workspace)(const cmm_cuda_problem *problem);
     cudaError_t (*run)(const cmm_cuda_problem *problem, cudaStream_t stream, void *workspace);
+
+    /* Of CMM_OP_BACKWARD, instead of those. The first returns -1 where there are more tokens than it can take. */
+    int64_t (*back_workspace)(const cmm_backward *b) = nullptr;
+    cudaError_t (*back)(const cmm_backward *b, cudaStream_t stream, void *workspace) = nullptr;
 };
 
 /* The traits of a CUDA kernel: each is for every type. */
@@ -87,6 +91,29 @@ __device__ inline double activate(int32_t activation, double z)
     switch (activation) {
 #define CASE(NUMBER, name, ...) \
     case CMM_##NUMBER: return cmm_act_##name##_f64(z);
+        CMM_ACTIVATIONS(CASE)
+#undef CASE
+    default: return z; /* there is none more */
+    }
+}
+
+/* The derivative of an activation. */
+__device__ inline float differentiate(int32_t activation, float z)
+{
+    switch (activation) {
+#define CASE(NUMBER, name, ...) \
+    case CMM_##NUMBER: return cmm_slope_##name##_f32(z);
+        CMM_ACTIVATIONS(CASE)
+#undef CASE
+    default: return z; /* there is none more */
+    }
+}
+
+__device__ inline double differentiate(int32_t activation, double z)
+{
+    switch (activation) {
+#define CASE(NUMBER, name, ...) \
+    case CMM_##NUMBER: return cmm_slope_##name##_f64(z);
         CMM_ACTIVATIONS(CASE)
 #undef CASE
     default: return z; /* there is none more */

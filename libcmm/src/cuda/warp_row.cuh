@@ -194,9 +194,9 @@ __device__ inline void load_row(uint4 (&words)[V], const matrix &m, unsigned row
                           [](const uint4 *from) { return *from; });
 }
 
-/* The dot product of a row with x; the same in every lane. */
+/* A lane's part of the dot product of a row with x. */
 template <typename T, int V>
-__device__ inline float dot(const uint4 (&words)[V], const float (&x)[V * ELEMENTS<T>])
+__device__ inline float dot_in_lane(const uint4 (&words)[V], const float (&x)[V * ELEMENTS<T>])
 {
     float sums[2] = {0, 0};
 #pragma unroll
@@ -207,7 +207,14 @@ __device__ inline float dot(const uint4 (&words)[V], const float (&x)[V * ELEMEN
         for (int e = 0; e < ELEMENTS<T>; e++)
             sums[e & 1] = fma_(w[e], x[v * ELEMENTS<T> + e], sums[e & 1]);
     }
-    return warp_sum(sums[0] + sums[1]);
+    return sums[0] + sums[1];
+}
+
+/* The dot product of a row with x; the same in every lane. */
+template <typename T, int V>
+__device__ inline float dot(const uint4 (&words)[V], const float (&x)[V * ELEMENTS<T>])
+{
+    return warp_sum(dot_in_lane<T, V>(words, x));
 }
 
 template <int N> __device__ inline void clear(float (&values)[N])

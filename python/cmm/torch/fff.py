@@ -1,7 +1,6 @@
 """The fast feedforward layer as a PyTorch module: by libcmm's operators, or by PyTorch's products."""
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -15,25 +14,26 @@ from cmm._check import check_choice, check_tokens
 from cmm._dispatch import why_not
 from cmm._native import ACTIVATIONS, TIES, lib
 from cmm.errors import ArgumentError, ShapeError, listed
-from cmm.torch.operators import CPU_DTYPES, Conditional, SparseConditional, apply, fff_forward
+from cmm.torch.operators import (
+    ACTIVATIONS_OF_TENSORS,
+    CPU_DTYPES,
+    CUDA_DTYPES,
+    Conditional,
+    Recorded,
+    SparseConditional,
+    apply,
+    autocast,
+    fff_forward,
+)
 from cmm.typing import Activation, Tie
 
 BackwardWay: TypeAlias = Literal["auto", "visited", "dense"]
 WAYS: tuple[BackwardWay, ...] = ("auto", "visited", "dense")
 
-# Each is 0 at 0, which is what nodes that were not visited get.
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": functional.gelu,
-    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
-    "relu": functional.relu,
-    "silu": functional.silu,
-    "identity": lambda x: x,
-}
-assert _ACTIVATIONS.keys() == ACTIVATIONS.keys()
-
 _DEEP, _FEW_TOKENS = 3, 64  # from which depth on, and else up to how many tokens, visited nodes are faster than all
+# The compiler of PyTorch 2.11 cannot trace this question.
+_AUTOCAST_DEVICES = {name for name in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(name)}
 _PLAIN = (nn.Parameter, Tensor)  # no subclass, whose memory may be another matter
-_CUDA_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class Routing(NamedTuple):
@@ -80,15 +80,16 @@ class FFF(nn.Module):
     phase, with `straight_through`, and where `linear_in` and `linear_out` are called.
 
     There are two ways. libcmm's operators, ``torch.ops.cmm.fff_forward`` and ``fff_backward``, compute the visited
-    nodes and no others, on the memory of the tensors: on a CPU float32 and float64, and on a GPU forward passes,
-    also of float16 and bfloat16, where libcmm_cuda can be used. They use at most ``torch.get_num_threads()``
-    threads. The dense way computes every neuron, by two products of PyTorch, and sets those that a token did not
-    visit to 0; it costs what a dense layer costs, runs on every device, and has derivatives of every order and in
+    nodes and no others, on the memory of the tensors: on a CPU float32 and float64, and on a GPU, where libcmm_cuda
+    can be used, also float16 and bfloat16. They use at most ``torch.get_num_threads()`` threads. On a GPU the
+    gradients of a forest of which a token visits a sixteenth of the nodes or more are products of all neurons.
+    The dense way computes every neuron, by two products of PyTorch, and sets those that a token did not visit to 0;
+    it costs what a dense layer costs, runs on every device, and has derivatives of every order and in
     forward mode. There a visited node whose output weights are not finite makes the token's whole output NaN.
 
     In ``eval()``, where no gradient is asked for, the operators compute wherever they can, the dense way elsewhere,
-    and under autocast. Where a gradient may be asked for, `backward` decides. The choice is part of what
-    ``torch.compile`` and ``torch.export`` record.
+    and under autocast on a CPU. Under autocast on a GPU the operators narrow tokens and weights. Where a gradient
+    may be asked for, `backward` decides. The choice is part of what ``torch.compile`` and ``torch.export`` record.
 
     libcmm reads ``linear_out.weight`` transposed. ``eval()`` makes that form, and ``train()`` drops it;
     ``load_state_dict``, ``to()`` and its like make it anew, and so does a forward pass that finds the weight
@@ -259,10 +260,16 @@ class FFF(nn.Module):
             functions = not torch.compiler.is_compiling() and (
                 records or forward_mode or is_functorch_wrapped_tensor(x)
             )
-            call = Conditional.apply if functions else fff_forward
+            call = fff_forward
+            if functions:
+                call = Conditional.apply if forward_mode or get_interpreter_stack() else Recorded.apply
             wants_path = records or self._tracks
-            layer = w_in, bias, self._rows(w_out, form), self.trees, self.activation, self.tie
-            y, nodes, logits = call(x, *layer, wants_path)
+            weights: tuple[Tensor | None, ...] = w_in, bias, self._rows(w_out, form)
+            if _autocasts(x.device.type):
+                x = autocast(x)
+                if x.is_cpu:  # on a GPU the operators take weights of float32, and give gradients of float32
+                    weights = tuple(None if one is None else one.to(x.dtype) for one in weights)
+            y, nodes, logits = call(x, *weights, self.trees, self.activation, self.tie, wants_path)
             if self._tracks:
                 self._keep(nodes, logits)
             return y
@@ -275,7 +282,7 @@ class FFF(nn.Module):
             raise ArgumentError("sparse is True, for which linear_in and linear_out should be as the layer made them")
         w_in, bias, w_out = linear_in.weight, linear_in.bias, linear_out.weight
         trains = self.training or _is_asked(x, w_in, bias, w_out)
-        if not trains and (_autocasts(x.device.type) or not _computable(x)):
+        if not trains and (_autocasts(x.device.type) or not _computable(x.device.type, x.dtype)):
             return self._by_products(x, w_in, bias, w_out.t())
         if self.backward == "dense" or (self.training and (self._is_soft or self.straight_through)):
             raise ArgumentError(
@@ -299,28 +306,26 @@ class FFF(nn.Module):
 
     def _by_operators(self, x: Tensor, is_chosen: bool) -> bool:
         """Whether libcmm's operators compute; where `backward` chooses, only if it says so."""
+        device, dtype = x.device.type, _dtype_of(x)
         if not is_chosen:
-            return not _autocasts(x.device.type) and _computable(x)
+            return (device == "cuda" or not _autocasts(device)) and _computable(device, dtype)
         _check_way(self.backward)
         needs_all = self.training and (self._is_soft or self.straight_through)
         if self.backward == "visited":
             if needs_all:
                 why = f"softness is {self.softness}" if self._is_soft else "straight_through is True"
                 raise ArgumentError(f"{why}, for which all neurons are computed; backward should not be 'visited'")
-            if x.device.type != "cpu" or x.dtype not in CPU_DTYPES:
+            if not _computable(device, dtype):
                 raise ArgumentError(
-                    f"x is on {x.device} and of {x.dtype}; backward='visited' is for float32 and float64 on a CPU"
+                    f"x is on {x.device} and of {x.dtype}; backward='visited' is for float32 and float64 on a CPU, "
+                    "and with libcmm_cuda also float16 and bfloat16 on a GPU"
                 )
             return True
-        if (
-            needs_all
-            or self.backward == "dense"
-            or x.device.type != "cpu"
-            or x.dtype not in CPU_DTYPES
-            or _autocasts("cpu")
-        ):
+        if needs_all or self.backward == "dense" or not _computable(device, dtype):
             return False
-        return self._visited_is_faster(x)
+        if device == "cuda":
+            return self.depth > 0  # with a gradient that chooses again
+        return not _autocasts("cpu") and self._visited_is_faster(x)
 
     def _visited_is_faster(self, x: Tensor) -> bool:
         """Whether it was, on a CPU, where docs/internals/performance.md has the table."""
@@ -380,7 +385,7 @@ class FFF(nn.Module):
             # Sums over the rows of what is there anyway: on a GPU additions to single nodes wait for each other.
             count = visited.sum(0, dtype=_wide(logits).dtype)
             self._routed = _Routed(own, None, torch.stack((count, (_wide(logits).sigmoid() * visited).sum(0))))
-        activation = _ACTIVATIONS[self.activation]
+        activation = ACTIVATIONS_OF_TENSORS[self.activation]
         if self.training and self._is_soft:
             hidden = activation(logits) * torch.where(visited, 1, self.alpha.to(logits.dtype))
         else:
@@ -564,7 +569,7 @@ class _NodeRows(nn.Module):
 
 
 def _save_transposed(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
-    state[f"{prefix}weight"] = state[f"{prefix}weight"].t()
+    state[f"{prefix}weight"] = state[f"{prefix}weight"].t().contiguous()  # a view is refused by some formats
 
 
 def _load_transposed(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
@@ -642,7 +647,7 @@ class _Choice(torch.autograd.Function):
         logits, visited = ctx.saved_tensors
         of_tree = (*logits.shape[:-1], ctx.trees, 2 ** (ctx.depth + 1) - 1)
         z = logits.reshape(of_tree)
-        v = (_ACTIVATIONS[ctx.activation](logits) * gradient).reshape(of_tree)
+        v = (ACTIVATIONS_OF_TENSORS[ctx.activation](logits) * gradient).reshape(of_tree)
         best = v[..., 2**ctx.depth - 1 :]  # V of a level
         levels = [torch.zeros_like(best)]
         for level in reversed(range(ctx.depth)):
@@ -721,17 +726,28 @@ def _finite(weight: Tensor) -> Tensor:
 
 
 def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
-def _computable(x: Tensor) -> bool:
-    """Whether libcmm has a forward pass for this tensor."""
-    device = x.device.type
+def _dtype_of(x: Tensor) -> torch.dtype:
+    """Return the dtype in which operators would compute, which autocast may choose."""
+    if x.dtype is torch.float64 or not _autocasts(x.device.type):
+        return x.dtype
+    return torch.get_autocast_dtype("cuda") if x.is_cuda else torch.float32
+
+
+def _computable(device: str, dtype: torch.dtype) -> bool:
+    """Whether libcmm computes with such tensors."""
     if device == "cuda":
-        return x.dtype in _CUDA_DTYPES and _cuda_is_usable()
-    return device == "cpu" and x.dtype in CPU_DTYPES
+        return dtype in CUDA_DTYPES and _cuda_is_usable()
+    return device == "cpu" and dtype in CPU_DTYPES
 
 
 @cache
-def _cuda_is_usable() -> bool:
+def _cuda_was_usable() -> bool:
     return not why_not("cuda")
+
+
+@torch.compiler.assume_constant_result
+def _cuda_is_usable() -> bool:
+    return _cuda_was_usable()

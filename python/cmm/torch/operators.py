@@ -10,22 +10,35 @@ the first has a gradient: through visited rows, and through the logits. libcmm i
 view by NumPy or DLPack, which would pin a tensor's storage to its size.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch._C._functorch import get_interpreter_stack
+from torch.nn import Parameter, functional
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from cmm._check import check_choice, check_tokens
-from cmm._dispatch import choose, refused
-from cmm._native import ACTIVATIONS, DTYPES, NULL, TIES, ffi, lib
-from cmm.errors import ArgumentError, DtypeError, ShapeError
-from cmm.layers import fff_forward as forward_anywhere
+from cmm._dispatch import choose, choose_cuda, refused
+from cmm._native import ACTIVATIONS, DTYPES, NULL, TIES, failure, ffi, lib
+from cmm.errors import ArgumentError, ArrayMemoryError, DtypeError, ShapeError
 
-__all__ = ["CPU_DTYPES", "Conditional", "SparseConditional", "apply", "fff_backward", "fff_forward"]
+__all__ = [
+    "ACTIVATIONS_OF_TENSORS",
+    "CPU_DTYPES",
+    "CUDA_DTYPES",
+    "Conditional",
+    "Recorded",
+    "SparseConditional",
+    "apply",
+    "autocast",
+    "fff_backward",
+    "fff_forward",
+]
 
 Codes: TypeAlias = tuple[int, ...]
 
@@ -41,8 +54,9 @@ _LIBRARY.define(
 fff_forward = torch.ops.cmm.fff_forward.default
 fff_backward = torch.ops.cmm.fff_backward.default
 
-# Those that libcmm computes with on a CPU, with the names that its errors have.
+# Those that libcmm computes with on a CPU, and libcmm_cuda on a GPU, with the names that its errors have.
 CPU_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+CUDA_DTYPES = {**CPU_DTYPES, torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 # ---- what both check -----------------------------------------------------------------------------------------------
@@ -57,13 +71,16 @@ def _codes(
     trees: int,
     activation: str,
     tie: str,
+    is_cuda: bool = False,
 ) -> Codes:
     """Return a layer of these shapes as libcmm's functions take it, or say what is wrong with it."""
-    if dtype not in CPU_DTYPES:
-        raise DtypeError(f"x has dtype {dtype}; it should be torch.float32 or torch.float64 on a CPU")
+    names = CUDA_DTYPES if is_cuda else CPU_DTYPES
+    if dtype not in names:
+        known = "float64, float32, bfloat16 or float16 on a GPU" if is_cuda else "float32 or torch.float64 on a CPU"
+        raise DtypeError(f"x has dtype {dtype}; it should be torch.{known}")
     depth = _depth(w_in, bias, w_out, trees)
     choices = check_choice("activation", activation, ACTIVATIONS), check_choice("tie", tie, TIES)
-    return (DTYPES[CPU_DTYPES[dtype]], *choices, depth, trees, w_in[1], w_out[1])
+    return (DTYPES[names[dtype]], *choices, depth, trees, w_in[1], w_out[1])
 
 
 @lru_cache(1024)
@@ -90,10 +107,11 @@ def _same_dtype(x: Tensor, **others: Tensor | None) -> None:
             raise DtypeError(f"{name} has dtype {other.dtype} and x has dtype {x.dtype}; they should be the same")
 
 
-def _on_cpu(**tensors: Tensor | None) -> None:
+def _beside(x: Tensor, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
-        if tensor is not None and not tensor.is_cpu:
-            raise ArgumentError(f"{name} is on {tensor.device}; it should be on the CPU, where x is")
+        if tensor is not None and tensor.device != x.device:
+            where = "the CPU" if x.is_cpu else x.device
+            raise ArgumentError(f"{name} is on {tensor.device}; it should be on {where}, where x is")
 
 
 def _usable(tensor: Tensor) -> Tensor:
@@ -133,7 +151,7 @@ def apply(
     if not (w_in.dtype is w_out.dtype is dtype and (bias is None or bias.dtype is dtype)):
         _same_dtype(x, w_in=w_in, bias=bias, w_out=w_out)
     if not (w_in.is_cpu and w_out.is_cpu and (bias is None or bias.is_cpu)):
-        _on_cpu(w_in=w_in, bias=bias, w_out=w_out)
+        _beside(x, w_in=w_in, bias=bias, w_out=w_out)
     x, w_in, w_out = _usable(x), _usable(w_in), _usable(w_out)
     y = torch.empty((*x.shape[:-1], d_out), dtype=dtype, device=x.device)
     c_bias = c_nodes = c_logits = NULL
@@ -176,28 +194,72 @@ def _forward_cuda(
     bias: Tensor | None,
     w_out: Tensor,
     trees: int,
-    activation: Any,
-    tie: Any,
+    activation: str,
+    tie: str,
     return_path: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queue a layer on the current stream of a GPU."""
-    _depth(w_in.shape, None if bias is None else bias.shape, w_out.shape, trees)
-    with torch.no_grad():
-        tree = (trees, w_in.shape[0] // trees)
-        weights = w_in.reshape(*tree, -1), w_out.reshape(*tree, -1), None if bias is None else bias.reshape(tree)
-        how = {"activation": activation, "tie": tie}
-        if return_path:
-            found: tuple[Tensor, Tensor, Tensor] = forward_anywhere(x, *weights, return_path=True, **how)
-            return found
-        return forward_anywhere(x, *weights, **how), x.new_empty(0, dtype=torch.int32), _no_logits(x)
+    bias_shape = None if bias is None else bias.shape
+    codes = _codes(x.dtype, w_in.shape, bias_shape, w_out.shape, trees, activation, tie, True)
+    _, _, _, depth, _, d_in, d_out = codes
+    check_tokens(x, d_in)
+    _beside(x, w_in=w_in, bias=bias, w_out=w_out)
+    w_in, bias, w_out = (None if one is None else _narrowed(one, x) for one in (w_in, bias, w_out))
+    _same_dtype(x, w_in=w_in, bias=bias, w_out=w_out)
+    x, w_in, bias, w_out = (None if one is None else _usable(one) for one in (x, w_in, bias, w_out))
+    y = x.new_empty((*x.shape[:-1], d_out))
+    path = (*x.shape[:-1], trees, depth + 1) if return_path else (0,)
+    nodes, logits = x.new_empty(path, dtype=torch.int32), x.new_empty(path, dtype=_sum_dtype(x.dtype))
+    level = _LEVELS.get(choose_cuda("auto", None), _LEVELS["cuda"])
+    layer = (*codes, w_in.data_ptr(), _address(bias), w_out.data_ptr(), level, NULL)
+    found = (nodes.data_ptr(), logits.data_ptr()) if return_path else (0, 0)
+    rest = x.numel() // d_in, x.data_ptr(), y.data_ptr(), *found, 0, 0, True
+    _queue(lib.cmm_py_cuda_fff, x, layer, rest)
+    return y, nodes, logits
 
 
-def _no_logits(x: Tensor) -> Tensor:
-    return x.new_empty(0, dtype=_logits_dtype(x.dtype))
+# Those of libcmm_cuda, which the environment variable CMM_LEVEL may name.
+_LEVELS: dict[str, Any] = {name: ffi.new("char[]", name.encode()) for name in ("cuda-naive", "cuda")}
 
 
-def _logits_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of logits: float32 where tokens are narrower."""
+def _queue(function: Any, x: Tensor, layer: tuple[Any, ...], rest: tuple[Any, ...]) -> Tensor | None:
+    """Queue a call of libcmm_cuda on the current stream. Returned is its workspace, where it needs one."""
+    choose_cuda("cuda", None)
+    needed = ffi.new("int64_t *")
+    with torch.cuda.device(x.device):
+        stream = torch.cuda.current_stream(x.device).cuda_stream
+        memory = None
+        status = function(*layer, stream, 0, 0, *rest, needed)
+        if not status:
+            if needed[0]:
+                memory = _workspace(needed[0], x)
+            start = 0 if memory is None else memory.data_ptr()
+            status = function(*layer, stream, start, needed[0], *rest, NULL)
+    if status:
+        raise failure(status)
+    return memory
+
+
+def _workspace(size: int, x: Tensor) -> Tensor:
+    try:
+        return x.new_empty(size, dtype=torch.uint8)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ArrayMemoryError(
+            f"there is no memory for a workspace of {size} bytes on {x.device}: {error}"
+        ) from error
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _narrowed(weight: Tensor, x: Tensor) -> Tensor:
+    """Return weights in the dtype of x, where they are float32 and x has 16 bits, as under autocast."""
+    return weight.to(x.dtype) if weight.dtype is torch.float32 and x.element_size() == 2 else weight
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of logits and of the gradients of weights: float32 where tokens are narrower."""
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
@@ -216,7 +278,7 @@ def _forward_fake(
     lead = x.shape[:-1]
     path = (*lead, trees, depth + 1) if return_path else (0,)
     nodes = x.new_empty(path, dtype=torch.int32)
-    return x.new_empty((*lead, w_out.shape[1])), nodes, x.new_empty(path, dtype=_logits_dtype(x.dtype))
+    return x.new_empty((*lead, w_out.shape[1])), nodes, x.new_empty(path, dtype=_sum_dtype(x.dtype))
 
 
 # ---- the backward pass ---------------------------------------------------------------------------------------------
@@ -258,17 +320,7 @@ def _backward_into(
     _, _, _, depth, _, d_in, d_out = codes
     check_tokens(x, d_in)
     _same_dtype(x, w_in=w_in, w_out=w_out, logits=logits, dy=dy)
-    _on_cpu(dy=dy, w_in=w_in, w_out=w_out, nodes=nodes, logits=logits)
-    path = (*x.shape[:-1], trees, depth + 1)
-    for name, tensor, shape in (
-        ("nodes", nodes, path),
-        ("logits", logits, path),
-        ("dy", dy, (*x.shape[:-1], d_out)),
-    ):
-        if tuple(tensor.shape) != shape:
-            raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; it should be {shape}")
-    if nodes.dtype is not torch.int32:
-        raise DtypeError(f"nodes has dtype {nodes.dtype}; it should be torch.int32, as the forward pass gives them")
+    _check_path(dy, x, w_in, w_out, nodes, logits, (trees, depth + 1), d_out)
     inputs = [_usable(tensor) for tensor in (w_in, w_out, x, nodes, logits, dy)]
     run = choose("native", None, torch.get_num_threads(), False)
     where = ffi.new("int64_t[2]")
@@ -285,19 +337,75 @@ def _backward_into(
         raise refused(status, run)
 
 
+def _check_path(
+    dy: Tensor,
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    nodes: Tensor,
+    logits: Tensor,
+    of_token: tuple[int, int],
+    d_out: int,
+) -> None:
+    _beside(x, dy=dy, w_in=w_in, w_out=w_out, nodes=nodes, logits=logits)
+    path = (*x.shape[:-1], *of_token)
+    for name, tensor, shape in (
+        ("nodes", nodes, path),
+        ("logits", logits, path),
+        ("dy", dy, (*x.shape[:-1], d_out)),
+    ):
+        if tuple(tensor.shape) != shape:
+            raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; it should be {shape}")
+    if nodes.dtype is not torch.int32:
+        raise DtypeError(f"nodes has dtype {nodes.dtype}; it should be torch.int32, as the forward pass gives them")
+
+
 def _check_wanted(wanted: list[bool]) -> None:
     if len(wanted) != 4 or not any(wanted):
         raise ArgumentError(f"wanted is {list(wanted)}; it should be four of True and False, and not all False")
 
 
-def _backward_cuda(dy: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    raise ArgumentError('x is on a GPU; cmm::fff_backward is for tensors on a CPU: use backward="dense"')
+def _backward_cuda(
+    dy: Tensor,
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    nodes: Tensor,
+    logits: Tensor,
+    trees: int,
+    activation: str,
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:
+    """Queue the backward pass on the current stream of a GPU. A path that is none trips an assertion there."""
+    _check_wanted(wanted)
+    codes = _codes(x.dtype, w_in.shape, None, w_out.shape, trees, activation, "left", True)
+    _, _, _, depth, _, d_in, d_out = codes
+    check_tokens(x, d_in)
+    _check_path(dy, x, w_in, w_out, nodes, logits, (trees, depth + 1), d_out)
+    w_in, w_out = _narrowed(w_in, x), _narrowed(w_out, x)
+    _same_dtype(x, w_in=w_in, w_out=w_out, dy=dy)
+    if logits.dtype is not _sum_dtype(x.dtype):
+        raise DtypeError(f"logits has dtype {logits.dtype}; it should be {_sum_dtype(x.dtype)}, x is of {x.dtype}")
+    made = _gradients_like(x, w_in, w_out, wanted)
+    w_in, w_out, x, nodes, logits, dy = inputs = [_usable(one) for one in (w_in, w_out, x, nodes, logits, dy)]
+    at = [one.data_ptr() for one in inputs]
+    into = [one.data_ptr() if want else 0 for one, want in zip(made, wanted, strict=True)]
+    tokens = x.numel() // d_in
+    memory = _queue(lib.cmm_py_cuda_fff_backward, x, (*codes, *at[:2]), (tokens, *at[2:], 0, *into))
+    if memory is not None:
+        # It begins with -1, or with the first path that is none: a positive number, whose highest byte is 0.
+        torch._assert_async(memory[7], "nodes has a path that is none; it should be as the forward pass gives it")
+    return made
 
 
 def _gradients_like(x: Tensor, w_in: Tensor, w_out: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
     """Return new tensors for the gradients, empty ones for those that are not wanted."""
     shapes = x.shape, w_in.shape, w_in.shape[:1], w_out.shape
-    return tuple(x.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True))
+    dtypes = x.dtype, *3 * (_sum_dtype(x.dtype),)
+    return tuple(
+        x.new_empty(shape if want else (0,), dtype=dtype)
+        for shape, dtype, want in zip(shapes, dtypes, wanted, strict=True)
+    )
 
 
 def _backward_fake(
@@ -323,6 +431,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     """Keep for the backward pass what it reads."""
     x, w_in, _, w_out, ctx.trees, ctx.activation, _, ctx.has_path = inputs
     _, nodes, logits = output
+    ctx.dtypes = w_in.dtype, w_in.dtype if inputs[2] is None else inputs[2].dtype, w_out.dtype
     ctx.mark_non_differentiable(nodes)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, w_in, w_out, nodes, logits)
@@ -335,14 +444,101 @@ def _gradient(ctx: Any, dy: Tensor | None, _: Any, dlogits: Tensor | None) -> tu
     x, w_in, w_out, nodes, logits = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:4])
     found: list[Tensor | None] = [None] * 4
-    gradients = fff_backward if torch.compiler.is_compiling() else Backward.apply
+    if torch.compiler.is_compiling():
+        gradients = fff_backward
+    elif torch.is_grad_enabled() or get_interpreter_stack():
+        gradients = Backward.apply  # a derivative of this one may be asked for
+    else:
+        gradients = _backward_now
     if dy is not None and any(wanted):
-        made = gradients(dy, x, w_in, w_out, nodes, logits, ctx.trees, ctx.activation, wanted)
+        # A hook may have made another dtype of it.
+        operands = dy.to(x.dtype), x, w_in, w_out, nodes, logits, ctx.trees, ctx.activation, wanted
+        if _products_are_faster(x, nodes, len(w_in)):
+            made = _gradients_by_products(*operands)
+        else:
+            made = gradients(*operands)
         found = [one if want else None for one, want in zip(made, wanted, strict=True)]
     if dlogits is not None and any(wanted[:3]):
         through = _through_logits(dlogits, x, w_in, nodes, ctx.trees, wanted, gradients)
         found[:3] = [b if a is None else a if b is None else a + b for a, b in zip(found[:3], through, strict=True)]
+    found[1:] = [None if one is None else one.to(its) for one, its in zip(found[1:], ctx.dtypes, strict=True)]
     return *found, None, None, None, None
+
+
+# The share of a layer's nodes that a token visits, from which on a GPU's products of all of them are faster.
+_DENSE_SHARE = 1 / 16
+
+
+def _products_are_faster(x: Tensor, nodes: Tensor, neurons: int) -> bool:
+    """Whether they were on an H100, where docs/internals/performance-gpu.md has the table."""
+    return x.is_cuda and nodes.shape[-1] * nodes.shape[-2] >= _DENSE_SHARE * neurons
+
+
+def _gradients_by_products(
+    dy: Tensor,
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    nodes: Tensor,
+    logits: Tensor,
+    trees: int,
+    activation: str,
+    wanted: list[bool],
+) -> tuple[Tensor | None, ...]:
+    """Compute the same gradients by products of all neurons, of which those off the path are 0.
+
+    These are operations of PyTorch, so that its compiler makes one kernel of what stands between the products.
+    """
+    levels, neurons = nodes.shape[-1], len(w_in)
+    x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    z, own = logits.reshape(len(x), trees, levels), nodes.reshape(len(x), trees, levels)
+    one_hot = []
+    for level in range(levels):
+        number = torch.arange(2**level - 1, 2 ** (level + 1) - 1, dtype=torch.int32, device=x.device)
+        one_hot.append(own[..., level, None] == number)
+
+    def on_path(values: list[Tensor]) -> Tensor:
+        """Return values of each level, 0 off the path, as (T, K*N)."""
+        parts = [torch.where(here, one, 0).to(x.dtype) for here, one in zip(one_hot, values, strict=True)]
+        return torch.cat(parts, dim=-1).reshape(len(x), neurons)
+
+    dx = dw_in = dbias = dw_out = None
+    if any(wanted[:3]):
+        da = (dy @ w_out.to(x.dtype).t()).reshape(len(x), trees, -1)
+        slope = _SLOPES[activation](z)
+        dz = on_path(
+            [
+                da[..., 2**level - 1 : 2 ** (level + 1) - 1].to(z.dtype) * slope[..., level, None]
+                for level in range(levels)
+            ]
+        )
+        if wanted[0]:
+            rows = w_in.to(x.dtype)
+            dx = (dz @ torch.where(torch.isfinite(rows), rows, 0)).reshape(nodes.shape[:-2] + x.shape[-1:])
+        dw_in = dz.t() @ x if wanted[1] else None
+        dbias = dz.sum(0, dtype=z.dtype) if wanted[2] else None
+    if wanted[3]:
+        a = ACTIVATIONS_OF_TENSORS[activation](z)
+        dw_out = on_path([a[..., level, None] for level in range(levels)]).t() @ dy
+    return dx, dw_in, dbias, dw_out
+
+
+# Each is 0 at 0, which is what nodes that were not visited get.
+ACTIVATIONS_OF_TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+    "silu": functional.silu,
+    "identity": lambda z: z,
+}
+_SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": lambda z: torch.ops.aten.gelu_backward(torch.ones_like(z), z),
+    "gelu_tanh": lambda z: torch.ops.aten.gelu_backward(torch.ones_like(z), z, approximate="tanh"),
+    "relu": lambda z: torch.where(z > 0, 1, torch.where(z <= 0, 0, z)),
+    "silu": lambda z: torch.ops.aten.silu_backward(torch.ones_like(z), z),
+    "identity": torch.ones_like,
+}
+assert ACTIVATIONS_OF_TENSORS.keys() == _SLOPES.keys() == ACTIVATIONS.keys()
 
 
 def _through_logits(
@@ -350,14 +546,15 @@ def _through_logits(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return what a gradient with respect to the logits themselves adds to dx, dw_in and dbias."""
     rows = _flat(nodes, trees, len(w_in))
-    dz = dlogits.to(x.dtype).reshape(rows.shape)
+    dz = dlogits.reshape(rows.shape)
     dx = dw_in = dbias = None
     if wanted[0]:
-        dx = functional.embedding_bag(rows, w_in, per_sample_weights=dz, mode="sum").reshape(x.shape)
+        factors = dz.to(x.dtype)
+        dx = functional.embedding_bag(rows, w_in.to(x.dtype), per_sample_weights=factors, mode="sum").reshape(x.shape)
     if wanted[1]:
         *_, dw_in = gradients(*_as_dw_out(dlogits, x, w_in, nodes), trees, "identity", [False, False, False, True])
     if wanted[2]:
-        dbias = x.new_zeros(len(w_in)).index_add(0, rows.reshape(-1), dz.reshape(-1))
+        dbias = dz.new_zeros(len(w_in)).index_add(0, rows.reshape(-1), dz.reshape(-1))
     return dx, dw_in, dbias
 
 
@@ -369,7 +566,7 @@ def _as_dw_out(
     dw_out[n] is the sum of activation(logit) dy over the tokens at n: with the identity, dlogits in the place of the
     logits and x in that of dy, the sum of dlogits x.
     """
-    return x, x, w_in, w_in, nodes, dlogits.to(x.dtype)
+    return x, x, w_in, w_in, nodes, dlogits.to(_sum_dtype(x.dtype))
 
 
 def _flat(nodes: Tensor, trees: int, rows: int) -> Tensor:
@@ -380,6 +577,45 @@ def _flat(nodes: Tensor, trees: int, rows: int) -> Tensor:
 
 _NO_FORWARD_MODE = 'forward-mode derivatives are not computed through visited nodes: use backward="dense"'
 _NO_SECOND = 'second derivatives are not computed through visited nodes: use backward="dense"'
+
+
+class Recorded(torch.autograd.Function):
+    """The forward pass with its gradient, outside of torch.func and of forward mode."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Apply a layer."""
+        output = _forward_now(*inputs)
+        _keep(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_gradient)
+
+
+def _forward_now(x: Tensor, w_in: Tensor, bias: Tensor | None, w_out: Tensor, *how: Any) -> Any:
+    """Call the operator, and where nobody looks on past PyTorch's dispatcher, which takes as long as some kernels."""
+    if not _is_plain(x, w_in, bias, w_out):
+        return fff_forward(x, w_in, bias, w_out, *how)
+    return (_forward_cuda if x.is_cuda else _forward_cpu)(x, w_in, bias, w_out, *how)
+
+
+def _backward_now(
+    dy: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, nodes: Tensor, logits: Tensor, *how: Any
+) -> tuple[Tensor, ...]:
+    """Call the operator likewise."""
+    operands = dy, x, w_in, w_out, nodes, logits
+    if not _is_plain(*operands):
+        found: tuple[Tensor, ...] = fff_backward(*operands, *how)
+        return found
+    return (_backward_cuda if x.is_cuda else _backward_cpu)(*operands, *how)
+
+
+def _is_plain(*tensors: Tensor | None) -> bool:
+    """Whether these are tensors on a CPU or a GPU, as they are in memory, and no mode wants to see what is called."""
+    return not is_in_torch_dispatch_mode() and all(
+        one is None or (type(one) in (Tensor, Parameter) and (one.is_cpu or one.is_cuda) and not one.is_neg())
+        for one in tensors
+    )
 
 
 class Conditional(torch.autograd.Function):
@@ -547,6 +783,23 @@ def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
     return _one_by_one(fff_backward, info, in_dims, inputs)
 
 
+# ---- autocast ------------------------------------------------------------------------------------------------------
+
+
+def _forward_autocast_cuda(x: Tensor, *others: Any) -> Any:
+    """Narrow the tokens alone: weights of float32 are narrowed beside them, and have gradients of float32."""
+    x = autocast(x)
+    with torch.autocast("cuda", enabled=False):
+        return fff_forward(x, *others)
+
+
+def autocast(x: Tensor) -> Tensor:
+    """Return tokens as autocast has libcmm compute with them: on a GPU in its dtype, on a CPU in float32."""
+    if x.dtype is torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype("cuda") if x.is_cuda else torch.float32)
+
+
 # ---- what the dispatcher is told -----------------------------------------------------------------------------------
 
 _LIBRARY.impl("fff_forward", _forward_cpu, "CPU")
@@ -561,3 +814,4 @@ torch.library.register_vmap("cmm::fff_forward", _forward_vmap, lib=_LIBRARY)
 torch.library.register_vmap("cmm::fff_backward", _backward_vmap, lib=_LIBRARY)
 # On a CPU libcmm has no narrow tokens, and float32 is what it is fast in.
 torch.library.register_autocast("cmm::fff_forward", "cpu", torch.float32, lib=_LIBRARY)
+_LIBRARY.impl("fff_forward", _forward_autocast_cuda, "AutocastCUDA")
