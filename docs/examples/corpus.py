@@ -83,10 +83,16 @@ def main() -> None:
 DESCRIPTIONS = "package-descriptions"
 
 
+#: What train.py makes of a corpus, in its folder.
+MADE_BY_TRAIN = ("tokenizer.json", "train.npy", "heldout.npy", "heldout-packages.npy")
+
+
 def write_corpus(
     folder: Path, documents: list[tuple[str, list[str]]], apart: frozenset[str], sources: dict[str, dict[str, Any]]
 ) -> None:
     """Write the files of text and of sources, in which the documents are counted."""
+    for old in ("heldout-packages.txt", *MADE_BY_TRAIN):  # of another text
+        (folder / old).unlink(missing_ok=True)
     documents.sort(key=lambda document: _digest(document[0]))
     for count in sources.values():
         count |= {"documents": 0, "paragraphs": 0, "words": 0, "words_held_out": 0}

@@ -60,8 +60,9 @@ _CONTROLS = {
     "dense-96": "--layer dense:96",
     "dense-128": "--layer dense:128",
     "dense-320": "--layer dense:320",
-    "dense-448": "--layer dense:448",
-    "dense-640": "--layer dense:640",
+    "dense-464": "--layer dense:464",
+    "dense-512": "--layer dense:512",
+    "dense-832": "--layer dense:832",
 }
 _SEEDS = {
     f"{name}-seed-{seed}": f"{options} --seed {seed}"
@@ -130,6 +131,9 @@ def run_all(rows: list[str], options: argparse.Namespace, results: dict) -> None
     """Train rows, some at a time, and write down each when it is done."""
     began, running, waiting = time.monotonic(), {}, list(rows)
     options.runs.mkdir(parents=True, exist_ok=True)
+    import train  # beside this file; imported late, for it needs PyTorch
+
+    train.prepare(options.corpus, vocabulary=6144, length=128)  # once, before several trainings look for it
     while running or waiting:
         while waiting and len(running) < options.jobs and time.monotonic() - began < options.until:
             row = waiting.pop(0)
@@ -144,6 +148,8 @@ def run_all(rows: list[str], options: argparse.Namespace, results: dict) -> None
         for row in [row for row, process in running.items() if process.poll() is not None]:
             code = running.pop(row).returncode
             if code:
+                for other in running.values():  # they go on from their last state next time
+                    other.terminate()
                 print((options.runs / f"{row}.log").read_text(encoding="utf-8")[-3000:], flush=True)
                 raise SystemExit(f"{row} failed")
             results[row] = collected(options.runs / row)
@@ -173,7 +179,7 @@ def times(width: int = 192, rounds: int = 25) -> str:
         trees, depth = map(int, name.split("x"))
         w_in, w_out = rng.standard_normal((2, trees, 2 ** (depth + 1) - 1, width), np.float32) / 16
         layers[name] = partial(cmm.FFF(w_in, w_out, np.zeros(w_in.shape[:2], np.float32)), threads=1)
-    for neurons in (64, 128, 256, 320, 448, 640, 1020):
+    for neurons in (64, 128, 256, 320, 464, 512, 832, 1020):
         w_in, w_out = rng.standard_normal((2, neurons, width), np.float32) / 16
         layers[f"dense {neurons}"] = partial(cmm.ff_forward, w_in=w_in, w_out=w_out, threads=1)
     lines = [f"| tokens | {' | '.join(layers)} |", f"| --- {'| ---: ' * len(layers)}|"]

@@ -12,7 +12,7 @@ and at the end result.json and the model, in the layout that `cmm export` and cm
 stopped goes on where its last state was saved, and ends as it would have. Under torchrun each process takes its share
 of every batch, on a GPU of its own; held-out text is read, and files are written, by the first.
 
-What each option did to a model is in docs/study.md; the defaults are the best that was found there.
+What each option did to a model is in docs/study.md; the defaults are those of its main rows.
 """
 
 import argparse
@@ -150,7 +150,7 @@ def train(options: argparse.Namespace, device: torch.device, rank: int, processe
 
     options.out.mkdir(parents=True, exist_ok=True)
     if (options.out / training.STATE).exists():
-        state = training.load_state(options.out, model, optimizer)
+        state = training.load_state(options.out, model, optimizer, {"layer_rate": options.layer_rate})
         done, total = state["steps"], state["total"]
         say(f"going on after step {done} of {total}", is_first)
     else:
@@ -172,11 +172,12 @@ def train(options: argparse.Namespace, device: torch.device, rank: int, processe
             if saving:
                 loss, accuracy = training.held_out(model, tokens(held_out), options.batch, options.bfloat16)
                 row |= {"held_out_loss": round(loss, 5), "held_out_accuracy": round(accuracy, 5)}
-                training.save_state(options.out, model, optimizer, {"steps": done, "total": total})
+                state = {"steps": done, "total": total, "layer_rate": options.layer_rate}
+                training.save_state(options.out, model, optimizer, state)
                 if options.keep:
                     kept = options.out / f"step-{done}"
                     kept.mkdir(exist_ok=True)
-                    training.save_state(kept, model, optimizer, {"steps": done, "total": total})
+                    training.save_state(kept, model, optimizer, state)
             write_log(log, row)
         if done == options.stop_after:
             return
@@ -249,7 +250,9 @@ def prepare(corpus: Path, vocabulary: int, length: int) -> tuple[np.ndarray, np.
     for name in ("train", "heldout", *([PACKAGES] if (corpus / f"{PACKAGES}.txt").exists() else [])):
         if not (corpus / f"{name}.npy").exists():
             print(f"packing {name}.txt", flush=True)
-            np.save(corpus / f"{name}.npy", text.pack(corpus / f"{name}.txt", corpus / "tokenizer.json", length))
+            packed = text.pack(corpus / f"{name}.txt", corpus / "tokenizer.json", length)
+            np.save(corpus / f".{name}.npy", packed)  # so that a file is whole where there is one
+            os.replace(corpus / f".{name}.npy", corpus / f"{name}.npy")
     train, held_out = (np.load(corpus / f"{name}.npy") for name in ("train", "heldout"))
     made = {"--vocabulary": text.vocabulary_of(corpus / "tokenizer.json"), "--length": train.shape[1]}
     for (option, there), wanted in zip(made.items(), (vocabulary, length), strict=True):
@@ -264,7 +267,7 @@ def affordable(step, model, optimizer, seconds: float, trial: int = 30) -> int:
     for number in range(2 * trial):
         if number == trial:  # what came before compiled and warmed up
             began = _now()
-        step(number, 2 * trial)
+        step(number % trial, trial)  # both times over the whole schedule: soft steps take longer
     took = (_now() - began) / trial
     model.load_state_dict(before[0])
     optimizer.load_state_dict(before[1])

@@ -96,13 +96,11 @@ static double reading_time(const char *memory, int64_t bytes)
     return least;
 }
 
-/* Of L3 the size says little: on some servers it is nearly as fast as L2, on others no faster than memory. So what lies
- * beyond L2 is read, which takes some milliseconds, and compared with what half of L2 holds. */
+/* Of L3 the size says little: on some servers it is nearly as fast as L2, on others no faster than memory, and some have
+ * none. So what lies beyond L2 is read, which takes some milliseconds, and compared with what half of L2 holds. */
 int cmm_cpu_l3_is_slow(const cmm_machine *found)
 {
     const int64_t within = found->l2 / 2 / 4096 * 4096, beyond = 4 * within;
-    if (found->l3 < 2 * beyond)
-        return 0;
     char *const memory = cmm_aligned_alloc((size_t)beyond);
     if (!memory)
         return 0;

@@ -19,7 +19,7 @@ enum {
 typedef struct cmm_machine {
     uint32_t cpu;        /* CMM_CPU_ bits */
     int64_t l1d, l2, l3; /* bytes of one core's data caches; l3 is shared with other cores */
-    int slow_l3;         /* 1: reading from it takes more than 3 times as long as from L2 */
+    int slow_l3;         /* 1: reading what is beyond L2 takes more than 3 times as long as from L2 */
 } cmm_machine;
 
 /* Apply an activation (CMM_GELU, ...), or its derivative, to n values in place. Every instruction set gives the same

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cmm.bert import gpu
 from cmm.bert.device import CPU
+from cmm.bert.encoder import position_table
 
 BLOCK = reference.architecture()
 LAYERS = 2
@@ -31,6 +32,9 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def synchronize(self) -> None:
+        self.log.append("synchronize")
 
     def wait_event(self, event: "Event") -> None:
         self.log.append(("wait", event.recorded))
@@ -55,7 +59,7 @@ class Event:
 
 
 class Library(NamedTuple):
-    empty: Any = None
+    empty: Any = np.zeros
 
 
 class There(NamedTuple):
@@ -96,6 +100,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> There:
     monkeypatch.setattr(gpu, "library_at", lambda place: Library())
     monkeypatch.setattr(gpu, "choose_cuda", lambda level, algorithm: "cuda" if level == "auto" else level)
     model = cmm.bert.from_state_dict(reference.state_dict(BLOCK), BLOCK).to("cuda", "bfloat16")
+    model._positions = position_table(64, model.config.hidden)  # as after a first call
     log.clear()
     return There(model, log)
 
@@ -187,10 +192,40 @@ def test_no_sequences_queue_no_kernels_of_attention(there: There) -> None:
         assert "attention_mma" not in queued(there, np.empty((0, 7), int))
 
 
-def test_an_old_gpu_has_float32_alone(there: There) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_old_gpu_is_refused(there: There, dtype: Any) -> None:
     there.model.device.xp.cuda.Device = lambda number: SimpleNamespace(compute_capability="75")
-    expected = r"dtype is 'float16', which needs a GPU of compute capability 8\.0, and cuda:0 has 7\.5"
     here = cmm.bert.from_state_dict(reference.state_dict(BLOCK), BLOCK)
-    with pytest.raises(cmm.UnusableError, match=expected):
-        here.to("cuda", "float16")
-    assert here.to("cuda").dtype == "float32"
+    with pytest.raises(cmm.UnusableError, match=r"needs a GPU of compute capability 8\.0, and cuda:0 has 7\.5"):
+        here.to("cuda", dtype)
+
+
+def test_weights_and_positions_are_there_for_every_stream(there: There) -> None:
+    """They were put by the stream of the moment, and a call may come on another."""
+    other = there.model.to("cuda", "float16")
+    assert there.log[-1] == "synchronize"
+    there.log.clear()
+    other(IDS)
+    assert there.log[0] == "synchronize"  # the table of positions is made on first use
+    there.log.clear()
+    other(IDS)
+    assert "synchronize" not in there.log
+
+
+def test_bmm_has_no_bfloat16(there: There) -> None:
+    with pytest.raises(cmm.LevelError, match="level is 'cuda-bmm', and the model's dtype is 'bfloat16'"):
+        queued(there, level="cuda-bmm")
+    assert there.log == []
+
+
+def test_a_buffer_goes_before_a_larger_one_comes(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There need not be room for both; where there is not even for one, the error is NumPy's kind."""
+    queued(there)
+
+    def empty(shape: tuple[int, ...], dtype: str) -> Any:
+        assert "x" not in there.model._ops._memory
+        raise cmm.errors.ArrayMemoryError("no memory")
+
+    monkeypatch.setattr(gpu, "library_at", lambda place: Library(empty))
+    with pytest.raises(MemoryError, match="no memory"):
+        queued(there, np.tile(IDS, (9, 1)))

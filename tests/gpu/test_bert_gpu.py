@@ -235,7 +235,7 @@ def test_levels_by_cupy() -> None:
     tensors = {key: cupy.asnumpy(value) for key, value in model.tensors.items()}
     for step, value, near in steps(tensors, trace, ids, None, 3, model.config.eps, "float16"):
         assert (np.abs(value - near.value) <= near.error).all(), step
-    with pytest.raises(cmm.DtypeError, match="x has dtype bfloat16; for level 'cuda-bmm' it should be"):
+    with pytest.raises(cmm.LevelError, match="level is 'cuda-bmm', and the model's dtype is 'bfloat16'"):
         made("8", "bfloat16")[0](ids, level="cuda-bmm")
     with pytest.raises(cmm.LevelError, match="level is 'native'; for arrays on a GPU"):
         model(ids, level="native")

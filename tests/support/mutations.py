@@ -335,7 +335,6 @@ MUTANTS = [
     M(PLAN, "(machine->slow_l3 ? 2 : 3)", "3"),
     M(PLAN, "tokens_bytes > 2 * machine->l2", "tokens_bytes >= 2 * machine->l2"),
     M(PLAN, "problem->trees > 1 && machine->slow_l3 ? 2 * CMM_TURN", "machine->slow_l3 ? 2 * CMM_TURN"),
-    M(CPU, "if (found->l3 < 2 * beyond)", "if (0)"),
     M(CPU, "return beyond_time > 3 * 4 * within_time;", "return 1;"),
     M(PLAN, "plan.walk_ahead = row_in <= FEW_LINES", "plan.walk_ahead = row_in < FEW_LINES"),
     M(PLAN, "row_in <= FEW_LINES || !machine->slow_l3", "row_in <= FEW_LINES"),

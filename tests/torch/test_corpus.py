@@ -163,6 +163,11 @@ def test_packages_that_are_held_out(corpus, tmp_path, monkeypatch):
     }
     assert sources["kept"]["licence"] == "see its copyright file"
     assert sources[corpus.DESCRIPTIONS]["documents"] == 1
+    for made in corpus.MADE_BY_TRAIN:  # of the text that is written anew
+        (tmp_path / "out" / made).write_text("")
+    monkeypatch.setattr("sys.argv", ["corpus.py", *files, "--jobs", "1", "--out", str(tmp_path / "out")])
+    corpus.main()
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["heldout.txt", "sources.json", "train.txt"]
 
 
 def test_packages_to_hold_out_are_there(corpus, tmp_path, monkeypatch, capsys):

@@ -166,6 +166,24 @@ def test_balance(way, compiled):
 
 
 @pytest.mark.parametrize("way", ["visited", "dense"])
+def test_a_row_off_the_path_that_is_not_finite_is_not_seen(way):
+    layer, x = make(backward=way, track_routing=True), tokens()
+    with torch.no_grad():
+        layer.linear_in.bias.zero_()
+        layer.linear_in.bias.view(TREES, NODES)[:, 0] = -1e3  # all go left
+        layer.linear_in.weight.view(TREES, NODES, D_IN)[:, 2] = torch.nan
+    x.requires_grad_(True)
+    y = layer(x)
+    loss = y.sum() + layer.balance_loss()
+    loss.backward()
+    assert loss.isfinite()
+    assert x.grad.isfinite().all()
+    own = torch.ones(TREES, NODES, dtype=torch.bool)
+    own[:, 2] = False
+    assert layer.linear_in.weight.grad.view(TREES, NODES, D_IN)[own].isfinite().all()
+
+
+@pytest.mark.parametrize("way", ["visited", "dense"])
 def test_routing(way):
     layer, x = make(backward=way), tokens()
     with pytest.raises(cmm.ArgumentError, match="no forward pass has kept its paths; track_routing should be True"):

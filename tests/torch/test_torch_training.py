@@ -350,6 +350,14 @@ def test_options_that_do_not_fit(run, corpus, tmp_path, options, problem):
         run("train", corpus, tmp_path, "--layer=2x2", "--steps=2", *TINY, *options)
 
 
+def test_another_rate_of_layers_than_the_states(run, corpus, tmp_path):
+    common = (corpus, tmp_path, "--layer", "2x2", *TINY, "--steps", 20)
+    run("train", *common, "--layer-rate", 2, "--stop-after", 10)
+    for rate in (1, 3):  # with 1 the optimizer has other groups
+        with pytest.raises(ValueError, match=f"layer_rate is {rate}.*it is 2"):
+            run("train", *common, "--layer-rate", rate)
+
+
 def test_a_broken_state(run, corpus, tmp_path):
     (tmp_path / training.STATE).write_text("broken")
     with pytest.raises(cmm.ArgumentError, match="is no training state"):

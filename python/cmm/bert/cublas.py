@@ -13,6 +13,7 @@ from cmm.errors import UnusableError
 _AS_IS, _TRANSPOSED = 0, 1
 _TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
 _COMPUTE_32F, _DEFAULT_ALGORITHM = 68, -1
+_WIDE_REDUCTION = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: else parts of a sum may be added in 16 bits
 
 #: Of a handle; what NVIDIA recommends for its largest GPUs.
 WORKSPACE_BYTES = 32 << 20
@@ -31,6 +32,7 @@ def _library(major: int) -> Any:
     library.cublasCreate_v2.argtypes = (pointer,)
     library.cublasSetStream_v2.argtypes = pointer, pointer
     library.cublasSetWorkspace_v2.argtypes = pointer, pointer, size
+    library.cublasSetMathMode.argtypes = pointer, number
     library.cublasGemmEx.argtypes = (
         pointer,
         *(number,) * 5,
@@ -59,6 +61,7 @@ def _handle(cupy: Any, device: int) -> tuple[Any, Any]:
     cupy.cuda.device.get_cublas_handle()  # loads it
     library, handle = _library(cupy.cuda.runtime.runtimeGetVersion() // 1000), ctypes.c_void_p()
     _checked(library.cublasCreate_v2(ctypes.byref(handle)), "a handle")
+    _checked(library.cublasSetMathMode(handle, _WIDE_REDUCTION), "sums in float32")
     return library, handle
 
 

@@ -241,6 +241,9 @@ class Ops(Protocol):
     def stored(self, name: str, tensor: Array) -> Array:
         """Return a float32 tensor, by its name in ``state_dict_map.tensors``, as it is kept."""
 
+    def settle(self) -> None:
+        """Wait until what was stored is there for every stream, and until no call reads what was before."""
+
     def exclusive(self) -> AbstractContextManager[Any]:
         """Hold what calls share for the time of one."""
 
@@ -272,6 +275,9 @@ class ArrayOps:
     def stored(self, name: str, tensor: Array) -> Array:
         """Return it as it is."""
         return tensor
+
+    def settle(self) -> None:
+        """Wait for nothing."""
 
     def exclusive(self) -> AbstractContextManager[Any]:
         """Hold nothing: calls share nothing."""

@@ -23,13 +23,13 @@ from cmm._native import ACTIVATIONS, DTYPES, TIES
 from cmm.bert.cublas import WORKSPACE_BYTES, multiplier
 from cmm.bert.device import Device
 from cmm.bert.encoder import FFF, Array, Call, Dense, Layer, Norm, Weights, run_layers
-from cmm.errors import UnusableError
+from cmm.errors import LevelError, UnusableError
 from cmm.layers import FFF as Prepared  # noqa: N811
 
 #: What a model's products may be of on a GPU, and what CuPy's arrays of it hold: of bfloat16 the bits.
 STORED = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
 
-_LEAST_CAPABILITY = 80  # for 16 bits
+_LEAST_CAPABILITY = 80  # that of libcmm_cuda
 _THREADS = 256
 _WIDEST_MMA = 128  # of a head, in 16 bits
 _GRAPHS = 32  # shapes of batch that are remembered; a graph takes some 100 KB
@@ -80,9 +80,9 @@ class GpuOps:
         self._cupy: Any = device.xp
         self._number = int(device.name.partition(":")[2])
         capability = self._cupy.cuda.Device(self._number).compute_capability
-        if dtype != "float32" and int(capability) < _LEAST_CAPABILITY:
+        if int(capability) < _LEAST_CAPABILITY:
             what = f"compute capability {_LEAST_CAPABILITY / 10}, and {device.name} has {int(capability) / 10}"
-            raise UnusableError(f"dtype is {dtype!r}, which needs a GPU of {what}")
+            raise UnusableError(f"the encoder needs a GPU of {what}")
         self._dtype, self._width, self._head = dtype, width, width // heads
         self._place = Place("cupy", CUDA, self._number)
         self._lock = Lock()
@@ -108,6 +108,13 @@ class GpuOps:
 
     # ---- the steps -------------------------------------------------------------------------------------------------
 
+    def settle(self) -> None:
+        """Wait for the current stream, and for the last call, which may be in another."""
+        with self._lock:
+            if self._done is not None:
+                self._done.synchronize()
+            self._cupy.cuda.get_current_stream().synchronize()
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the buffers, and have the current stream wait until the last call has passed its own."""
@@ -126,7 +133,9 @@ class GpuOps:
         self, call: Call, weights: Weights, ids: Array, mask: Array | None, positions: Array
     ) -> tuple[Array, Buffers]:
         """Embed into the model's buffers."""
-        choose_cuda(call.level, None)  # raises what is wrong
+        if choose_cuda(call.level, None) == "cuda-bmm" and self._dtype == "bfloat16":  # raises what else is wrong
+            problem = "level is 'cuda-bmm', and the model's dtype is 'bfloat16'"
+            raise LevelError(f"{problem}; it should be 'float16' or 'float32' there")
         (batch, length), width, kind = ids.shape, self._width, STORED[self._dtype]
         tokens = batch * length
         x = self._buffer("x", (tokens, width), np.float32)
@@ -312,5 +321,7 @@ class GpuOps:
             if memory is not None and self._done is not None:
                 self._done.synchronize()  # another stream may still read it
             self._graphs.clear()  # they have its address
-            self._memory[name] = memory = self._cupy.empty(size, np.uint8)
+            self._memory.pop(name, None)  # first, so that there need not be room for both
+            del memory
+            self._memory[name] = memory = library_at(self._place).empty((size,), "uint8")
         return memory[:size].view(dtype).reshape(shape)

@@ -139,6 +139,7 @@ class Model:
         self._device = device
         self._tensors = tensors
         self._weights: Weights = encoder.assemble(tensors, self._config.layers, self._prepared)
+        self._ops.settle()  # calls may come on any stream
         self._positions: Any = ()  # on the device
 
     def _narrow(self, weights: Any, exact_path: Any) -> None:
@@ -212,8 +213,9 @@ class Model:
         self.__dict__.update(own)
         for name, value in slots.items():
             setattr(self, name, value)
-        tensors = {name: _placed(tensor, places[name]) for name, tensor in self._tensors.items()}
-        self._put(self._device, tensors, self._dtype)
+        with self._device.active():  # CuPy's arrays come back on the GPU that is current
+            placed = {name: _placed(tensor, places[name]) for name, tensor in self._tensors.items()}
+            self._put(self._device, {name: self._device.put(tensor) for name, tensor in placed.items()}, self._dtype)
 
     def __repr__(self) -> str:
         c = self.config
@@ -582,6 +584,7 @@ class Model:
             positions = self._positions
             if len(positions) < length:  # made on first use: the limit comes from a file and may be anything
                 positions = device.put(encoder.position_table(length, self.config.hidden))
+                self._ops.settle()
                 self._positions = positions
             tokens, allowed = device.put(tokens), None if allowed is None else device.put(allowed)
             hidden: Floats = device.xp.empty((batch, length, self.config.hidden), np.float32)

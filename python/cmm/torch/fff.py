@@ -384,7 +384,9 @@ class FFF(nn.Module):
             own = (nodes.reshape(-1, self.depth + 1, self.trees) - first).transpose(1, 2).to(torch.int32)
             # Sums over the rows of what is there anyway: on a GPU additions to single nodes wait for each other.
             count = visited.sum(0, dtype=_wide(logits).dtype)
-            self._routed = _Routed(own, None, torch.stack((count, (_wide(logits).sigmoid() * visited).sum(0))))
+            # Masked before the sigmoid: a row off the path may be NaN, and so would its share and its gradient be.
+            turns = torch.where(visited, _wide(logits), 0).sigmoid() * visited
+            self._routed = _Routed(own, None, torch.stack((count, turns.sum(0))))
         activation = ACTIVATIONS_OF_TENSORS[self.activation]
         if self.training and self._is_soft:
             hidden = activation(logits) * torch.where(visited, 1, self.alpha.to(logits.dtype))

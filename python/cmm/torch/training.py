@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -235,13 +236,15 @@ def leaves(model: MaskedLanguageModel, sequences: Tensor, batch: int, bfloat16: 
     counts = [torch.zeros(layer.trees, 2**layer.depth, dtype=torch.int64) for layer in layers]
     for layer in layers:
         layer.track_routing = True
-    with _evaluation(model), autocast(device, bfloat16):
-        for some in sequences.long().split(batch) if layers else ():
-            model.encoder(some.to(device))
-            for layer, count in zip(layers, counts, strict=True):
-                count += layer.routing().counts[:, layer.nodes // 2 :].cpu()
-    for layer, before in zip(layers, tracked, strict=True):
-        layer.track_routing = before
+    try:
+        with _evaluation(model), autocast(device, bfloat16):
+            for some in sequences.long().split(batch) if layers else ():
+                model.encoder(some.to(device))
+                for layer, count in zip(layers, counts, strict=True):
+                    count += layer.routing().counts[:, layer.nodes // 2 :].cpu()
+    finally:
+        for layer, before in zip(layers, tracked, strict=True):
+            layer.track_routing = before
     return counts
 
 
@@ -250,9 +253,11 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
     """Have a model in eval() and no gradients; afterwards in the mode that it was in."""
     training = model.training
     model.eval()
-    with torch.no_grad():
-        yield
-    model.train(training)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
 
 
 def held_out_batches(sequences: Tensor, batch: int, vocab_size: int) -> Iterator[Masked]:
@@ -277,21 +282,32 @@ def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
     os.replace(folder / f".{STATE}", folder / STATE)
 
 
-def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load a training state into a model and its optimizer; return the metadata.
+def load_state(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    expected: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Load a training state into a model and its optimizer; return the metadata, in which is what is expected.
 
     Raises
     ------
     ArgumentError
-        The file is no training state, or that of another model.
+        The file is no training state, or that of another model, or of a training with other metadata.
     """
+    other = {}
     try:
         state = torch.load(folder / STATE, map_location=next(model.parameters()).device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optim"])
         metadata: dict[str, Any] = state["metadata"]
+        other = {name: metadata[name] for name in expected.keys() & metadata if metadata[name] != expected[name]}
+        if not other:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optim"])
     except (EOFError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise ArgumentError(f"{folder / STATE} is no training state, or not one of this model") from error
+    for name, value in other.items():
+        problem = f"{name} is {expected[name]!r}, and {folder / STATE} is of a training where it is {value!r}"
+        raise ArgumentError(problem)
     return metadata
 
 
