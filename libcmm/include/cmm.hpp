@@ -128,6 +128,10 @@ public:
 
     const cmm_fff &c() const noexcept { return layer_; }
 
+    /* A packed layer owns its weights: a copy of its base alone would outlive them. */
+    fff(const packed_fff<T> &) = delete;
+    fff &operator=(const packed_fff<T> &) = delete;
+
 protected:
     fff() = default;
     cmm_fff layer_ = {};

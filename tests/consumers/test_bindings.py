@@ -109,6 +109,10 @@ def test_rust(place: Callable[[], Path], files: list[Path]) -> None:
     """The crate's own tests, its examples, and no warning."""
     cargo, folder = tool("cargo"), BINDINGS / "rust"
     env = {"CMM_LIB_DIR": str(library_folder(place())), "CARGO_TARGET_DIR": str(scratch() / "cargo")}
+    said = run(cargo, "--version")
+    version = re.search(r"cargo 1\.(\d+)", said)
+    if version is None or int(version[1]) < 77:
+        pytest.skip(f"the crate is for Rust 1.77, and here is {said.strip()}")
     words = ("--locked", "--offline", "--quiet", "--manifest-path", folder / "Cargo.toml")
     said = run(cargo, "test", *words, env={**env, "RUSTFLAGS": "-D warnings"})
     assert "test result: ok. 3 passed" in said
@@ -164,6 +168,10 @@ def test_java(place: Callable[[], Path], files: list[Path]) -> None:
     java, javac = tool("java"), tool("javac")
     if not jna.exists():
         pytest.skip("there is no jna.jar here (apt-get install libjna-java)")
+    said = run(javac, "-version")
+    version = re.search(r"javac (\d+)", said)
+    if version is None or int(version[1]) < 17:
+        pytest.skip(f"the sources are of Java 17, and here is {said.strip()}")
     sources = [*folder.glob("org/libcmm/*.java"), *folder.glob("*.java")]
     run(javac, "--release", "17", "-Xlint:all", "-Werror", "-cp", jna, "-d", classes, *sources)
     command = (java, "-cp", f"{classes}:{jna}", f"-Djna.library.path={library_folder(place())}")

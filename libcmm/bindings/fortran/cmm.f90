@@ -3,8 +3,8 @@
 !     w_in(d_in, nodes, trees)   w_out(d_out, nodes, trees)   bias(nodes, trees)   x(d_in, batch)   y(d_out, batch)
 !     path(depth + 1, trees, batch), logits alike
 !
-! Nodes count from 0, as everywhere in libcmm. Arrays are contiguous, and nothing is copied. A call that was refused has
-! written nothing but its error.
+! Nodes count from 0, as everywhere in libcmm. Weights are contiguous, and not copied; of x, y, path and logits that are parts
+! of arrays the compiler makes copies. A call that was refused has written nothing but its error.
 module cmm
     use, intrinsic :: iso_c_binding
     use cmm_abi
@@ -32,25 +32,30 @@ module cmm
     end type
 
     integer(c_int32_t), parameter :: wrong_shape = -1
+    integer, parameter :: wide = c_int64_t ! of extents
 
 contains
 
     ! The layer of these weights; it says itself how large it is. activation: CMM_GELU; tie: CMM_TIE_LEFT.
     subroutine create_float(self, w_in, w_out, bias, activation, tie, error)
         class(cmm_layer), intent(out) :: self
-        real(c_float), intent(in), contiguous, target :: w_in(:, :, :), w_out(:, :, :)
-        real(c_float), intent(in), contiguous, target, optional :: bias(:, :)
+        real(c_float), intent(in), target :: w_in(:, :, :), w_out(:, :, :)
+        real(c_float), intent(in), target, optional :: bias(:, :)
         integer(c_int32_t), intent(in), optional :: activation, tie
         type(cmm_error), intent(out), optional :: error
         type(cmm_error) :: problem
         self%raw%dtype = CMM_F32
+        ! Of parts of arrays a contiguous argument would be a copy that goes when this returns.
+        if (.not. is_contiguous(w_in)) call refuse('w_in should be contiguous', problem)
+        if (.not. is_contiguous(w_out)) call refuse('w_out should be contiguous', problem)
         self%raw%w_in = c_loc(w_in)
         self%raw%w_out = c_loc(w_out)
         if (present(bias)) then
+            if (.not. is_contiguous(bias)) call refuse('bias should be contiguous', problem)
             self%raw%bias = c_loc(bias)
-            call describe(self%raw, shape(w_in), shape(w_out), problem, shape(bias), activation, tie)
+            call describe(self%raw, shape(w_in, wide), shape(w_out, wide), problem, shape(bias, wide), activation, tie)
         else
-            call describe(self%raw, shape(w_in), shape(w_out), problem, activation=activation, tie=tie)
+            call describe(self%raw, shape(w_in, wide), shape(w_out, wide), problem, activation=activation, tie=tie)
         end if
         if (problem%status /= CMM_OK) self%raw = cmm_fff() ! which is no layer
         call report(problem, error)
@@ -58,19 +63,23 @@ contains
 
     subroutine create_double(self, w_in, w_out, bias, activation, tie, error)
         class(cmm_layer), intent(out) :: self
-        real(c_double), intent(in), contiguous, target :: w_in(:, :, :), w_out(:, :, :)
-        real(c_double), intent(in), contiguous, target, optional :: bias(:, :)
+        real(c_double), intent(in), target :: w_in(:, :, :), w_out(:, :, :)
+        real(c_double), intent(in), target, optional :: bias(:, :)
         integer(c_int32_t), intent(in), optional :: activation, tie
         type(cmm_error), intent(out), optional :: error
         type(cmm_error) :: problem
         self%raw%dtype = CMM_F64
+        ! Of parts of arrays a contiguous argument would be a copy that goes when this returns.
+        if (.not. is_contiguous(w_in)) call refuse('w_in should be contiguous', problem)
+        if (.not. is_contiguous(w_out)) call refuse('w_out should be contiguous', problem)
         self%raw%w_in = c_loc(w_in)
         self%raw%w_out = c_loc(w_out)
         if (present(bias)) then
+            if (.not. is_contiguous(bias)) call refuse('bias should be contiguous', problem)
             self%raw%bias = c_loc(bias)
-            call describe(self%raw, shape(w_in), shape(w_out), problem, shape(bias), activation, tie)
+            call describe(self%raw, shape(w_in, wide), shape(w_out, wide), problem, shape(bias, wide), activation, tie)
         else
-            call describe(self%raw, shape(w_in), shape(w_out), problem, activation=activation, tie=tie)
+            call describe(self%raw, shape(w_in, wide), shape(w_out, wide), problem, activation=activation, tie=tie)
         end if
         if (problem%status /= CMM_OK) self%raw = cmm_fff() ! which is no layer
         call report(problem, error)
@@ -89,16 +98,16 @@ contains
         to = c_null_ptr
         logits_to = c_null_ptr
         call check_type(self%raw, CMM_F32, problem)
-        call check('x', shape(x), [int(self%raw%d_in), size(x, 2)], problem)
+        call check('x', shape(x, wide), [self%raw%d_in, size(x, 2, wide)], problem)
         if (present(y)) then
-            call check('y', shape(y), [int(self%raw%d_out), size(x, 2)], problem)
+            call check('y', shape(y, wide), [self%raw%d_out, size(x, 2, wide)], problem)
             to = c_loc(y)
         end if
         if (present(logits)) then
-            call check('logits', shape(logits), path_shape(self%raw, size(x, 2)), problem)
+            call check('logits', shape(logits, wide), path_shape(self%raw, size(x, 2, wide)), problem)
             logits_to = c_loc(logits)
         end if
-        call forward(self%raw, size(x, 2), c_loc(x), present(y), to, path, logits_to, threads, problem)
+        call forward(self%raw, size(x, 2, wide), c_loc(x), present(y), to, path, logits_to, threads, problem)
         call report(problem, error)
     end subroutine
 
@@ -114,16 +123,16 @@ contains
         to = c_null_ptr
         logits_to = c_null_ptr
         call check_type(self%raw, CMM_F64, problem)
-        call check('x', shape(x), [int(self%raw%d_in), size(x, 2)], problem)
+        call check('x', shape(x, wide), [self%raw%d_in, size(x, 2, wide)], problem)
         if (present(y)) then
-            call check('y', shape(y), [int(self%raw%d_out), size(x, 2)], problem)
+            call check('y', shape(y, wide), [self%raw%d_out, size(x, 2, wide)], problem)
             to = c_loc(y)
         end if
         if (present(logits)) then
-            call check('logits', shape(logits), path_shape(self%raw, size(x, 2)), problem)
+            call check('logits', shape(logits, wide), path_shape(self%raw, size(x, 2, wide)), problem)
             logits_to = c_loc(logits)
         end if
-        call forward(self%raw, size(x, 2), c_loc(x), present(y), to, path, logits_to, threads, problem)
+        call forward(self%raw, size(x, 2, wide), c_loc(x), present(y), to, path, logits_to, threads, problem)
         call report(problem, error)
     end subroutine
 
@@ -137,16 +146,16 @@ contains
 
     subroutine describe(raw, w_in, w_out, problem, bias, activation, tie)
         type(cmm_fff), intent(inout), target :: raw
-        integer, intent(in) :: w_in(3), w_out(3)
+        integer(wide), intent(in) :: w_in(3), w_out(3)
         type(cmm_error), intent(inout) :: problem
-        integer, intent(in), optional :: bias(2)
+        integer(wide), intent(in), optional :: bias(2)
         integer(c_int32_t), intent(in), optional :: activation, tie
         integer(c_int64_t), target :: bytes
         raw%d_in = w_in(1)
         raw%d_out = w_out(1)
         raw%trees = w_in(3)
         ! nodes = 2^(depth+1) - 1
-        raw%depth = int(bit_size(0) - leadz(w_in(2)) - 1, c_int32_t)
+        raw%depth = int(bit_size(w_in) - leadz(w_in(2)) - 1, c_int32_t)
         if (present(activation)) raw%activation = activation
         if (present(tie)) raw%tie = tie
         if (popcnt(w_in(2)) /= raw%depth + 1) then
@@ -159,14 +168,14 @@ contains
 
     pure function path_shape(raw, batch) result(extents)
         type(cmm_fff), intent(in) :: raw
-        integer, intent(in) :: batch
-        integer :: extents(3)
-        extents = [int(raw%depth) + 1, int(raw%trees), batch]
+        integer(wide), intent(in) :: batch
+        integer(wide) :: extents(3)
+        extents = [raw%depth + 1_wide, raw%trees, batch]
     end function
 
     subroutine forward(raw, batch, x, has_y, y, path, logits, threads, problem)
         type(cmm_fff), intent(in), target :: raw
-        integer, intent(in) :: batch
+        integer(wide), intent(in) :: batch
         type(c_ptr), intent(in) :: x, y, logits
         logical, intent(in) :: has_y
         integer(c_int32_t), intent(inout), contiguous, target, optional :: path(:, :, :)
@@ -176,15 +185,15 @@ contains
         type(c_ptr) :: nodes
         nodes = c_null_ptr
         if (present(path)) then
-            call check('path', shape(path), path_shape(raw, batch), problem)
+            call check('path', shape(path, wide), path_shape(raw, batch), problem)
             nodes = c_loc(path)
         end if
         if (present(threads)) run%threads = threads
         if (problem%status /= CMM_OK) return
         if (has_y) then
-            call check_status(cmm_fff_forward(c_loc(raw), c_loc(run), int(batch, c_int64_t), x, y, nodes, logits), problem)
+            call check_status(cmm_fff_forward(c_loc(raw), c_loc(run), batch, x, y, nodes, logits), problem)
         else
-            call check_status(cmm_cmm_forward(c_loc(raw), c_loc(run), int(batch, c_int64_t), x, nodes, logits), problem)
+            call check_status(cmm_cmm_forward(c_loc(raw), c_loc(run), batch, x, nodes, logits), problem)
         end if
     end subroutine
 
@@ -192,7 +201,7 @@ contains
 
     subroutine check(name, is, should, problem)
         character(*), intent(in) :: name
-        integer, intent(in) :: is(:), should(:)
+        integer(wide), intent(in) :: is(:), should(:)
         type(cmm_error), intent(inout) :: problem
         if (any(is /= should)) then
             call refuse(name//' has the shape '//numbers(is)//'; it should have '//numbers(should), problem)
@@ -235,7 +244,7 @@ contains
     end subroutine
 
     function number(value) result(said)
-        integer, intent(in) :: value
+        integer(wide), intent(in) :: value
         character(:), allocatable :: said
         character(20) :: room
         write (room, '(i0)') value
@@ -243,7 +252,7 @@ contains
     end function
 
     function numbers(values) result(said)
-        integer, intent(in) :: values(:)
+        integer(wide), intent(in) :: values(:)
         character(:), allocatable :: said
         integer :: k
         said = '('//number(values(1))

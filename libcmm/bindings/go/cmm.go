@@ -153,6 +153,9 @@ func (layer *FFF[T]) PathOf(x []T, path *Path[T], run Run) error {
 
 func (layer *FFF[T]) call(x, y []T, path *Path[T], run Run, alone bool) error {
 	shape := layer.shape
+	if shape.In == 0 { // of no layer that New has made
+		return ErrorDIn
+	}
 	if len(x)%shape.In != 0 {
 		return &TokensError{len(x), shape.In}
 	}

@@ -71,11 +71,19 @@ function whole(name, value) {
   return value;
 }
 
+function whole32(name, value) {
+  if (whole(name, value) !== (value | 0)) {
+    throw new RangeError(`${name} is ${value}; it should be a number of 32 bits`);
+  }
+  return value;
+}
+
 // A layer of wIn[trees][nodes][dIn], wOut[trees][nodes][dOut] and, if there is one, bias[trees][nodes], with
 // nodes = 2^(depth+1) - 1 in heap order.
 class Layer {
   #type;
   #raw;
+  #weights;
   #shape;
 
   constructor({ trees = 1, depth, dIn, dOut, activation = 'gelu', tie = 'left' }, wIn, wOut, bias = null) {
@@ -99,15 +107,24 @@ class Layer {
     });
     check(c.cmm_fff_pack_size(this.#raw, bytes));
     const rows = trees * (2 ** (depth + 1) - 1);
-    checkArray('w_in', wIn, this.#type, rows * dIn);
-    checkArray('w_out', wOut, this.#type, rows * dOut);
-    if (bias !== null) {
-      checkArray('bias', bias, this.#type, rows);
-    }
+    this.#weights = [
+      ['w_in', wIn, rows * dIn],
+      ['w_out', wOut, rows * dOut],
+      ...(bias === null ? [] : [['bias', bias, rows]]),
+    ];
+    this.#checkWeights();
     Object.assign(this.#raw, { w_in: wIn, w_out: wOut, bias });
   }
 
+  // Before each call, for their buffers may have been transferred or have shrunk.
+  #checkWeights() {
+    for (const [name, array, size] of this.#weights) {
+      checkArray(name, array, this.#type, size);
+    }
+  }
+
   #batch(x) {
+    this.#checkWeights();
     const { dIn } = this.#shape;
     checkArray('x', x, this.#type, x.length);
     if (x.length % dIn !== 0) {
@@ -124,7 +141,7 @@ class Layer {
     if (logits !== null) {
       checkArray('logits', logits, this.#type, visits);
     }
-    return [nodes, logits, struct('cmm_run', { threads: whole('threads', threads), level, algorithm })];
+    return [nodes, logits, struct('cmm_run', { threads: whole32('threads', threads), level, algorithm })];
   }
 
   // Return y[batch][dOut], the layer applied to x[batch][dIn]; it is y if that is given. nodes and logits,

@@ -230,8 +230,12 @@ static cmm_status backward(const cmm_fff *layer, const cmm_cuda_run *given, cons
     const cmm_cuda_kernel *const kernel = (const cmm_cuda_kernel *)found;
     const int64_t verdict = problem->batch > 0 ? CMM_CUDA_ALIGNMENT : 0; /* see check_path() */
     const int64_t needed = kernel->back_workspace(b);
-    if (needed < 0)
+    if (needed == -1)
         return CMM_ERROR_BATCH_TOO_LARGE;
+    if (needed < 0) {
+        (void)cudaGetLastError();
+        return CMM_ERROR_CUDA_DEVICE;
+    }
     b->workspace_needed = verdict + needed;
     if (bytes) {
         *bytes = b->workspace_needed;

@@ -596,7 +596,7 @@ static int64_t lay_out(const cmm_backward *b, char *memory, backward *call)
         call->ids = (uint32_t *)take(memory, &used, pairs * 4);
         call->token = (uint32_t *)take(memory, &used, pairs * 4);
         if (sort(call, pairs, nullptr) != cudaSuccess) /* without memory it says how much it takes */
-            return -1;
+            return -2; /* what the device said, maybe of an earlier call */
         call->sort = take(memory, &used, (int64_t)call->sort_bytes);
     }
     const int64_t coefficients = pairs * (problem->depth + 1) * size;
@@ -700,7 +700,8 @@ template <typename T> static cudaError_t launch(backward *call, cudaStream_t str
 static cudaError_t run(const cmm_backward *b, cudaStream_t stream, void *memory)
 {
     backward call = {};
-    lay_out(b, (char *)memory, &call);
+    if (lay_out(b, (char *)memory, &call) < 0)
+        return cudaErrorUnknown;
     return CMM_CUDA_FOR_DTYPE(b->problem->dtype, launch, &call, stream);
 }
 

@@ -733,7 +733,7 @@ def _autocasts(device: str) -> bool:
 
 def _dtype_of(x: Tensor) -> torch.dtype:
     """Return the dtype in which operators would compute, which autocast may choose."""
-    if x.dtype is torch.float64 or not _autocasts(x.device.type):
+    if x.dtype is torch.float64 or not x.is_floating_point() or not _autocasts(x.device.type):
         return x.dtype
     return torch.get_autocast_dtype("cuda") if x.is_cuda else torch.float32
 

@@ -487,6 +487,9 @@ def _gradients_by_products(
 ) -> tuple[Tensor | None, ...]:
     """Compute the same gradients by products of all neurons, of which those off the path are 0.
 
+    But for what is not finite: an infinity or NaN of one token's x or dy reaches the gradients of all rows, and
+    one of a row of w_in is taken as 0 for dx.
+
     These are operations of PyTorch, so that its compiler makes one kernel of what stands between the products.
     """
     levels, neurons = nodes.shape[-1], len(w_in)
@@ -504,7 +507,7 @@ def _gradients_by_products(
 
     dx = dw_in = dbias = dw_out = None
     if any(wanted[:3]):
-        da = (dy @ w_out.to(x.dtype).t()).reshape(len(x), trees, -1)
+        da = (dy @ w_out.to(x.dtype).t()).reshape(len(x), trees, neurons // trees)
         slope = _SLOPES[activation](z)
         dz = on_path(
             [
@@ -795,7 +798,7 @@ def _forward_autocast_cuda(x: Tensor, *others: Any) -> Any:
 
 def autocast(x: Tensor) -> Tensor:
     """Return tokens as autocast has libcmm compute with them: on a GPU in its dtype, on a CPU in float32."""
-    if x.dtype is torch.float64:
+    if x.dtype is torch.float64 or not x.is_floating_point():  # which is refused later, by its name
         return x
     return x.to(torch.get_autocast_dtype("cuda") if x.is_cuda else torch.float32)
 

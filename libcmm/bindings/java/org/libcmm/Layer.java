@@ -86,7 +86,7 @@ public final class Layer<B extends Buffer> {
      */
     public void forward(B x, B y, IntBuffer nodes, B logits, int threads) {
         long batch = batch(x);
-        check("y", y, batch * shape.dOut);
+        checkOutput("y", y, batch * shape.dOut);
         call(FORWARD, batch, nodes, logits, threads, x, y);
     }
 
@@ -98,10 +98,10 @@ public final class Layer<B extends Buffer> {
     private void call(Function function, long batch, IntBuffer nodes, B logits, int threads, Object... arrays) {
         long visits = batch * shape.trees * (shape.depth + 1);
         if (nodes != null) {
-            check("nodes", nodes, visits);
+            checkOutput("nodes", nodes, visits);
         }
         if (logits != null) {
-            check("logits", logits, visits);
+            checkOutput("logits", logits, visits);
         }
         Memory run = cleared(Abi.cmm_run.SIZEOF);
         run.setInt(Abi.cmm_run.threads, threads);
@@ -152,6 +152,13 @@ public final class Layer<B extends Buffer> {
                     name + " has " + buffer.capacity() + " numbers; it should have " + should);
         }
         checkKind(name, buffer);
+    }
+
+    private static void checkOutput(String name, Buffer buffer, long should) {
+        check(name, buffer, should);
+        if (buffer.isReadOnly()) {
+            throw new IllegalArgumentException(name + " is read-only");
+        }
     }
 
     private static void checkKind(String name, Buffer buffer) {
