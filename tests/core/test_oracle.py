@@ -38,7 +38,7 @@ def compare(target: Target, oracle: Reference, inputs: tuple[Any, ...], activati
         oracle.check_path(nodes_alone, logits_alone)
 
 
-@pytest.mark.sample(11)
+@pytest.mark.sample(5)
 @every_target
 @every_dtype
 @every_activation
@@ -57,7 +57,7 @@ def extreme(case: Case, dtype: Any, tie: str) -> tuple[Reference, tuple[Any, ...
     return Reference(x, w_in, bias, w_out, tie), (x, w_in, w_out, bias)
 
 
-@pytest.mark.sample(11)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("dtype", "case", "target"),
     [
@@ -169,7 +169,7 @@ def dense_cases(draw: st.DrawFn) -> tuple[int, int, int, int, int]:
     return drawn
 
 
-@pytest.mark.sample(11)
+@pytest.mark.sample(5)
 @every_target
 @every_dtype
 @every_activation
