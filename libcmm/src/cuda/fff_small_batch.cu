@@ -1,15 +1,31 @@
-/* Few tokens: a block of 15 warps walks one token, three levels at a time: 7 warps read the 7 rows of a subtree of w_in,
- * 8 add up the visited rows of w_out.
+/* Few tokens: a block of 15 warps walks one token, three levels at a time: 7 warps read the 7 rows of a subtree of w_in and
+ * go on; 8 add up the visited rows of w_out, behind them.
  * Work:   7 dot products for 3 levels, where 3 are needed; 2 d_out flops per visited neuron.
  * Memory: 7 rows of w_in for 3 levels and the visited rows of w_out, from L2.
  * Sums:   see warp_row.cuh; y sums trees, then levels, in order. Its bits are those of per_token and grouped.
- * Limit:  the chain from one decision to the next, 0.9 us on an H200: a read from L2, a sum over a warp and a barrier for
- *         3 levels, instead of for each. */
+ * Limit:  the chain from one decision to the next: a read from L2, a sum over a warp and a barrier for 3 levels, instead of
+ *         for each. */
 #include "warp_row.cuh"
 
 /* Measured on an H200: 3 levels at once are as fast as 4, which are 15 rows, and faster with many tokens at once. */
 enum { AT_ONCE = 3, PLACES = 1 << AT_ONCE, ROW_WARPS = PLACES - 1, COLUMN_WARPS = 8 };
-enum { THREADS = 32 * (ROW_WARPS + COLUMN_WARPS) };
+enum { THREADS = 32 * (ROW_WARPS + COLUMN_WARPS), ROW_THREADS = 32 * ROW_WARPS };
+enum { ROUNDS = (CMM_MAX_DEPTH + AT_ONCE - 1) / AT_ONCE };
+
+/* Barriers besides __syncthreads(), which has number 0: one for the warps with rows, and one for each round of a tree, at
+ * which they only say that they are there, so that they need not wait for those that add. */
+enum { AMONG_ROWS = 1, OF_ROUND = 2 };
+static_assert(OF_ROUND + ROUNDS <= 16, "a block has 16 barriers");
+
+__device__ inline void wait_at(int barrier, int threads)
+{
+    asm volatile("barrier.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+__device__ inline void arrive_at(int barrier, int threads)
+{
+    asm volatile("barrier.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
 
 /* What a warp that adds has from the round before: rows of w_out on their way, the activations of their levels. */
 template <typename T> struct pending {
@@ -44,38 +60,34 @@ __device__ inline unsigned turns_of(unsigned way, int from, int levels)
     return rights;
 }
 
-/* GIVEN: a path is given. */
-template <typename T, int V, bool FULL, bool GIVEN>
-__global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_problem problem)
+/* A subtree's logits have been told: of these threads, which see all of them at once, one in each lane, the turns, a bit for
+ * each node. GIVEN: a path is given, and says so instead. */
+template <bool GIVEN>
+__device__ inline unsigned turns(float seen, float threshold, unsigned way, int from, int levels)
 {
-    __shared__ float logits[2][PLACES]; /* two, so that one barrier per round is enough */
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, levels = problem.depth + 1;
+    const unsigned voted = __ballot_sync(0xffffffffu, seen > threshold);
+    return GIVEN ? turns_of(way, from, levels) : voted;
+}
+
+/* A warp with a row of each subtree: find the path through all trees. */
+template <typename T, int V, bool FULL, bool GIVEN>
+__device__ inline void find_path(const cmm_cuda_problem &problem, float (&logits)[ROUNDS][PLACES], int warp, int lane)
+{
+    const int levels = problem.depth + 1;
     const matrix w_in = matrix_of<T>(problem.w_in, problem.d_in, problem.ld_in, lane);
     const T *const bias = (const T *)problem.bias;
     const float threshold = cmm_threshold_f32(problem.tie);
-    /* A row warp's place in a subtree: so many levels below its root, the so-manieth of that level. */
-    const bool adds = warp >= ROW_WARPS;
+    /* Its place in a subtree: so many levels below its root, the so-manieth of that level. */
     const int below = 31 - __clz(warp + 1), along = warp + 1 - (1 << below);
-    /* Each thread of the other warps has four columns of y; the first of these warps writes the path. */
-    const int column = 4 * ((int)threadIdx.x - 32 * ROW_WARPS);
-    const bool has_columns = adds && problem.wants_y && column < problem.d_out;
-    const bool warp_has_columns = adds && problem.wants_y && column - 4 * lane < problem.d_out; /* other lanes read the first */
-    const char *const columns = (const char *)((const T *)problem.w_out + (has_columns ? column : 0));
-    const unsigned pitch = (unsigned)(problem.ld_out * (int64_t)sizeof(T));
-    int turn = 0;
-    if (pdl_wait_is_refused<GIVEN>(problem))
-        return;
     for (int64_t token = blockIdx.x; token < problem.batch; token += gridDim.x) {
-        float x[V * ELEMENTS<T>], y[4] = {0, 0, 0, 0};
+        float x[V * ELEMENTS<T>];
         bool has_x = false;
         for (int64_t tree = 0; tree < problem.trees; tree++) {
             const unsigned first = (unsigned)(tree * problem.nodes);
             const unsigned way = GIVEN ? given_way(problem, token, tree) : 0;
             int node = 0;
-            float my_logit = 0; /* of level `lane` */
-            pending<T> last = {};
-            for (int from = 0; from < levels; from += AT_ONCE) {
-                if (!adds && from + below < levels) {
+            for (int from = 0, round = 0; from < levels; from += AT_ONCE, round++) {
+                if (from + below < levels) {
                     const unsigned row = first + (unsigned)cmm_descendant(node, below, along);
                     uint4 words[V];
                     load_row<V, FULL>(words, w_in, row, lane);
@@ -85,13 +97,49 @@ __global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_pro
                     has_x = true;
                     const float sum = dot<T, V>(words, x);
                     if (lane == 0)
-                        logits[turn][warp] = bias ? sum + b : sum;
+                        logits[round][warp] = bias ? sum + b : sum;
                 }
-                __syncthreads();
-                /* Every warp looks at all logits of the subtree at once; the walk through it is then one of bits. */
-                const float seen = logits[turn][lane % PLACES];
-                const unsigned voted = __ballot_sync(0xffffffffu, seen > threshold);
-                const unsigned rights = GIVEN ? turns_of(way, from, levels) : voted;
+                arrive_at(OF_ROUND + round, THREADS);
+                if (from + AT_ONCE < levels) {
+                    wait_at(AMONG_ROWS, ROW_THREADS);
+                    const float seen = logits[round][lane % PLACES];
+                    const unsigned rights = turns<GIVEN>(seen, threshold, way, from, levels);
+                    int local = 0;
+#pragma unroll
+                    for (int l = 0; l < AT_ONCE; l++)
+                        local = (int)cmm_left_child(local) + (int)(rights >> local & 1);
+                    node = (int)cmm_descendant(node, AT_ONCE, local - ROW_WARPS);
+                }
+            }
+            __syncthreads(); /* the others have read all: the next tree may write, and its rounds have the same barriers */
+        }
+    }
+}
+
+/* A warp with columns of y, four in each thread: add up the visited rows of w_out. The first such warp writes the path. */
+template <typename T, bool GIVEN>
+__device__ inline void add_up(const cmm_cuda_problem &problem, const float (&logits)[ROUNDS][PLACES], int warp, int lane)
+{
+    const int levels = problem.depth + 1, column = 4 * (32 * warp + lane);
+    const float threshold = cmm_threshold_f32(problem.tie);
+    const bool has_columns = problem.wants_y && column < problem.d_out;
+    const bool warp_has_columns = problem.wants_y && column - 4 * lane < problem.d_out; /* other lanes read the first */
+    const char *const columns = (const char *)((const T *)problem.w_out + (has_columns ? column : 0));
+    const unsigned pitch = (unsigned)(problem.ld_out * (int64_t)sizeof(T));
+    for (int64_t token = blockIdx.x; token < problem.batch; token += gridDim.x) {
+        float y[4] = {0, 0, 0, 0};
+        for (int64_t tree = 0; tree < problem.trees; tree++) {
+            const unsigned first = (unsigned)(tree * problem.nodes);
+            const unsigned way = GIVEN ? given_way(problem, token, tree) : 0;
+            int node = 0;
+            float my_logit = 0; /* of level `lane` */
+            pending<T> last = {};
+            for (int from = 0, round = 0; from < levels; from += AT_ONCE, round++) {
+                wait_at(OF_ROUND + round, THREADS);
+                const float seen = logits[round][lane % PLACES];
+                const unsigned rights = turns<GIVEN>(seen, threshold, way, from, levels);
+                if (from + AT_ONCE >= levels)
+                    __syncthreads(); /* see find_path() */
                 if (warp_has_columns && from > 0)
                     add<T>(y, last, from - AT_ONCE, levels);
                 float logit_here = 0; /* of level from + lane */
@@ -99,11 +147,9 @@ __global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_pro
 #pragma unroll
                 for (int l = 0; l < AT_ONCE; l++) {
                     if (from + l < levels) {
-                        if (adds) {
-                            const float logit = __shfl_sync(0xffffffffu, seen, local);
-                            my_logit = lane == from + l ? logit : my_logit;
-                            logit_here = lane == l ? logit : logit_here;
-                        }
+                        const float logit = __shfl_sync(0xffffffffu, seen, local);
+                        my_logit = lane == from + l ? logit : my_logit;
+                        logit_here = lane == l ? logit : logit_here;
                         if (warp_has_columns)
                             last.rows[l] = load_now((const typename four<T>::word *)(
                                 columns + (uint64_t)(first + (unsigned)node) * pitch));
@@ -114,11 +160,10 @@ __global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_pro
                 }
                 if (warp_has_columns)
                     last.activation = activate(problem.activation, logit_here);
-                turn ^= 1;
             }
             if (warp_has_columns)
                 add<T>(y, last, (levels - 1) / AT_ONCE * AT_ONCE, levels);
-            if (warp == ROW_WARPS) {
+            if (warp == 0) {
                 visited path;
                 path_from_leaf(path, node, levels, lane);
                 const int64_t step = (token * problem.trees + tree) * levels + lane;
@@ -131,6 +176,20 @@ __global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_pro
         if (has_columns)
             *(typename four<T>::word *)((T *)problem.y + token * problem.d_out + column) = pack_four(y, T());
     }
+}
+
+/* GIVEN: a path is given. */
+template <typename T, int V, bool FULL, bool GIVEN>
+__global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_problem problem)
+{
+    __shared__ float logits[ROUNDS][PLACES];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (pdl_wait_is_refused<GIVEN>(problem))
+        return;
+    if (warp < ROW_WARPS)
+        find_path<T, V, FULL, GIVEN>(problem, logits, warp, lane);
+    else
+        add_up<T, GIVEN>(problem, logits, warp - ROW_WARPS, lane);
 }
 
 template <typename T, int V, bool FULL> struct small_batch {
