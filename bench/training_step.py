@@ -1,7 +1,7 @@
 """Forward and backward of a layer in PyTorch: visited nodes, all nodes, and the dense pair of as many neurons.
 
     python bench/training_step.py [--shapes 1x11:768,16x5:192] [--tokens 256,4096] [--rounds 9] [--threads 1]
-    python bench/training_step.py --device cuda --tokens 16384,65536 [--compile] [--models 4x7,16x5,dense:1020]
+    python bench/training_step.py --device cuda --tokens 16384,65536 [--compile | --graphs] [--models 4x7,dense]
 
 The cases take turns in one process, on random tokens whose paths spread over the leaves; before they are timed their
 gradients are compared. Printed are medians in ms, and the medians and quartiles of the ratios of each round. On a GPU
@@ -13,6 +13,7 @@ too, on random tokens, with weights whose paths spread.
 import argparse
 import time
 from collections.abc import Callable
+from typing import Any
 
 import cmm.torch
 import numpy as np
@@ -98,7 +99,14 @@ def in_turn(calls: dict[str, Callable[[], None]], rounds: int, device: str) -> d
     return times
 
 
-def models(kinds: list[str], rounds: int, compiled: bool) -> None:
+def compiled(module: nn.Module, options: argparse.Namespace) -> Callable[..., Any]:
+    """Return a module as the options want it."""
+    if options.graphs:
+        return torch.compile(module, dynamic=False, mode="reduce-overhead")
+    return torch.compile(module, dynamic=False) if options.compile else module
+
+
+def models(kinds: list[str], rounds: int, options: argparse.Namespace) -> None:
     """Time a step of the packaged model's encoder, beside the last kind's."""
     calls = {}
     for kind in kinds:
@@ -108,13 +116,13 @@ def models(kinds: list[str], rounds: int, compiled: bool) -> None:
             if isinstance(layer, cmm.torch.FFF):
                 spread(layer)
         optimizer = training.make_optimizer(model, 1e-5)
-        forward = torch.compile(model) if compiled else model
+        forward = compiled(model, options)
         ids = torch.randint(len(text.SPECIAL), 6144, (512, 128), device="cuda")
         masked = text.hide(ids, 0, 6144)
 
         def one(
             model: nn.Module = model,
-            forward: nn.Module = forward,  # type: ignore[assignment]
+            forward: Callable[..., Any] = forward,
             optimizer: torch.optim.Optimizer = optimizer,
             masked: text.Masked = masked,
         ) -> None:
@@ -141,6 +149,9 @@ def main() -> None:
     parser.add_argument("--cases", default="visited,dense,pair", help="those to time, of these, visited first")
     parser.add_argument("--compile", action="store_true", help="on a GPU: torch.compile the layers")
     parser.add_argument(
+        "--graphs", action="store_true", help="as --compile, as CUDA graphs, so that no time of the host is in it"
+    )
+    parser.add_argument(
         "--models", default="", help="on a GPU: layers of models to train, the last one the yardstick"
     )
     options = parser.parse_args()
@@ -160,7 +171,7 @@ def main() -> None:
             torch._dynamo.reset()
             calls = {}
             for name, one in ((name, layers[name]) for name in cases):
-                call = torch.compile(one, dynamic=False) if options.compile else one
+                call = compiled(one, options)
                 calls[name] = lambda one=one, call=call, x=x, dy=dy: step(one, x, dy, call)
             times = in_turn(calls, options.rounds, options.device)
             middle = [f"{np.median(times[name]):8.3f}" for name in times]
@@ -172,7 +183,7 @@ def main() -> None:
             ]
             print(f"{shape:>10} {tokens:6}", *middle, " ", *ratios, flush=True)
     if options.models:
-        models(options.models.split(","), options.rounds, options.compile)
+        models(options.models.split(","), options.rounds, options)
 
 
 if __name__ == "__main__":

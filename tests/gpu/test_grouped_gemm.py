@@ -133,3 +133,31 @@ def test_what_it_does_not_do() -> None:
     for case in ((5, 64, 64, 2, 9), (5, 64, 64, 1, 6), (5, 64, 64, 1, 14), (5, 68, 64, 1, 9), (5, 64, 36, 1, 9)):
         assert fff(*make(case, torch.bfloat16, with_bias=False), algorithm=NAME) is None
     assert fff(*make((5, 64, 64, 1, 9), torch.float32, with_bias=False), algorithm=NAME) is None
+
+
+@pytest.mark.parametrize(
+    ("case", "chosen"),
+    [
+        ((21846, 768, 768, 1, 11), True),  # 24576 tokens: 81.5 us by per_token, 70.8 by it
+        ((21845, 768, 768, 1, 11), False),  # 16384: 55.9, 64.9
+        ((16384, 24, 1024, 1, 12), True),  # width 1024: 106, 92
+        ((16383, 24, 1024, 1, 12), False),  # 8192: 57, 67
+        ((65536, 256, 256, 1, 10), True),
+        ((65536, 256, 256, 1, 9), False),  # 65536 of width 768: 157, 147
+        ((65536, 256, 256, 1, 13), False),  # 272, 296
+        ((2048, 1032, 1032, 1, 11), True),  # width 2048: 117 us by generic, 85 by it
+        ((2047, 1032, 1032, 1, 11), False),  # 1024: 66, 82
+        ((3511, 1032, 1032, 1, 13), True),  # 16384 of width 4096: 1724, 452
+        ((3510, 1032, 1032, 1, 13), False),  # 2048: 223, 302
+    ],
+    ids=str,
+)
+def test_the_choice_at_its_borders(case: tuple[int, ...], chosen: bool) -> None:
+    """As the rule of docs/internals/kernels.md has it; told apart by the bits."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("it is chosen on compute capability 9.0 alone")
+    arrays = make(case, torch.bfloat16, with_bias=False)
+    other = "per_token" if case[2] <= 1024 else "generic"
+    own, asked, walked = (fff(*arrays, algorithm=name) for name in ("", NAME, other))
+    assert torch.equal(own[0], (asked if chosen else walked)[0])
+    assert not torch.equal(asked[2], walked[2])

@@ -234,6 +234,10 @@ class FFF(nn.Module):
         ArgumentError
             backward is "visited", and libcmm has no gradient for this tensor.
         """
+        if not torch.compiler.is_compiling():
+            y = self._at_once(x)
+            if y is not None:
+                return y
         linear_in, linear_out = self.linear_in, self.linear_out
         if self.sparse:
             return self._sparsely(x, linear_in, linear_out)
@@ -241,9 +245,6 @@ class FFF(nn.Module):
             return self._by_calls(x)
         w_in, bias, w_out = linear_in.weight, linear_in.bias, linear_out.weight
         form = self._form_of(w_out)
-        if form and form.is_ready and not torch.is_grad_enabled() and _is_plain(x, w_in, bias):
-            # One token takes libcmm a few microseconds, and the dispatcher ten more.
-            return apply(x, w_in, bias, form.rows, self.trees, self.activation, self.tie)
         exports = torch.compiler.is_exporting()  # which puts fake parameters in the place of these
         if not (exports or (type(w_in) in _PLAIN and type(w_out) in _PLAIN)):
             return self._by_calls(x)
@@ -274,6 +275,26 @@ class FFF(nn.Module):
                 self._keep(nodes, logits)
             return y
         return self._by_products(x, w_in, bias, w_out)
+
+    def _at_once(self, x: Tensor) -> Tensor | None:
+        """Return y by a call of libcmm; None where PyTorch has to be asked or told.
+
+        One token takes libcmm a few microseconds, PyTorch's dispatcher ten more, and a module most of one for each of
+        its modules and parameters, by whatever name: so they are taken from where it keeps them.
+        """
+        form = self._form
+        if form is None or not form.is_ready or torch.is_grad_enabled():
+            return None
+        linear_in, linear_out = self._modules["linear_in"], self._modules["linear_out"]
+        if not type(linear_in) is type(linear_out) is nn.Linear or _is_hooked(linear_in) or _is_hooked(linear_out):
+            return None
+        given, w_out = linear_in._parameters, linear_out._parameters.get("weight")
+        w_in, bias = given.get("weight"), given.get("bias")
+        if w_in is None or w_out is None or "bias" not in given or not _is_plain(x, w_in, bias):
+            return None
+        if self._form_of(w_out) is not form:
+            return None
+        return apply(x, w_in, bias, form.rows, self.trees, self.activation, self.tie)
 
     def _sparsely(self, x: Tensor, linear_in: nn.Module, linear_out: nn.Module) -> Tensor:
         """Compute visited nodes, so that the gradients of weights are sparse."""
@@ -707,10 +728,15 @@ def _is_forward_mode(*tensors: Tensor | None) -> bool:
     """Whether derivatives in forward mode are asked for, which no_grad() does not prevent."""
     if torch.compiler.is_compiling():
         return False
-    if any(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()):
+    levels = get_interpreter_stack()
+    if levels and any(level.key() == TransformType.Jvp for level in levels):
         return True
-    plain = (one for one in tensors if one is not None and not is_functorch_wrapped_tensor(one))
-    return any(forward_ad.unpack_dual(one).tangent is not None for one in plain)
+    for one in tensors:
+        if one is None or is_functorch_wrapped_tensor(one):
+            continue
+        if forward_ad.unpack_dual(one).tangent is not None:
+            return True
+    return False
 
 
 def _version(weight: Tensor) -> int | None:

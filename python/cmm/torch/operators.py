@@ -153,7 +153,7 @@ def apply(
     if not (w_in.is_cpu and w_out.is_cpu and (bias is None or bias.is_cpu)):
         _beside(x, w_in=w_in, bias=bias, w_out=w_out)
     x, w_in, w_out = _usable(x), _usable(w_in), _usable(w_out)
-    y = torch.empty((*x.shape[:-1], d_out), dtype=dtype, device=x.device)
+    y = x.new_empty((*x.shape[:-1], d_out))
     c_bias = c_nodes = c_logits = NULL
     if bias is not None:
         bias = _usable(bias)
