@@ -99,11 +99,18 @@ def in_turn(calls: dict[str, Callable[[], None]], rounds: int, device: str) -> d
     return times
 
 
-def compiled(module: nn.Module, options: argparse.Namespace) -> Callable[..., Any]:
-    """Return a module as the options want it."""
-    if options.graphs:
-        return torch.compile(module, dynamic=False, mode="reduce-overhead")
-    return torch.compile(module, dynamic=False) if options.compile else module
+def replayed(call: Callable[[], None]) -> Callable[[], None]:
+    """Return the replay of a CUDA graph of a call."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def models(kinds: list[str], rounds: int, options: argparse.Namespace) -> None:
@@ -116,7 +123,8 @@ def models(kinds: list[str], rounds: int, options: argparse.Namespace) -> None:
             if isinstance(layer, cmm.torch.FFF):
                 spread(layer)
         optimizer = training.make_optimizer(model, 1e-5)
-        forward = compiled(model, options)
+        mode = "reduce-overhead" if options.graphs else None  # the optimizer's step is not in the graph
+        forward = torch.compile(model, mode=mode) if options.compile or options.graphs else model
         ids = torch.randint(len(text.SPECIAL), 6144, (512, 128), device="cuda")
         masked = text.hide(ids, 0, 6144)
 
@@ -171,8 +179,10 @@ def main() -> None:
             torch._dynamo.reset()
             calls = {}
             for name, one in ((name, layers[name]) for name in cases):
-                call = compiled(one, options)
+                call = torch.compile(one, dynamic=False) if options.compile or options.graphs else one
                 calls[name] = lambda one=one, call=call, x=x, dy=dy: step(one, x, dy, call)
+                if options.graphs:
+                    calls[name] = replayed(calls[name])
             times = in_turn(calls, options.rounds, options.device)
             middle = [f"{np.median(times[name]):8.3f}" for name in times]
             ratios = [

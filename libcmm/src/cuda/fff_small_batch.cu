@@ -12,40 +12,21 @@ enum { AT_ONCE = 3, PLACES = 1 << AT_ONCE, ROW_WARPS = PLACES - 1, COLUMN_WARPS 
 enum { THREADS = 32 * (ROW_WARPS + COLUMN_WARPS), ROW_THREADS = 32 * ROW_WARPS };
 enum { ROUNDS = (CMM_MAX_DEPTH + AT_ONCE - 1) / AT_ONCE };
 
-/* Barriers besides __syncthreads(), which has number 0: one for the warps with rows, and one for each round of a tree, at
- * which they only say that they are there, so that they need not wait for those that add. */
-enum { AMONG_ROWS = 1, OF_ROUND = 2 };
+/* Barriers, by number: of the warps with rows; of each round of a tree, at which these only say that they have told their
+ * logits, and go on; and of a tree, at which those that add say that they have seen all, so that the next tree may write. */
+enum { AMONG_ROWS = 1, SEEN = 2, OF_ROUND = 3 };
 static_assert(OF_ROUND + ROUNDS <= 16, "a block has 16 barriers");
+
+enum { HELD = 4 }; /* rounds whose rows of w_out are on their way at the same time */
 
 __device__ inline void wait_at(int barrier, int threads)
 {
-    asm volatile("barrier.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 __device__ inline void arrive_at(int barrier, int threads)
 {
-    asm volatile("barrier.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
-/* What a warp that adds has from the round before: rows of w_out on their way, the activations of their levels. */
-template <typename T> struct pending {
-    typename four<T>::word rows[AT_ONCE];
-    float activation; /* of level from + lane */
-};
-
-template <typename T> __device__ inline void add(float (&y)[4], const pending<T> &last, int from, int levels)
-{
-#pragma unroll
-    for (int l = 0; l < AT_ONCE; l++) {
-        const float c = __shfl_sync(0xffffffffu, last.activation, l);
-        if (from + l < levels) {
-            float w[4];
-            unpack_four(last.rows[l], w, T());
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                y[i] = fma_(c, w[i], y[i]);
-        }
-    }
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 /* Of a path that is given the turns from a level on, a bit for each node of the subtree, as the walk through it reads
@@ -86,6 +67,8 @@ __device__ inline void find_path(const cmm_cuda_problem &problem, float (&logits
             const unsigned first = (unsigned)(tree * problem.nodes);
             const unsigned way = GIVEN ? given_way(problem, token, tree) : 0;
             int node = 0;
+            if (tree > 0 || token > blockIdx.x)
+                wait_at(SEEN, THREADS);
             for (int from = 0, round = 0; from < levels; from += AT_ONCE, round++) {
                 if (from + below < levels) {
                     const unsigned row = first + (unsigned)cmm_descendant(node, below, along);
@@ -111,7 +94,6 @@ __device__ inline void find_path(const cmm_cuda_problem &problem, float (&logits
                     node = (int)cmm_descendant(node, AT_ONCE, local - ROW_WARPS);
                 }
             }
-            __syncthreads(); /* the others have read all: the next tree may write, and its rounds have the same barriers */
         }
     }
 }
@@ -131,38 +113,52 @@ __device__ inline void add_up(const cmm_cuda_problem &problem, const float (&log
         for (int64_t tree = 0; tree < problem.trees; tree++) {
             const unsigned first = (unsigned)(tree * problem.nodes);
             const unsigned way = GIVEN ? given_way(problem, token, tree) : 0;
+            const bool is_last = tree + 1 == problem.trees && token + gridDim.x >= problem.batch;
             int node = 0;
             float my_logit = 0; /* of level `lane` */
-            pending<T> last = {};
-            for (int from = 0, round = 0; from < levels; from += AT_ONCE, round++) {
-                wait_at(OF_ROUND + round, THREADS);
-                const float seen = logits[round][lane % PLACES];
-                const unsigned rights = turns<GIVEN>(seen, threshold, way, from, levels);
-                if (from + AT_ONCE >= levels)
-                    __syncthreads(); /* see find_path() */
-                if (warp_has_columns && from > 0)
-                    add<T>(y, last, from - AT_ONCE, levels);
-                float logit_here = 0; /* of level from + lane */
-                int local = 0;
+            for (int from = 0; from < levels; from += HELD * AT_ONCE) {
+                typename four<T>::word rows[HELD][AT_ONCE];
 #pragma unroll
-                for (int l = 0; l < AT_ONCE; l++) {
-                    if (from + l < levels) {
-                        const float logit = __shfl_sync(0xffffffffu, seen, local);
-                        my_logit = lane == from + l ? logit : my_logit;
-                        logit_here = lane == l ? logit : logit_here;
-                        if (warp_has_columns)
-                            last.rows[l] = load_now((const typename four<T>::word *)(
-                                columns + (uint64_t)(first + (unsigned)node) * pitch));
-                        const int right = (int)(rights >> local & 1);
-                        local = (int)cmm_left_child(local) + right;
-                        node = (int)cmm_left_child(node) + right;
+                for (int held = 0; held < HELD; held++) {
+                    const int start = from + held * AT_ONCE;
+                    if (start >= levels)
+                        break;
+                    const int round = start / AT_ONCE;
+                    wait_at(OF_ROUND + round, THREADS);
+                    const float seen = logits[round][lane % PLACES];
+                    const unsigned rights = turns<GIVEN>(seen, threshold, way, start, levels);
+                    if (start + AT_ONCE >= levels && !is_last)
+                        arrive_at(SEEN, THREADS);
+                    int local = 0;
+#pragma unroll
+                    for (int l = 0; l < AT_ONCE; l++) {
+                        if (start + l < levels) {
+                            const float logit = __shfl_sync(0xffffffffu, seen, local);
+                            my_logit = lane == start + l ? logit : my_logit;
+                            if (warp_has_columns)
+                                rows[held][l] = load_now((const typename four<T>::word *)(
+                                    columns + (uint64_t)(first + (unsigned)node) * pitch));
+                            const int right = (int)(rights >> local & 1);
+                            local = (int)cmm_left_child(local) + right;
+                            node = (int)cmm_left_child(node) + right;
+                        }
                     }
                 }
-                if (warp_has_columns)
-                    last.activation = activate(problem.activation, logit_here);
+                if (!warp_has_columns)
+                    continue;
+                const float a = activate(problem.activation, my_logit);
+#pragma unroll
+                for (int i = 0; i < HELD * AT_ONCE; i++) {
+                    if (from + i >= levels)
+                        break;
+                    const float c = __shfl_sync(0xffffffffu, a, from + i);
+                    float w[4];
+                    unpack_four(rows[i / AT_ONCE][i % AT_ONCE], w, T());
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        y[e] = fma_(c, w[e], y[e]);
+                }
             }
-            if (warp_has_columns)
-                add<T>(y, last, (levels - 1) / AT_ONCE * AT_ONCE, levels);
             if (warp == 0) {
                 visited path;
                 path_from_leaf(path, node, levels, lane);
