@@ -258,7 +258,10 @@ def test_rows_that_no_token_visits_have_no_influence(dtype: torch.dtype, algorit
     for array in arrays[1:3]:
         array[0, ~visited] = torch.nan
     again = fff(*arrays, algorithm=algorithm)
-    assert all(torch.equal(i, j) for i, j in zip(plain, again, strict=True))
+    narrow = algorithm in NARROW  # such sums are taken again, in another order
+    assert all(torch.equal(i, j) for i, j in zip(plain[narrow:], again[narrow:], strict=True))
+    if narrow:
+        check([*arrays[:3], None], again, "gelu", "left", narrow=True)
     arrays[0][5] = torch.nan  # NaN goes left under both rules
     for tie in ("left", "right"):
         nodes = fff(*arrays, algorithm=algorithm, tie=tie)[1]

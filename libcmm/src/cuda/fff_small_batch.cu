@@ -17,6 +17,9 @@ enum { ROUNDS = (CMM_MAX_DEPTH + AT_ONCE - 1) / AT_ONCE };
 enum { AMONG_ROWS = 1, SEEN = 2, OF_ROUND = 3 };
 static_assert(OF_ROUND + ROUNDS <= 16, "a block has 16 barriers");
 
+/* The logits of two trees, which take turns. */
+typedef float told[2][ROUNDS][PLACES];
+
 enum { HELD = 4 }; /* rounds whose rows of w_out are on their way at the same time */
 
 __device__ inline void wait_at(int barrier, int threads)
@@ -52,7 +55,7 @@ __device__ inline unsigned turns(float seen, float threshold, unsigned way, int 
 
 /* A warp with a row of each subtree: find the path through all trees. */
 template <typename T, int V, bool FULL, bool GIVEN>
-__device__ inline void find_path(const cmm_cuda_problem &problem, float (&logits)[ROUNDS][PLACES], int warp, int lane)
+__device__ inline void find_path(const cmm_cuda_problem &problem, told &logits, int warp, int lane)
 {
     const int levels = problem.depth + 1;
     const matrix w_in = matrix_of<T>(problem.w_in, problem.d_in, problem.ld_in, lane);
@@ -60,10 +63,11 @@ __device__ inline void find_path(const cmm_cuda_problem &problem, float (&logits
     const float threshold = cmm_threshold_f32(problem.tie);
     /* Its place in a subtree: so many levels below its root, the so-manieth of that level. */
     const int below = 31 - __clz(warp + 1), along = warp + 1 - (1 << below);
+    int turn = 0;
     for (int64_t token = blockIdx.x; token < problem.batch; token += gridDim.x) {
         float x[V * ELEMENTS<T>];
         bool has_x = false;
-        for (int64_t tree = 0; tree < problem.trees; tree++) {
+        for (int64_t tree = 0; tree < problem.trees; tree++, turn ^= 1) {
             const unsigned first = (unsigned)(tree * problem.nodes);
             const unsigned way = GIVEN ? given_way(problem, token, tree) : 0;
             int node = 0;
@@ -80,12 +84,12 @@ __device__ inline void find_path(const cmm_cuda_problem &problem, float (&logits
                     has_x = true;
                     const float sum = dot<T, V>(words, x);
                     if (lane == 0)
-                        logits[round][warp] = bias ? sum + b : sum;
+                        logits[turn][round][warp] = bias ? sum + b : sum;
                 }
                 arrive_at(OF_ROUND + round, THREADS);
                 if (from + AT_ONCE < levels) {
                     wait_at(AMONG_ROWS, ROW_THREADS);
-                    const float seen = logits[round][lane % PLACES];
+                    const float seen = logits[turn][round][lane % PLACES];
                     const unsigned rights = turns<GIVEN>(seen, threshold, way, from, levels);
                     int local = 0;
 #pragma unroll
@@ -100,7 +104,7 @@ __device__ inline void find_path(const cmm_cuda_problem &problem, float (&logits
 
 /* A warp with columns of y, four in each thread: add up the visited rows of w_out. The first such warp writes the path. */
 template <typename T, bool GIVEN>
-__device__ inline void add_up(const cmm_cuda_problem &problem, const float (&logits)[ROUNDS][PLACES], int warp, int lane)
+__device__ inline void add_up(const cmm_cuda_problem &problem, const told &logits, int warp, int lane)
 {
     const int levels = problem.depth + 1, column = 4 * (32 * warp + lane);
     const float threshold = cmm_threshold_f32(problem.tie);
@@ -108,9 +112,10 @@ __device__ inline void add_up(const cmm_cuda_problem &problem, const float (&log
     const bool warp_has_columns = problem.wants_y && column - 4 * lane < problem.d_out; /* other lanes read the first */
     const char *const columns = (const char *)((const T *)problem.w_out + (has_columns ? column : 0));
     const unsigned pitch = (unsigned)(problem.ld_out * (int64_t)sizeof(T));
+    int turn = 0;
     for (int64_t token = blockIdx.x; token < problem.batch; token += gridDim.x) {
         float y[4] = {0, 0, 0, 0};
-        for (int64_t tree = 0; tree < problem.trees; tree++) {
+        for (int64_t tree = 0; tree < problem.trees; tree++, turn ^= 1) {
             const unsigned first = (unsigned)(tree * problem.nodes);
             const unsigned way = GIVEN ? given_way(problem, token, tree) : 0;
             const bool is_last = tree + 1 == problem.trees && token + gridDim.x >= problem.batch;
@@ -125,7 +130,7 @@ __device__ inline void add_up(const cmm_cuda_problem &problem, const float (&log
                         break;
                     const int round = start / AT_ONCE;
                     wait_at(OF_ROUND + round, THREADS);
-                    const float seen = logits[round][lane % PLACES];
+                    const float seen = logits[turn][round][lane % PLACES];
                     const unsigned rights = turns<GIVEN>(seen, threshold, way, start, levels);
                     if (start + AT_ONCE >= levels && !is_last)
                         arrive_at(SEEN, THREADS);
@@ -178,7 +183,7 @@ __device__ inline void add_up(const cmm_cuda_problem &problem, const float (&log
 template <typename T, int V, bool FULL, bool GIVEN>
 __global__ void __launch_bounds__(THREADS, 1) fff_small_batch(const cmm_cuda_problem problem)
 {
-    __shared__ float logits[ROUNDS][PLACES];
+    __shared__ told logits;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (pdl_wait_is_refused<GIVEN>(problem))
         return;
