@@ -6,6 +6,7 @@ AVX-512; cuda.svg: what a warp, a block and the two kernels of the GPU's algorit
 
 from pathlib import Path
 
+from dark import with_dark
 from draw_tree import FAINT, FILL, INK, PAPER, PATH, text
 
 TINTS = ["#d6e8fa", "#fbe3d3", "#d9f0dc", "#eadff5"]  # of the four subtrees
@@ -52,22 +53,21 @@ def lines(x: float, y: float, words: list[str], **how: str | int) -> str:
 
 
 def sheet(width: int, height: int, title: str, parts: list[str]) -> str:
-    """Return a picture on paper of its own, so that it can be read on a dark page too."""
+    """Return a picture on paper of its own, in light and dark colours."""
     head = (
         f'<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         f'<path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>'
     )
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
-            f"<title>{title}</title>",
-            head,
-            f'<rect width="{width}" height="{height}" rx="8" fill="{PAPER}"/>',
-            *parts,
-            "</svg>",
-            "",
-        ]
-    )
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
+        f"<title>{title}</title>",
+        head,
+        f'<rect width="{width}" height="{height}" rx="8" fill="{PAPER}"/>',
+        *parts,
+        "</svg>",
+        "",
+    ]
+    return with_dark("\n".join(parts))
 
 
 # ---- descent and bucketing -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Draw losses.png and losses.svg, the loss curves in guide/training.md, from what training logged in losses/.
+"""Draw losses.svg, the loss curves in guide/training.md, from what training logged in losses/.
 
 python docs/pictures/draw_losses.py
 """
@@ -7,6 +7,7 @@ import csv
 from pathlib import Path
 
 import matplotlib as mpl
+from dark import with_dark
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -41,8 +42,9 @@ def main() -> None:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlim(0, 12200)
-    for kind, settings in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 130})):
-        figure.savefig(_HERE / f"losses.{kind}", **settings)
+    file = _HERE / "losses.svg"
+    figure.savefig(file, metadata={"Date": None})
+    file.write_text(with_dark(file.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

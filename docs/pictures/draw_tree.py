@@ -3,6 +3,8 @@
 One tree of depth 3, the path of one token through it, and the rows of the weights that the token reads.
 """
 
+from dark import with_dark
+
 DEPTH = 3
 LOGITS = {0: 0.7, 2: -1.2, 5: 0.4, 12: -0.3}  # of the visited nodes, in the order of the visit
 WIDTH, TREE_WIDTH, HEIGHT, TOP, STEP, RADIUS = 900, 620, 480, 80, 100, 19
@@ -91,7 +93,7 @@ def picture() -> str:
         rows(790, "W_out", "\u00d7 act(logit), into y"),
         "</svg>",
     ]
-    return "\n".join(parts) + "\n"
+    return with_dark("\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

@@ -53,8 +53,10 @@ __all__ = [
 ]
 
 __version__ = VERSION
+"""The version of the package, which is that of libcmm."""
 
-cmm = cmm_forward  # its name in 0.1.0
+cmm = cmm_forward
+"""The name of :func:`cmm.cmm_forward` in 0.1.0, which stays."""
 
 
 def get_include() -> str:

@@ -116,10 +116,12 @@ def test_index_leads_to_every_page() -> None:
     index = ROOT / "docs/index.md"
     named = {(index.parent / target.partition("#")[0]).resolve() for target in links(index)}
     assert {name_of(page) for page in ROOT.glob("docs/**/*.md")} - {name_of(page) for page in named} == {
-        "docs/index.md"
+        "docs/index.md",
+        "docs/site/home.md",  # the first page of the site, which takes its place there
     }
     shown = {(page.parent / target.partition("#")[0]).resolve() for page in PAGES for target in links(page)}
     pictures = {file for kind in ("svg", "png") for file in ROOT.glob(f"docs/**/*.{kind}")}
+    pictures.remove(ROOT / "docs/site/theme/assets/logo.svg")  # which the site's theme shows
     assert pictures
     assert {name_of(picture) for picture in pictures - shown} == set()
 
@@ -476,9 +478,13 @@ def script(name: str, folder: str = "docs/pictures") -> Any:
     return module
 
 
+# Colours of lines that can be seen on light and on dark paper.
+BRIGHT = {"#009e73", "#56b4e9", "#cc79a7", "#e69f00"}
+
+
 def test_the_pictures_are_what_their_scripts_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs/pictures"))
-    tree, kernels = script("draw_tree"), script("draw_kernels")
+    tree, kernels, machines = script("draw_tree"), script("draw_kernels"), script("draw_machines")
     assert tree.picture() == text("docs/pictures/tree.svg")
     node = 0
     for visited, logit in tree.LOGITS.items():  # and its path is one
@@ -486,6 +492,23 @@ def test_the_pictures_are_what_their_scripts_draw(monkeypatch: pytest.MonkeyPatc
         node = 2 * node + 1 + (logit > 0)
     for name, draw in kernels.PICTURES.items():
         assert draw() == text(f"docs/pictures/{name}")
+    charts = machines.charts()
+    assert {file.name for file in machines.OUT.iterdir()} == charts.keys()
+    for name, chart in charts.items():
+        assert chart == text(f"docs/pictures/machines/{name}"), f"{name}: run docs/pictures/draw_machines.py"
+    assert machines.page() == text("docs/machines.md"), "run docs/pictures/draw_machines.py"
+
+
+def test_each_picture_has_dark_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in SVG, for all the colours that they have."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs/pictures"))
+    dark = script("dark")
+    pictures = sorted(ROOT.glob("docs/pictures/**/*.svg"))
+    assert len(pictures) > 5
+    for picture in pictures:
+        drawn = re.sub(r"<style>\n@media.*?</style>\n", "", picture.read_text(), flags=re.DOTALL)
+        assert dark.with_dark(drawn) == picture.read_text(), f"{name_of(picture)}: run docs/pictures/dark.py"
+        assert set(re.findall(r"#[0-9a-f]{6}", drawn)) <= dark.DARK.keys() | BRIGHT, name_of(picture)
 
 
 def test_the_readme_has_the_figures_of_the_page_of_results() -> None:
