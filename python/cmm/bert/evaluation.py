@@ -162,15 +162,15 @@ def task_of(model: Model, name: str, folder: Path) -> glue_tasks.Task:
             problem = f"{model.source} does not say what its {number} labels are called"
             raise ArgumentError(f"{problem}, and {folder} has no train.tsv with them")
         task = glue_tasks.with_labels(task, names or folder / "train.tsv")
-    assert task.labels is not None
     if task.labels and names is not None and names != task.labels:
         if set(names) != set(task.labels):
             problem = f"{model.source} has the labels {', '.join(names)}"
             raise ArgumentError(f"{problem}, and {name} has {', '.join(task.labels)}")
         task = task._replace(labels=names)
-    if number != max(1, len(task.labels)):
+    labels = task.labels or ()
+    if number != max(1, len(labels)):
         problem = f"{model.source} has a classifier of {number} {'label' if number == 1 else 'labels'}"
-        raise ArgumentError(f"{problem}, and {name} has {len(task.labels) or 'a score, which is one'}")
+        raise ArgumentError(f"{problem}, and {name} has {len(labels) or 'a score, which is one'}")
     return task
 
 
