@@ -1,9 +1,11 @@
 """Fine-tune a trained encoder on a task in GLUE's format, and write the classifier.
 
     python docs/examples/finetune.py run-16x5 SST-2 glue/SST-2 sst2
+    cmm eval sst2/model SST-2 glue/SST-2
     cmm classify sst2/model "A film to remember."
 
-The task's folder has train.tsv and dev.tsv as GLUE has them. As the paper did it: 5 epochs at 4e-5, 15 for CoLA. The
+The task's folder has train.tsv and dev.tsv as GLUE has them; classification, pairs and regression are tasks with the
+columns of docs/examples/tasks.py and labels of their own. As the paper did it: 5 epochs at 4e-5, 15 for CoLA. The
 learning rate falls to 0 in a straight line. A batch's texts of equal length run together, without padding, as
 `cmm classify` runs them. The run's folder gets scores.csv, a line for each epoch and file, and model/, in the layout
 that `cmm classify` and cmm.bert.load read.
@@ -11,7 +13,7 @@ that `cmm classify` and cmm.bert.load read.
 
 import argparse
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 try:
@@ -21,9 +23,10 @@ except ImportError:
 
 import cmm.bert
 import numpy as np
+from cmm.bert import glue_tasks
 from cmm.bert.text import batches, encode
 from cmm.bert.tokenizer import checked_texts
-from cmm.torch import Classifier, glue_tasks, training
+from cmm.torch import Classifier, training
 from torch.nn import functional
 
 
@@ -44,9 +47,9 @@ def main() -> None:
 
     options.device = training.usable_device(options.device)
     torch.manual_seed(options.seed)
-    task = glue_tasks.TASKS[options.task]
+    task = glue_tasks.with_labels(glue_tasks.TASKS[options.task], options.data / "train.tsv")
     pretrained = cmm.bert.load(options.model)
-    model = classifier(pretrained, max(1, len(task.labels))).to(options.device)
+    model = classifier(pretrained, max(1, len(task.labels)), task.labels).to(options.device)
     limit = pretrained.config.max_seq_length
     files = {
         file: (encode(pretrained.tokenizer, limit, checked_texts(texts, file), truncate=True), labels)
@@ -61,20 +64,20 @@ def main() -> None:
         epochs = options.epochs or task.epochs
         for epoch, loss in enumerate(epochs_of(model, ids, labels, epochs, options), 1):
             for file, (texts, right) in files.items():
-                found = predict(model, texts)
-                found = found[:, 0] if not task.labels else found.argmax(1)
                 row = {"epoch": epoch, "file": file, "loss": round(loss, 4)}
-                row |= {name: round(score(found, right), 4) for name, score in task.scores.items()}
+                scores = glue_tasks.scores(task, predict(model, texts), right)
+                row |= {name: round(score, 4) for name, score in scores.items()}
                 log.writerow(row)
                 print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     training.save_final(options.out / "model", model, pretrained.tokenizer.file.parent)
     print(f"wrote {options.out / 'model'}")
 
 
-def classifier(pretrained: cmm.bert.Model, labels: int) -> Classifier:
-    """Return a classifier with a new head on a trained encoder."""
+def classifier(pretrained: cmm.bert.Model, labels: int, names: Sequence[str] = ()) -> Classifier:
+    """Return a classifier with a new head on a trained encoder; the names of its labels are saved with it."""
     arch = dict(pretrained.config.arch)
     arch["embedding"] = {**arch["embedding"], "vocab_size": len(pretrained.weights.word)}
+    arch["label_names"] = list(names) or None
     head = {"pooler": "avg", "include_ff_layer": True, "head_dim": pretrained.config.hidden, "nonlin": "Tanh"}
     model = Classifier({**arch, "num_labels": labels, "classification_head": arch.get("classification_head", head)})
     weights = training.state_dict(pretrained)

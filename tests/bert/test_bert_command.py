@@ -17,7 +17,7 @@ import bert_tokenizer as tiny
 
 BLOCK = reference.architecture(num_labels=None)
 pytestmark = pytest.mark.filterwarnings("ignore::cmm.bert.EmptyTextWarning")
-COMMANDS = ("fill-mask", "embed", "classify", "explain", "export")
+COMMANDS = ("fill-mask", "embed", "classify", "explain", "export", "eval")
 
 
 @pytest.fixture(scope="module")

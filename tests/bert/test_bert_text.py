@@ -654,3 +654,70 @@ def test_export_of_a_tokenizer_that_is_not_there(tmp_path, folder):
     with pytest.raises(CheckpointError, match="cannot be read"):
         cmm.bert.export(folder, tmp_path / "out", tokenizer=tmp_path / "none.json")
     assert not (tmp_path / "out").exists()
+
+
+# ---- targets, lengths, places, decoding ----------------------------------------------------------------------------
+
+
+def test_targets_are_all_said_with_their_probabilities(model):
+    text = "the <mask> sat"
+    everything = {one.token: one for one in model.fill_mask(text, k=tiny.SIZE)[0]}
+    found = model.fill_mask(text, k=1, targets=["moon", "Dog", "##s", "dog"])[0]
+    assert {one.token for one in found} == {"moon", "dog", "##s"}
+    assert found == sorted((everything[one.token] for one in found), key=lambda one: -one.logit)
+    for targets, message in (
+        (["unable"], "targets.0. is 'unable', which is no single token.*un ##able"),
+        ([], "empty"),
+    ):
+        with pytest.raises(cmm.ArgumentError, match=message):
+            model.fill_mask(text, targets=targets)
+    with pytest.raises(cmm.DtypeError, match="targets is 'moon'"):
+        model.fill_mask(text, targets="moon")
+
+
+def test_normalized_vectors_and_batches(model):
+    plain, unit = model.embed(TEXTS), model.embed(TEXTS, normalize=True)
+    np.testing.assert_allclose(unit, plain / np.linalg.norm(plain, axis=1, keepdims=True), rtol=1e-6)
+    assert model.embed("the cat", normalize=True).shape == (24,)
+    np.testing.assert_allclose(model.embed(TEXTS, batch_size=1), plain, atol=TOLERANCE)
+    lengths = [3, 2, 3, 3, 3]
+    assert [some.tolist() for some in batches(lengths, 2)] == [[0, 2], [3, 4], [1]]
+    for wrong in (0, -1, 1.5, True):
+        with pytest.raises(cmm.ArgumentError, match="batch_size is"):
+            model.embed(TEXTS, batch_size=wrong)
+
+
+def test_logits_of_some_places(model):
+    ids = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    places = np.array([[3, 0, 0], [1, 2, 1]])
+    whole = model.logits(ids)
+    np.testing.assert_allclose(
+        model.logits(ids, places=places), np.take_along_axis(whole, places[..., None], 1), atol=TOLERANCE
+    )
+    assert model.logits(ids, places=np.empty((2, 0), int)).shape == (2, 0, tiny.SIZE)
+    for wrong, message in (
+        ([[0, 4], [0, 0]], r"places\[0, 1\] is 4; places should be from 0 to 3"),
+        ([[0], [-1]], r"places\[1, 0\] is -1"),
+        ([0, 1], r"places has shape \(2,\)"),
+        ([[0.0], [1.0]], "places has dtype float64"),
+    ):
+        with pytest.raises(cmm.CmmError, match=message):
+            model.logits(ids, places=wrong)
+
+
+def test_decoding(model):
+    tokenizer = model.tokenizer
+    ids = tokenizer.encode("The cats sat.")
+    assert tokenizer.decode(ids) == "the cats sat."
+    assert tokenizer.decode(ids, special=True) == "the cats sat. <sep>"
+    assert tokenizer.decode([ids, np.array(ids[:1])]) == ["the cats sat.", "the"]
+    assert tokenizer.decode(np.array([ids[:1]])) == ["the"]
+    assert tokenizer.decode([]) == ""
+    for wrong, kind in (
+        ([tiny.SIZE], cmm.ArgumentError),
+        ([-1], cmm.ArgumentError),
+        ([1.5], cmm.DtypeError),
+        (7, cmm.DtypeError),
+    ):
+        with pytest.raises(kind, match="ids "):
+            tokenizer.decode(wrong)

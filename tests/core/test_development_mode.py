@@ -26,6 +26,7 @@ COMMANDS = {
     "classify": ["classify", "model", "the cat"],
     "explain": ["explain", "fff", "a file", "--json", "a.json"],
     "export": ["export", "dense", "out"],
+    "eval": ["eval", "fff", "text", "texts"],
     "bench": [*BENCH, "--plot", "a.svg"],
     "bench --curve": [*BENCH, "--curve", "--plot", "a.png"],
     "bench --model": ["bench", "--model", "--passes", "1", "--json", "a.json"],

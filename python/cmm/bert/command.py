@@ -1,4 +1,4 @@
-"""`cmm fill-mask`, `cmm embed`, `cmm classify`, `cmm explain` and `cmm export`."""
+"""`cmm fill-mask`, `cmm embed`, `cmm classify`, `cmm explain`, `cmm export` and `cmm eval`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import cmm
 from cmm import _json
 from cmm._files import replacing
 from cmm._quiet import quiet_encodings
+from cmm.bert import evaluation, glue_tasks
 from cmm.bert.trained import packaged
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     _add_classify(commands)
     _add_explain(commands)
     _add_export(commands)
+    _add_eval(commands)
 
 
 def _parser(commands: Any, name: str, what: str, description: str, examples: str, run: Callable[[Any], None]) -> Any:
@@ -69,6 +71,9 @@ The mask is written as the model's tokenizer writes it. Without MODEL it is fff,
     parser.add_argument("text", metavar="TEXT", help="a text with at least one mask")
     parser.set_defaults(take_texts=_take_a_text)
     parser.add_argument("-k", type=int, default=5, metavar="N", help="how many tokens for each mask (default 5)")
+    parser.add_argument(
+        "--targets", metavar="WORD,...", help="only these words, all of them, with commas between them"
+    )
     parser.add_argument("--json", action="store_true", help="print json: for each mask a list of tokens")
     _add_run(parser)
 
@@ -84,7 +89,8 @@ def run_fill_mask(options: argparse.Namespace) -> None:
     """Print the likeliest tokens for each mask."""
     options.model = options.model or _DEFAULT
     with _warnings_in_one_line(options):
-        predictions = _model(options).fill_mask(options.text, options.k, **_run(options))
+        targets = None if options.targets is None else options.targets.split(",")
+        predictions = _model(options).fill_mask(options.text, options.k, targets=targets, **_run(options))
     if options.json:
         print(json.dumps([[one._asdict() for one in mask] for mask in predictions]))
         return
@@ -120,6 +126,10 @@ def _add_embed(commands: Any) -> None:
         default="avg",
         help="how tokens become one vector (default avg)",
     )
+    parser.add_argument("--normalize", action="store_true", help="divide each vector by its length")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="texts that run together (default by their tokens)"
+    )
     _add_run(parser)
 
 
@@ -132,7 +142,8 @@ def run_embed(options: argparse.Namespace) -> None:
         raise cmm.ArgumentError(f"--out {out}: there is no folder {out.absolute().parent}")
     texts = _texts(options)
     with _warnings_in_one_line(options):
-        vectors = _model(options).embed(texts, pooler=options.pooler, truncate=options.truncate, **_run(options))
+        how = {"normalize": options.normalize, "batch_size": options.batch_size, "truncate": options.truncate}
+        vectors = _model(options).embed(texts, pooler=options.pooler, **how, **_run(options))
     if out is not None:
         with replacing(out) as file:
             np.save(file, vectors)
@@ -154,7 +165,7 @@ def _add_classify(commands: Any) -> None:
         """\
   cmm classify MODEL "What a film!" "I left after ten minutes."
   cmm classify MODEL --file pairs.tsv --pairs --json        two texts a line, a tab between them
-Labels are numbers, in the order of training.""",
+Labels have the names that fine-tuning saved, or else are numbers, in the order of training.""",
         run_classify,
     )
     _add_model(parser)
@@ -166,21 +177,32 @@ Labels are numbers, in the order of training.""",
 def run_classify(options: argparse.Namespace) -> None:
     """Print a label for each text."""
     texts = _texts(options)
+    model = _model(options)
     with _warnings_in_one_line(options):
-        logits = _model(options).classify(texts, truncate=options.truncate, **_run(options)).astype(np.float64)
+        logits = model.classify(texts, truncate=options.truncate, **_run(options)).astype(np.float64)
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
     one = logits.shape[1] == 1
+    names = model.label_names
+    shown_names = [_printable(name) for name in names or map(str, range(logits.shape[1]))]
+    width = max(5, *map(len, shown_names))
     if not options.json:
-        print("score     text" if one else "label  probability  text")
+        print("score     text" if one else f"{'label':{width}}  probability  text")
     for text, row, probabilities in zip(texts, logits, weights, strict=True):
         best = int(row.argmax())
         if options.json:
             answer = {"text": text, "logits": row.tolist()}
-            print(json.dumps(answer if one else {**answer, "label": best, "probabilities": probabilities.tolist()}))
+            if not one:
+                answer |= {"label": best, "probabilities": probabilities.tolist()}
+                answer |= {} if names is None else {"name": names[best]}
+            print(json.dumps(answer))
             continue
         shown = _printable(text if isinstance(text, str) else " | ".join(text))
-        print(f"{row[0]:<8.4f}  {shown}" if one else f"{best:<5}  {probabilities[best]:<11.4f}  {shown}")
+        print(
+            f"{row[0]:<8.4f}  {shown}"
+            if one
+            else f"{shown_names[best]:{width}}  {probabilities[best]:<11.4f}  {shown}"
+        )
 
 
 # ---- explain -------------------------------------------------------------------------------------------------------
@@ -281,6 +303,85 @@ def run_export(options: argparse.Namespace) -> None:
     model = cmm.bert.load(folder)
     tokenizer = "its tokenizer" if (folder / "tokenizer.json").exists() else "no tokenizer (--tokenizer adds one)"
     print(f"wrote {folder}: {model.parameters} weights, {tokenizer}")
+
+
+# ---- eval ----------------------------------------------------------------------------------------------------------
+
+_TEXT = "text"
+
+
+def _add_eval(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "eval",
+        "measure how good a model is",
+        "Measure how well a model foretells masked tokens of a text, or how well a classifier does a task.",
+        f"""\
+  cmm eval MODEL text heldout.txt          one text a line: masked accuracy, pseudo-perplexity
+  cmm eval sst2/model SST-2 glue/SST-2     the scores of GLUE for dev.tsv
+  cmm eval MODEL pairs FOLDER --file test.tsv
+  cmm eval --suite RUNS TASKS              medians over seeds, as the paper's Table 1: RUNS/NAME/TASK/SEED/model
+TASK is {_TEXT} or one of {", ".join(glue_tasks.TASKS)}.
+The last four have the columns sentence, or sentence1 and sentence2, and label, and labels of their own.""",
+        run_eval,
+    )
+    _add_model(parser, f"{_MODEL}; with --suite a folder of runs")
+    parser.add_argument("task", metavar="TASK", help="what to measure; with --suite the folder of the tasks")
+    parser.add_argument(
+        "folder", metavar="FOLDER", nargs="?", type=Path, help="of the task; a file or folder of text"
+    )
+    parser.add_argument("--suite", action="store_true", help="several models, tasks and seeds, and the paper's rows")
+    parser.add_argument("--file", action="append", default=[], metavar="NAME", help="of FOLDER (default: dev.tsv)")
+    parser.add_argument("--at-most", type=int, metavar="N", help=f"of {_TEXT}: use the first N texts")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=f"of {_TEXT}: of what is hidden (default 0)")
+    parser.add_argument("--json", action="store_true", help="print json")
+    _add_run(parser)
+
+
+def run_eval(options: argparse.Namespace) -> None:
+    """Print what was measured."""
+    if options.suite != (options.folder is None):
+        wanted = "RUNS TASKS" if options.suite else "MODEL TASK FOLDER"
+        raise cmm.ArgumentError(f"cmm eval {'--suite ' if options.suite else ''}should be given {wanted}")
+    if options.suite:
+        with _warnings_in_one_line(options):
+            table = evaluation.suite(Path(options.model), Path(options.task), options.file, **_run(options))
+        print(json.dumps(table) if options.json else evaluation.as_table(table, paper=True))
+        return
+    if options.task != _TEXT and options.task not in glue_tasks.TASKS:
+        raise cmm.ArgumentError(
+            f"TASK is {options.task!r}; it should be one of {', '.join((_TEXT, *glue_tasks.TASKS))}"
+        )
+    model = _model(options)
+    if options.task == _TEXT:
+        _eval_text(options, model)
+        return
+    with _warnings_in_one_line(options):
+        found = evaluation.of_task(model, options.task, options.folder, options.file, **_run(options))
+    if options.json:
+        print(json.dumps(found))
+        return
+    for file, scores in found.items():
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != "texts")
+        print(f"{file}: {scores['texts']} texts  {shown}")
+
+
+def _eval_text(options: argparse.Namespace, model: Model) -> None:
+    if options.at_most is not None and options.at_most < 1:
+        raise cmm.ArgumentError(f"--at-most is {options.at_most}; it should be at least 1")
+    if options.seed < 0:
+        raise cmm.ArgumentError(f"--seed is {options.seed}; it should be at least 0")
+    texts = evaluation.read_texts(options.folder)[: options.at_most]
+    quarter = evaluation.masked(model, texts, share=0.25, seed=options.seed, **_run(options))
+    alone = evaluation.masked(model, texts, **_run(options))
+    perplexity = float(np.exp(alone.loss))
+    if options.json:
+        found = {"texts": len(texts), "masked": quarter._asdict(), "alone": alone._asdict()}
+        print(json.dumps({**found, "pseudo_perplexity": perplexity}))
+        return
+    print(f"{len(texts)} texts")
+    print(f"a quarter of each text hidden: accuracy {quarter.accuracy:.4f}, loss {quarter.loss:.4f}")
+    print(f"each of {alone.tokens} tokens alone: accuracy {alone.accuracy:.4f}, pseudo-perplexity {perplexity:.4g}")
 
 
 # ---- what they share -----------------------------------------------------------------------------------------------

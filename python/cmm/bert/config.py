@@ -80,6 +80,7 @@ _READ = {
     "norm_eps",
     "skip_head_transform",
     "num_labels",
+    "label_names",
     "embedding",
     "embedding.vocab_size",
     "embedding.embedding_dim",
@@ -91,7 +92,7 @@ _READ = {
     "classification_head.head_dim",
 }
 
-_FILLED_IN_LATER = ("vocab_size", "num_labels")
+_FILLED_IN_LATER = ("vocab_size", "num_labels", "label_names")
 
 _BLOCKS = ("embedding", "attention", "classification_head")
 
@@ -163,6 +164,8 @@ class Config:
         Of the classifier.
     arch : dict
         The architecture block as it was read.
+    label_names : tuple of str or None
+        What fine-tuning called the labels of the classifier, in the order of their numbers.
     """
 
     layers: int
@@ -180,6 +183,7 @@ class Config:
     head_dim: int | None
     num_labels: int | None
     arch: dict[str, Any]
+    label_names: tuple[str, ...] | None = None
 
     @property
     def nodes(self) -> int:
@@ -265,6 +269,7 @@ def parse(block: Mapping[str, Any], source: object = "config") -> Config:
         head_dim=flags.integer("classification_head.head_dim") if head else None,
         num_labels=flags.integer("num_labels", default=None),
         arch=dict(block),
+        label_names=flags.names("label_names", flags.integer("num_labels", default=None)),
     )
 
 
@@ -387,6 +392,16 @@ class _Flags:
         if type(value) is not int or not low <= value <= high:
             self.fail(name, f"is {shown(value)}; it should be a whole number from {low} to {high}")
         return value
+
+    def names(self, name: str, number: int | None) -> tuple[str, ...] | None:
+        value = self.values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            self.fail(name, f"is {shown(value)}; it should be a list of strings")
+        if len({*value}) != len(value) or number not in (None, len(value)):
+            self.fail(name, f"is {shown(value)}; it should be {number or len(value)} different names")
+        return tuple(value)
 
     def boolean(self, name: str, *, default: bool) -> bool:
         value = self.values.get(name, default)

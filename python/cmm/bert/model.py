@@ -200,6 +200,23 @@ class Model:
         """Whether ``logits`` works."""
         return self._has_decoder
 
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """What fine-tuning called the labels of the classifier, in the order of the logits; None where it did not.
+
+        Raises
+        ------
+        CheckpointError
+            The configuration has another number of names than the classifier has labels.
+        """
+        names, classifier = self.config.label_names, self.weights.classifier
+        if names is None or classifier is None:
+            return None
+        if len(names) != len(classifier.head_bias):
+            problem = f"has {len(names)} label_names, and the classifier has {len(classifier.head_bias)} labels"
+            raise CheckpointError(self.source, problem)
+        return names
+
     def __getstate__(self) -> object:
         """Return the attributes, and how each tensor is aligned, on which the bits of a BLAS's sums may depend."""
         own, slots = _parts(super().__getstate__())
@@ -326,14 +343,32 @@ class Model:
 
     @overload
     def fill_mask(  # type: ignore[overload-overlap]  # a text is a sequence of characters
-        self, text: Text, k: int = 5, *, level: LevelName = "auto", threads: int | None = None
+        self,
+        text: Text,
+        k: int = 5,
+        *,
+        targets: Sequence[str] | None = None,
+        level: LevelName = "auto",
+        threads: int | None = None,
     ) -> list[list[Prediction]]: ...
     @overload
     def fill_mask(
-        self, text: Sequence[Text], k: int = 5, *, level: LevelName = "auto", threads: int | None = None
+        self,
+        text: Sequence[Text],
+        k: int = 5,
+        *,
+        targets: Sequence[str] | None = None,
+        level: LevelName = "auto",
+        threads: int | None = None,
     ) -> list[list[list[Prediction]]]: ...
     def fill_mask(
-        self, text: Text | Sequence[Text], k: int = 5, *, level: LevelName = "auto", threads: int | None = None
+        self,
+        text: Text | Sequence[Text],
+        k: int = 5,
+        *,
+        targets: Sequence[str] | None = None,
+        level: LevelName = "auto",
+        threads: int | None = None,
     ) -> list[list[Prediction]] | list[list[list[Prediction]]]:
         """Say which tokens may stand in place of the masks of a text, or of each text of a list.
 
@@ -344,6 +379,9 @@ class Model:
             pair; anything else but a string is a sequence of texts. Each of these runs alone.
         k : int, optional
             How many tokens, at least 1.
+        targets : sequence of str, optional
+            Only these words, or tokens as the vocabulary writes them, all of them and each once, whatever k is. Their
+            probabilities are still those among all tokens.
         level, threads
             As for calling the model.
 
@@ -357,7 +395,7 @@ class Model:
         Raises
         ------
         ArgumentError
-            There is no mask in a text, or it is longer than the model's limit.
+            There is no mask in a text, it is longer than the model's limit, or one of the targets is no single token.
         DtypeError
             text is no string, pair of strings or sequence of these.
         UnusableError
@@ -369,13 +407,15 @@ class Model:
             logits: Floats = self.device.host(self.decode(self([ids], level=level, threads=threads)[0, places]))
             return logits
 
-        return fill_mask(self.tokenizer, self.config.max_seq_length, compute, text, k)
+        return fill_mask(self.tokenizer, self.config.max_seq_length, compute, text, k, targets)
 
     def embed(
         self,
         texts: Text | Sequence[Text],
         *,
         pooler: Pooler = "avg",
+        normalize: bool = False,
+        batch_size: int | None = None,
         truncate: bool = False,
         progress: bool | None = None,
         level: LevelName = "auto",
@@ -394,6 +434,10 @@ class Model:
         pooler : {"avg", "zero_index", "max", "logsumexp"}, optional
             How the tokens' hidden states, of special tokens too, become one: their mean, the first one, the largest
             value of each component, or the logarithm of the sum of exponentials.
+        normalize : bool, optional
+            Divide each vector by its length, so that products of vectors are cosines. One of length 0 stays as it is.
+        batch_size : int, optional
+            At most so many texts run together. None is as many as have 2048 tokens.
         truncate : bool, optional
             Cut texts that are longer than the model's limit, and warn, instead of raising.
         progress : bool, optional
@@ -424,7 +468,7 @@ class Model:
                 result: Floats = self.device.host(pooled)
             return result
 
-        return in_batches(
+        vectors = in_batches(
             self.tokenizer,
             self.config.max_seq_length,
             compute,
@@ -432,7 +476,13 @@ class Model:
             self.config.hidden,
             truncate=truncate,
             progress=progress,
+            batch_size=batch_size,
         )
+        if normalize:
+            # In float64, where the squares of no float32 overflow.
+            lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1, keepdims=True)
+            vectors = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+        return vectors
 
     def classify(
         self,
@@ -470,17 +520,38 @@ class Model:
         return self._encode(ids, mask, self._call(level, threads))
 
     def logits(
-        self, ids: ArrayLike, mask: ArrayLike | None = None, *, level: LevelName = "auto", threads: int | None = None
+        self,
+        ids: ArrayLike,
+        mask: ArrayLike | None = None,
+        *,
+        places: ArrayLike | None = None,
+        level: LevelName = "auto",
+        threads: int | None = None,
     ) -> Floats:
-        """Return the logits of the masked-language-model head, float32, (B, S, V).
+        """Return the logits of the masked-language-model head, float32, (B, S, V), or (B, M, V) of some places.
+
+        Parameters
+        ----------
+        ids, mask, level, threads
+            As for calling the model.
+        places : array_like of int, (B, M), optional
+            Decode these places of each sequence only, from 0 to S - 1: the decoder is a large part of the work.
 
         Raises
         ------
         UnusableError
             The weights came without that head.
+        ShapeError, DtypeError, ArgumentError
+            Of places: another shape, no whole numbers, a place that is not in the sequence.
         """
         self._need_decoder()
-        return self.decode(self(ids, mask, level=level, threads=threads))
+        wanted = None if places is None else checked_places(self.device.host(places), self.device.host(ids))
+        with self.device.active():
+            hidden = self(ids, mask, level=level, threads=threads)
+            if wanted is not None:
+                rows = self.device.xp.arange(len(wanted))[:, None]
+                hidden = hidden[rows, self.device.put(wanted)]  # (B, M, H)
+            return self.decode(hidden)
 
     def decode(self, hidden: ArrayLike) -> Floats:
         """Return the logits of the masked-language-model head for hidden states, so that only some can be decoded.
@@ -558,7 +629,10 @@ class Model:
 
     def _need_classifier(self) -> encoder.Classifier:
         if self.weights.classifier is None:
-            raise UnusableError(f"{self.source} has no classifier (head.weight, pooler.dense.weight)")
+            raise UnusableError(
+                f"{self.source} has no classifier (head.weight, pooler.dense.weight), "
+                "which docs/examples/finetune.py adds"
+            )
         return self.weights.classifier
 
     def _call(self, level: LevelName = "auto", threads: int | None = None) -> Call:
@@ -655,6 +729,22 @@ def checked_ids(ids: ArrayLike, vocab_size: int, max_seq_length: int) -> NDArray
         problem = f"ids[{row}, {column}] is {tokens[row, column]}"
         raise ArgumentError(f"{problem}; token ids should be from 0 to {vocab_size - 1}")
     return tokens.astype(np.intp, copy=False)
+
+
+def checked_places(places: ArrayLike, ids: ArrayLike) -> NDArray[np.intp]:
+    """Return places of sequences as an index array (B, M), or say what is wrong with them."""
+    values, shape = as_numpy("places", places), np.shape(ids)
+    if values.dtype.kind not in "iu":
+        raise DtypeError(f"places has dtype {values.dtype}; it should be an integer one")
+    if len(shape) == 2:  # or ids are refused
+        if values.ndim != 2 or len(values) != shape[0]:
+            raise ShapeError(f"places has shape {values.shape}; it should be ({shape[0]}, places of each sequence)")
+        wrong = (values < 0) | (values >= shape[1])
+        if wrong.any():
+            row, column = (int(i) for i in np.argwhere(wrong)[0])
+            problem = f"places[{row}, {column}] is {values[row, column]}"
+            raise ArgumentError(f"{problem}; places should be from 0 to {shape[1] - 1}")
+    return values.astype(np.intp)
 
 
 def checked_mask(mask: ArrayLike | None, batch: int, length: int) -> NDArray[np.bool_] | None:

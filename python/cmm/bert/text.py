@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmm.bert.tokenizer import Text, Texts, Tokenizer, checked_texts
-from cmm.errors import ArgumentError
+from cmm.errors import ArgumentError, DtypeError
 
 Floats = NDArray[np.float32]
 
@@ -49,6 +49,7 @@ def fill_mask(
     compute: Callable[[list[int], list[int]], Floats],
     text: Text | Sequence[Text],
     k: int,
+    targets: Sequence[str] | None = None,
 ) -> list[list[Prediction]] | list[list[list[Prediction]]]:
     """Return the k likeliest tokens for each mask of a text, likeliest first, or of each of several texts.
 
@@ -63,23 +64,45 @@ def fill_mask(
         Gets the ids of one text and the places of its masks, returns their logits (masks, V).
     text : str, (str, str), or sequence of these
     k : int
+    targets : sequence of str, optional
+        As for ``Model.fill_mask``.
     """
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ArgumentError(f"k is {k!r}; it should be a whole number, at least 1")
     mask = tokenizer.id_of("mask")
+    known = tokenizer.ids  # the decoder may have rows for which there is no token
+    if targets is not None:
+        known = _ids_of(tokenizer, targets)
+        k = len(known)
     given = checked_texts(text, "text")
     encoded = encode(tokenizer, limit, given)
     places = [[place for place, id in enumerate(ids) if id == mask] for ids in encoded]
     if [] in places:
         problem = f"has no mask; the one of this tokenizer is {tokenizer.token(mask)}"
         raise ArgumentError(f"{given.shown(places.index([]))} {problem}")
-    result = [_likeliest(tokenizer, compute(*one), k) for one in zip(encoded, places, strict=True)]
+    result = [_likeliest(tokenizer, compute(*one), k, known) for one in zip(encoded, places, strict=True)]
     return result[0] if given.one else result
 
 
-def _likeliest(tokenizer: Tokenizer, logits: Floats, k: int) -> list[list[Prediction]]:
-    """Return the k likeliest tokens for each row of logits (masks, V)."""
-    known = tokenizer.ids  # the decoder may have rows for which there is no token
+def _ids_of(tokenizer: Tokenizer, targets: Sequence[str]) -> NDArray[np.intp]:
+    """Return the ids of words, of each once."""
+    if isinstance(targets, str) or not all(isinstance(word, str) for word in targets):
+        raise DtypeError(f"targets is {targets!r}; it should be a sequence of strings")
+    ids: dict[int, None] = {}
+    for number, word in enumerate(targets):
+        id = tokenizer.id_of_word(word)
+        if id is None:
+            tokens = " ".join(str(tokenizer.token(one)) for one in tokenizer.encode(word))
+            problem = f"targets[{number}] is {word!r}, which is no single token of this tokenizer"
+            raise ArgumentError(f"{problem}, which reads {tokens}")
+        ids[id] = None
+    if not ids:
+        raise ArgumentError("targets is empty; it should have at least one word, or be None for every token")
+    return np.array([*ids], np.intp)
+
+
+def _likeliest(tokenizer: Tokenizer, logits: Floats, k: int, known: NDArray[np.intp]) -> list[list[Prediction]]:
+    """Return the k likeliest of the known tokens for each row of logits (masks, V)."""
     result = []
     for row in logits.astype(np.float64):
         best = known[np.argsort(-row[known], kind="stable")[:k]]
@@ -100,6 +123,7 @@ def in_batches(
     *,
     truncate: bool,
     progress: bool | None,
+    batch_size: int | None = None,
 ) -> Floats:
     """Compute a row for each text, or the row of one text.
 
@@ -112,29 +136,33 @@ def in_batches(
         Gets the ids (B, S) of texts of equal length, returns (B, width).
     texts : str, (str, str), or sequence of these
     width : int
-    truncate, progress
+    truncate, progress, batch_size
         As for ``Model.embed``.
 
     Returns
     -------
     ndarray of float32, (texts, width), or (width,)
     """
+    if batch_size is not None and (
+        isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1
+    ):
+        raise ArgumentError(f"batch_size is {batch_size!r}; it should be None or a whole number, at least 1")
     given = checked_texts(texts, "texts")
     ids = encode(tokenizer, limit, given, truncate=truncate)
     result = np.empty((len(ids), width), np.float32)
     with progress_bar(len(ids), progress) as step:
-        for some in batches([len(one) for one in ids]):
+        for some in batches([len(one) for one in ids], batch_size):
             result[some] = compute(np.array([ids[index] for index in some], np.intp))
             step(len(some))
     return np.ascontiguousarray(result[0]) if given.one else result
 
 
-def batches(lengths: Sequence[int]) -> Iterator[NDArray[np.intp]]:
+def batches(lengths: Sequence[int], batch_size: int | None = None) -> Iterator[NDArray[np.intp]]:
     """Yield the indices of texts that run together, all of one length; the longest first, to fail early if at all."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     for same in np.split(order, np.flatnonzero(np.diff(np.asarray(lengths)[order])) + 1):
         if same.size:
-            at_a_time = max(1, _TOKENS // lengths[same[0]])
+            at_a_time = max(1, _TOKENS // lengths[same[0]]) if batch_size is None else int(batch_size)
             yield from np.split(same, range(at_a_time, same.size, at_a_time))
 
 

@@ -3,6 +3,7 @@
 Which token plays which part, and its id, differ from one training run to the next: both come from the files.
 """
 
+import operator
 import os
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
@@ -142,6 +143,14 @@ class Tokenizer:
         """Return the text of a token, or None where there is none of that id."""
         return self._tokens.get(id)
 
+    def id_of_word(self, word: str) -> int | None:
+        """Return the id of a word, or of a token as the vocabulary writes it; None where it is no single token."""
+        id: int | None = self._tokenizer.token_to_id(word)
+        if id is None:
+            ids = [one for one in self.encode(word) if one not in self._silent]
+            id = ids[0] if len(ids) == 1 else None
+        return id
+
     def says_nothing(self, ids: Sequence[int]) -> bool:
         """Whether there is nothing but special tokens; a mask counts as a word."""
         return self._silent.issuperset(ids)
@@ -181,6 +190,48 @@ class Tokenizer:
         with _blaming(self.file, "cannot encode a text"):  # an unknown word, say, and no token for those
             ids = [encoding.ids for encoding in _encodings(tokenizer, given.items)]
         return ids[0] if given.one else ids
+
+    @overload
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str: ...
+    @overload
+    def decode(self, ids: Sequence[Sequence[int]], *, special: bool = False) -> list[str]: ...
+    def decode(self, ids: Any, *, special: bool = False) -> str | list[str]:
+        """Return the text of ids, or of each sequence of ids.
+
+        It need not be the text that ``encode`` was given: what a tokenizer drops, such as capitals, is gone.
+
+        Parameters
+        ----------
+        ids : sequence of int, or sequence of these
+            An array of one or two dimensions is one too.
+        special : bool, optional
+            Write special tokens too.
+
+        Returns
+        -------
+        str, or list of str
+
+        Raises
+        ------
+        ArgumentError
+            There is no token of an id.
+        DtypeError
+            That are no whole numbers.
+        """
+        values = ids.tolist() if hasattr(ids, "tolist") else ids
+        try:
+            values = list(values)
+            many = bool(values) and not isinstance(values[0], int | np.integer)
+            rows = [[*map(operator.index, row)] for row in values] if many else [[*map(operator.index, values)]]
+        except TypeError:
+            raise DtypeError(f"ids is {_shown(ids)}; it should be whole numbers, or sequences of these") from None
+        for row in rows:
+            for id in row:
+                if id not in self._tokens:
+                    raise ArgumentError(f"ids has {id}, of which this tokenizer has no token")
+        with _blaming(self.file, "cannot decode ids"):
+            texts: list[str] = [self._tokenizer.decode(row, skip_special_tokens=not special) for row in rows]
+        return texts if many else texts[0]
 
 
 def _encodings(tokenizer: Any, texts: Sequence[Text]) -> list[Any]:

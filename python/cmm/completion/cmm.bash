@@ -5,16 +5,17 @@
 #    source ~/.local/share/bash_completion/cmm
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_cmm_subparsers=(info demo bench fill-mask embed classify explain export completion)
+_shtab_cmm_subparsers=(info demo bench fill-mask embed classify explain export eval completion)
 
 _shtab_cmm_info_option_strings=(-h --help)
 _shtab_cmm_demo_option_strings=(-h --help)
 _shtab_cmm_bench_option_strings=(-h --help --tokens --width --trees --depth --table --weights --levels --threads --dtype --routing --passes --seed --full --curve --model --json --plot)
-_shtab_cmm_fill_mask_option_strings=(-h --help -k --json --config --tokenizer --weights --exact-path --device --threads --level)
-_shtab_cmm_embed_option_strings=(-h --help --file --pairs --truncate --out --pooler --config --tokenizer --weights --exact-path --device --threads --level)
+_shtab_cmm_fill_mask_option_strings=(-h --help -k --targets --json --config --tokenizer --weights --exact-path --device --threads --level)
+_shtab_cmm_embed_option_strings=(-h --help --file --pairs --truncate --out --pooler --normalize --batch-size --config --tokenizer --weights --exact-path --device --threads --level)
 _shtab_cmm_classify_option_strings=(-h --help --file --pairs --truncate --json --config --tokenizer --weights --exact-path --device --threads --level)
 _shtab_cmm_explain_option_strings=(-h --help --file --pairs --truncate --ids --out --json --config --tokenizer --weights --exact-path --device --threads --level)
 _shtab_cmm_export_option_strings=(-h --help --dtype --config --tokenizer)
+_shtab_cmm_eval_option_strings=(-h --help --suite --file --at-most --seed --json --config --tokenizer --weights --exact-path --device --threads --level)
 _shtab_cmm_completion_option_strings=(-h --help)
 _shtab_cmm_option_strings=(-h --help --version)
 
@@ -51,6 +52,13 @@ _shtab_cmm_export_pos_0_COMPGEN=_shtab_compgen_dirs
 _shtab_cmm_export_pos_1_COMPGEN=_shtab_compgen_dirs
 _shtab_cmm_export___config_COMPGEN=_shtab_compgen_files
 _shtab_cmm_export___tokenizer_COMPGEN=_shtab_compgen_files
+_shtab_cmm_eval_pos_0_COMPGEN=_shtab_compgen_dirs
+_shtab_cmm_eval_pos_2_COMPGEN=_shtab_compgen_dirs
+_shtab_cmm_eval___file_COMPGEN=_shtab_compgen_files
+_shtab_cmm_eval___config_COMPGEN=_shtab_compgen_files
+_shtab_cmm_eval___tokenizer_COMPGEN=_shtab_compgen_files
+_shtab_cmm_eval___device_COMPGEN=_shtab_compgen_files
+_shtab_cmm_eval___level_COMPGEN=_shtab_compgen_files
 
 _shtab_cmm_bench___table_choices=(paper narrow forests)
 _shtab_cmm_bench___dtype_choices=(float32 float64)
@@ -58,7 +66,7 @@ _shtab_cmm_bench___routing_choices=(random same)
 _shtab_cmm_embed___pooler_choices=(avg zero_index max logsumexp)
 _shtab_cmm_export___dtype_choices=(float32 float16)
 _shtab_cmm_completion_pos_0_choices=(bash zsh)
-_shtab_cmm_pos_0_choices=(info demo bench fill-mask embed classify explain export completion)
+_shtab_cmm_pos_0_choices=(info demo bench fill-mask embed classify explain export eval completion)
 
 _shtab_cmm_info__h_nargs=0
 _shtab_cmm_info___help_nargs=0
@@ -78,6 +86,7 @@ _shtab_cmm_embed__h_nargs=0
 _shtab_cmm_embed___help_nargs=0
 _shtab_cmm_embed___pairs_nargs=0
 _shtab_cmm_embed___truncate_nargs=0
+_shtab_cmm_embed___normalize_nargs=0
 _shtab_cmm_embed___exact_path_nargs='?'
 _shtab_cmm_classify_pos_1_nargs='*'
 _shtab_cmm_classify__h_nargs=0
@@ -94,6 +103,11 @@ _shtab_cmm_explain___truncate_nargs=0
 _shtab_cmm_explain___exact_path_nargs='?'
 _shtab_cmm_export__h_nargs=0
 _shtab_cmm_export___help_nargs=0
+_shtab_cmm_eval__h_nargs=0
+_shtab_cmm_eval___help_nargs=0
+_shtab_cmm_eval___suite_nargs=0
+_shtab_cmm_eval___json_nargs=0
+_shtab_cmm_eval___exact_path_nargs='?'
 _shtab_cmm_completion__h_nargs=0
 _shtab_cmm_completion___help_nargs=0
 _shtab_cmm_pos_0_nargs=A...

@@ -15,6 +15,7 @@ _shtab_cmm_commands() {
     completion:'Print what makes a shell complete the options of `cmm` and names of files. An installation in /usr has it in the'
     demo:'Run a fast feedforward layer and an encoder of real size, and say what is to be seen.'
     embed:'Make one vector of each text: the mean of its tokens'"'"' hidden states, or what --pooler says.'
+    eval:'Measure how well a model foretells masked tokens of a text, or how well a classifier does a task.'
     explain:'Draw, for each layer, which nodes each token visited and how tokens spread over the trees, and list the'
     export:'Write a model to a folder that loads fast: memory-mapped, with its tokenizer and configuration.'
     fill-mask:'Say which tokens may stand in place of each mask of a text, likeliest first.'
@@ -96,6 +97,8 @@ _shtab_cmm_embed_options=(
   "--truncate[cut texts that are too long instead of refusing them]"
   "--out[write a .npy file, float32, (texts, width)]:FILE:_files"
   "--pooler[how tokens become one vector (default avg)]:pooler:(avg zero_index max logsumexp)"
+  "--normalize[divide each vector by its length]"
+  "--batch-size[texts that run together (default by their tokens)]:N:"
   "--config[the configuration, where none lies beside MODEL]:FILE:_files"
   "--tokenizer[the tokenizer, where none lies beside MODEL]:FILE:_files"
   "--weights[keep the rows of FFF layers in bfloat16, float16 or int8\; two types\: of w_in and of w_out]:TYPE[,TYPE]:"
@@ -109,6 +112,28 @@ _shtab_cmm_embed_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_cmm_embed_defaults_added=0
+
+_shtab_cmm_eval_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--suite[several models, tasks and seeds, and the paper\'s rows]"
+  "*--file[of FOLDER (default\: dev.tsv)]:NAME:_files"
+  "--at-most[of text\: use the first N texts]:N:"
+  "--seed[of text\: of what is hidden (default 0)]:N:"
+  "--json[print json]"
+  "--config[the configuration, where none lies beside MODEL]:FILE:_files"
+  "--tokenizer[the tokenizer, where none lies beside MODEL]:FILE:_files"
+  "--weights[keep the rows of FFF layers in bfloat16, float16 or int8\; two types\: of w_in and of w_out]:TYPE[,TYPE]:"
+  "--exact-path[take the paths of float32 rows nevertheless\; with a number, only as likely as so many deviations]:SIGMAS:"
+  "--device[cpu (default), cuda, or cuda\:1]:NAME:_files"
+  "--threads[threads (default\: every core)]:N:"
+  "--level[how to compute, of \`cmm info\` (default auto)]:NAME:_files"
+  ":a folder or file that training or \`cmm export\` left, or fff or dense, models of libcmm-models\; with --suite a folder of runs:_files -/"
+  ":what to measure\; with --suite the folder of the tasks:"
+  ":of the task\; a file or folder of text:_files -/"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_cmm_eval_defaults_added=0
 
 _shtab_cmm_explain_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -147,6 +172,7 @@ _shtab_cmm_export_defaults_added=0
 _shtab_cmm_fill_mask_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "-k[how many tokens for each mask (default 5)]:N:"
+  "--targets[only these words, all of them, with commas between them]:WORD,...:"
   "--json[print json\: for each mask a list of tokens]"
   "--config[the configuration, where none lies beside MODEL]:FILE:_files"
   "--tokenizer[the tokenizer, where none lies beside MODEL]:FILE:_files"
@@ -193,6 +219,7 @@ _shtab_cmm() {
         completion) _arguments -C -s $_shtab_cmm_completion_options ;;
         demo) _arguments -C -s $_shtab_cmm_demo_options ;;
         embed) _arguments -C -s $_shtab_cmm_embed_options ;;
+        eval) _arguments -C -s $_shtab_cmm_eval_options ;;
         explain) _arguments -C -s $_shtab_cmm_explain_options ;;
         export) _arguments -C -s $_shtab_cmm_export_options ;;
         fill-mask) _arguments -C -s $_shtab_cmm_fill_mask_options ;;
