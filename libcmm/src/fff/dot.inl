@@ -57,6 +57,13 @@ INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const 
                 }
             }
         }
+        if (prefetch && pass == 0) { /* the lines that the loop leaves out: of the rest, and both ends' */
+            for (int64_t rest = i; rest < d; rest += LINE)
+                __builtin_prefetch(prefetch + rest, 0, 2);
+            __builtin_prefetch(prefetch + d - 1, 0, 2);
+            if (head > 0)
+                __builtin_prefetch(prefetch, 0, 2);
+        }
         if (i < d) {
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; v++) {
