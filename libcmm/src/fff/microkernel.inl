@@ -81,6 +81,13 @@ INLINE int NAME(undecided)(const cmm_problem *problem, int64_t inner, X logit, X
 
 /* ---- weighted sums --------------------------------------------------------------------------------------------- */
 
+INLINE void NAME(put)(X *to, XNAME(vec) a, int store_mode)
+{
+    if (store_mode == Y_STORE_NT)
+        XNAME(vec_store_nt)(to, a);
+    else
+        XNAME(vec_store)(to, a);
+}
 /* A tile of y: for `tokens` tokens that have their first `shared` of `rows` rows in common, `columns` vectors from element
  * `at` on; with part > 0 the one vector of columns has so many elements, which are the last. With shift > 0 y is stored past
  * the caches, but is off the vectors there, of which the first begins `shift` elements on: a vector that is stored is joined
@@ -131,10 +138,10 @@ INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, 
             if (at == 0)
                 XNAME(vec_store_masked)(s[t].y, y[t][0], shift);
             else
-                XNAME(vec_store_nt)(to, XNAME(vec_join)(open[t], y[t][0], shift));
+                NAME(put)(to, XNAME(vec_join)(open[t], y[t][0], shift), store_mode);
 #pragma GCC unroll 16
             for (int v = 1; v < columns; v++)
-                XNAME(vec_store_nt)(to + v * VL, XNAME(vec_join)(y[t][v - 1], y[t][v], shift));
+                NAME(put)(to + v * VL, XNAME(vec_join)(y[t][v - 1], y[t][v], shift), store_mode);
             open[t] = y[t][columns - 1];
         }
         return;
@@ -159,7 +166,7 @@ INLINE void NAME(weighted_sum_columns)(const int tokens, const int columns, cons
                                        int store_mode, int shared, int rows)
 {
     enum { VL = XNAME(VL), SIZE = XNAME(VECTOR_BYTES) };
-    const int64_t shift = store_mode == Y_STORE_NT ? bytes_to_multiple(s[0].y, SIZE) / (int64_t)sizeof(X) : 0;
+    const int64_t shift = store_mode != Y_ADD && d % VL == 0 ? bytes_to_multiple(s[0].y, SIZE) / (int64_t)sizeof(X) : 0;
     XNAME(vec) open[MR];
     int64_t at = 0;
     for (; at + columns * VL <= d; at += columns * VL)
