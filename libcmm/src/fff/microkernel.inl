@@ -81,6 +81,7 @@ INLINE int NAME(undecided)(const cmm_problem *problem, int64_t inner, X logit, X
 
 /* ---- weighted sums --------------------------------------------------------------------------------------------- */
 
+/* A whole vector of y. Past the caches `to` is a multiple of its size. */
 INLINE void NAME(put)(X *to, XNAME(vec) a, int store_mode)
 {
     if (store_mode == Y_STORE_NT)
@@ -88,10 +89,11 @@ INLINE void NAME(put)(X *to, XNAME(vec) a, int store_mode)
     else
         XNAME(vec_store)(to, a);
 }
+
 /* A tile of y: for `tokens` tokens that have their first `shared` of `rows` rows in common, `columns` vectors from element
- * `at` on; with part > 0 the one vector of columns has so many elements, which are the last. With shift > 0 y is stored past
- * the caches, but is off the vectors there, of which the first begins `shift` elements on: a vector that is stored is joined
- * of two of the tile, and of the last one only its beginning, while the rest goes on to the next tile in `open`. */
+ * `at` on; with part > 0 the one vector of columns has so many elements, which are the last. With shift > 0 the first
+ * multiple of a vector's size lies `shift` elements on in y: what is stored there is joined of two vectors of sums, so that
+ * rows are loaded from where they begin. The last one's end is left in `open` for the next tile. */
 INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, int64_t at, int64_t part,
                                            const XNAME(output_args) *s, int store_mode, int64_t shift,
                                            XNAME(vec) *open, int shared, int rows)
@@ -153,21 +155,20 @@ INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, 
             X *const to = s[t].y + at + v * VL;
             if (part > 0)
                 XNAME(vec_store_masked)(to, y[t][v], part);
-            else if (store_mode == Y_STORE_NT)
-                XNAME(vec_store_nt)(to, y[t][v]);
             else
-                XNAME(vec_store)(to, y[t][v]);
+                NAME(put)(to, y[t][v], store_mode);
         }
 }
 
-/* Stores past the caches are of whole vectors at multiples of their size. Where y is off these, its rows are whole cache
- * lines all the same. */
+/* Where y is off the multiples of a vector's size, but its rows are whole vectors, so that all of them are off by as much,
+ * it is stored at these multiples nevertheless: stores past the caches must be, and others would each write to two lines of
+ * the cache. */
 INLINE void NAME(weighted_sum_columns)(const int tokens, const int columns, const XNAME(output_args) *s, int64_t d,
                                        int store_mode, int shared, int rows)
 {
     enum { VL = XNAME(VL), SIZE = XNAME(VECTOR_BYTES) };
     const int64_t shift = store_mode != Y_ADD && d % VL == 0 ? bytes_to_multiple(s[0].y, SIZE) / (int64_t)sizeof(X) : 0;
-    XNAME(vec) open[MR];
+    XNAME(vec) open[MR] = {XNAME(vec_zero)()};
     int64_t at = 0;
     for (; at + columns * VL <= d; at += columns * VL)
         NAME(weighted_sum_microkernel)(tokens, columns, at, 0, s, store_mode, shift, open, shared, rows);
