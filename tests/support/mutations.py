@@ -406,7 +406,7 @@ MUTANTS = [
     M(GROUPED, "s->recomputed += count;", ""),
     M(GROUPED, "problem->exact_in && level < problem->depth)", "problem->exact_in && level + 1 < problem->depth)"),
     M(GROUPED, "s->first + token, s->tree, level, s->logit", "token, s->tree, level, s->logit"),
-    M(MICROKERNEL, "store_mode != Y_ADD", "store_mode == Y_STORE_NT"),
+    M(MICROKERNEL, "store_mode != Y_ADD ? XNAME(vec_zero)", "store_mode == Y_STORE_NT ? XNAME(vec_zero)"),
     M(MICROKERNEL, "(X)problem->margin[inner] * norm", "(X)problem->margin[inner] * norm * (X)0.2"),
     M(MICROKERNEL, "squares >= (X)0x1p-80 &&", ""),
     M(TREE, "(leaf + 1) >> (depth - 1 - level) & 1", "(leaf + 1) >> (depth - level) & 1"),
