@@ -122,7 +122,8 @@ static void check_outputs(example *e, const way *w)
     results_free(&r);
 }
 
-/* The same wherever x and y begin, together or one of them: on a cache line, or some elements after one. */
+/* The same wherever x and y begin, together or one of them: on a cache line, or some elements after one. And with rows that
+ * each begin on one, as those of a packed layer do. */
 static void check_address(example *e, const way *w)
 {
     static const size_t elements[] = {0, 1, 4, 15};
@@ -144,6 +145,19 @@ static void check_address(example *e, const way *w)
             compare(e, &r, w->name, "x and y begin after a cache line by elements, 100 x + y",
                     (long long)(100 * elements[i] + elements[j]));
         }
+    int64_t bytes = 0;
+    CHECK(cmm_fff_pack_size(&e->layer, &bytes) == CMM_OK, "pack size");
+    void *const memory = aligned_new((size_t)bytes);
+    CHECK(memory && cmm_fff_pack(&e->layer, memory, bytes, &r.layer) == CMM_OK, "pack");
+    for (size_t i = 0; i < sizeof elements / sizeof *elements; i++) {
+        r.x = x + elements[i] * size;
+        r.y = y + elements[i] * size;
+        memcpy(r.x, e->x, x_bytes);
+        example_forget(&r);
+        CHECK(example_run(&r, &w->run) == CMM_OK, "%s", w->name);
+        compare(e, &r, w->name, "packed; x and y begin after a cache line by elements", (long long)elements[i]);
+    }
+    aligned_delete(memory);
     r.y = aligned;
     results_free(&r);
     aligned_delete(x);

@@ -57,6 +57,13 @@ INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const 
                 }
             }
         }
+        if (prefetch && pass == 0) { /* the lines that the loop leaves out: of the rest, and both ends' */
+            for (int64_t rest = i; rest < d; rest += LINE)
+                __builtin_prefetch(prefetch + rest, 0, 2);
+            __builtin_prefetch(prefetch + d - 1, 0, 2);
+            if (head > 0)
+                __builtin_prefetch(prefetch, 0, 2);
+        }
         if (i < d) {
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; v++) {
@@ -89,11 +96,12 @@ INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const 
 }
 
 /* How many elements of these come before the first at a multiple of a vector's size: 0 where that is not the same for all
- * of them, or is not worth it: of vectors that are half a cache line long, one in two crosses none. */
-INLINE int64_t DOT(head)(int n, const VARYING *const *varying, int64_t d)
+ * of them, or is not worth it: of vectors that are half a cache line long, one in two crosses none; and one alone gains no
+ * more than the shared operand loses, unless that is off by as much. */
+INLINE int64_t DOT(head)(int n, const SHARED *shared, const VARYING *const *varying, int64_t d)
 {
-    uintptr_t differ = 0;
-    if (!ALIGN_VARYING || n == 1 || d < NAME(LONG) || d % NAME(LANES) || (int)XNAME(VECTOR_BYTES) < CMM_ALIGNMENT)
+    uintptr_t differ = n == 1 ? (uintptr_t)shared ^ (uintptr_t)varying[0] : 0;
+    if (!ALIGN_VARYING || d < NAME(LONG) || d % NAME(LANES) || (int)XNAME(VECTOR_BYTES) < CMM_ALIGNMENT)
         return 0;
     for (int i = 1; i < n; i++)
         differ |= (uintptr_t)varying[i] ^ (uintptr_t)varying[0];
@@ -104,7 +112,7 @@ INLINE int64_t DOT(head)(int n, const VARYING *const *varying, int64_t d)
 static void DOT(dots)(int n, const SHARED *shared, const VARYING *const *varying, int64_t d, X *out,
                       const X *prefetch)
 {
-    const int64_t head = DOT(head)(n, varying, d);
+    const int64_t head = DOT(head)(n, shared, varying, d);
     switch (n) {
 #if MR >= 4
     case 4:

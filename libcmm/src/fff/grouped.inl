@@ -262,8 +262,16 @@ static void NAME(epilogue)(const NAME(tree_state) *s, int64_t begin, int64_t end
     if (!s->y)
         return;
     s->cpu->XNAME(activate)(problem->activation, (end - begin) * levels, s->c);
+    /* Past the caches only whole lines go. A row of y that is off them begins and ends in lines that it shares with its
+     * neighbours, which are read before they are written to. */
+    const int has_ends = s->store_mode == Y_STORE_NT && (uintptr_t)s->y % CMM_ALIGNMENT != 0;
     for (int64_t i = begin; i < end; i += MR) {
         const int tokens = (int)cmm_least(MR, end - i);
+        for (int64_t t = i + MR; has_ends && t < end && t < i + 2 * MR; t++) {
+            const X *const y = s->y + s->permutation[t] * s->ld_y;
+            __builtin_prefetch(y, 1);
+            __builtin_prefetch(y + problem->d_out - 1, 1);
+        }
         XNAME(output_args) args[MR];
         for (int t = 0; t < tokens; t++) {
             const int64_t token = s->permutation[i + t];

@@ -81,14 +81,24 @@ INLINE int NAME(undecided)(const cmm_problem *problem, int64_t inner, X logit, X
 
 /* ---- weighted sums --------------------------------------------------------------------------------------------- */
 
-/* A tile of y: for `tokens` tokens that have their first `shared` of `rows` rows in common, `columns` vectors from element
- * `at` on. With first < VL the first of them has so many elements of y, which is stored, whatever its row goes on with;
- * with part > 0 the one vector of columns has so many, which are the last. */
-INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, int64_t at, int64_t first, int64_t part,
-                                           const XNAME(output_args) *s, int store_mode, int shared, int rows)
+/* A whole vector of y. Past the caches `to` is a multiple of its size. */
+INLINE void NAME(put)(X *to, XNAME(vec) a, int store_mode)
 {
-    const int64_t rest = at + first - XNAME(VL); /* the vectors behind the first begin at multiples of VL from here */
-    const int whole = first == XNAME(VL);
+    if (store_mode == Y_STORE_NT)
+        XNAME(vec_store_nt)(to, a);
+    else
+        XNAME(vec_store)(to, a);
+}
+
+/* A tile of y: for `tokens` tokens that have their first `shared` of `rows` rows in common, `columns` vectors from element
+ * `at` on; with part > 0 the one vector of columns has so many elements, which are the last. With shift > 0 the first
+ * multiple of a vector's size lies `shift` elements on in y: what is stored there is joined of two vectors of sums, so that
+ * rows are loaded from where they begin. The last one's end is left in `open` for the next tile. */
+INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, int64_t at, int64_t part,
+                                           const XNAME(output_args) *s, int store_mode, int64_t shift,
+                                           XNAME(vec) *open, int shared, int rows)
+{
+    enum { VL = XNAME(VL) };
     XNAME(vec) y[MR][COLUMNS_ALONE];
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; t++)
@@ -96,7 +106,7 @@ INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, 
         for (int v = 0; v < columns; v++)
             y[t][v] = store_mode != Y_ADD ? XNAME(vec_zero)()
                       : part > 0          ? XNAME(vec_load_masked)(s[t].y + at, part)
-                                          : XNAME(vec_load)(s[t].y + (v == 0 ? at : rest + v * XNAME(VL)));
+                                          : XNAME(vec_load)(s[t].y + at + v * VL);
     for (int i = 0; i < shared; i++) {
         const W *const row = (const W *)s[0].row[i];
         XNAME(vec) c[MR];
@@ -105,8 +115,7 @@ INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, 
             c[t] = XNAME(vec_broadcast)(s[t].c[i]);
 #pragma GCC unroll 16
         for (int v = 0; v < columns; v++) {
-            const XNAME(vec) w = part > 0 ? NAME(load_w_masked)(row + at, part)
-                                          : NAME(load_w)(row + (v == 0 ? at : rest + v * XNAME(VL)));
+            const XNAME(vec) w = part > 0 ? NAME(load_w_masked)(row + at, part) : NAME(load_w)(row + at + v * VL);
 #pragma GCC unroll 16
             for (int t = 0; t < tokens; t++)
                 y[t][v] = XNAME(vec_fma)(c[t], w, y[t][v]);
@@ -119,49 +128,56 @@ INLINE void NAME(weighted_sum_microkernel)(const int tokens, const int columns, 
             const XNAME(vec) c = XNAME(vec_broadcast)(s[t].c[i]);
 #pragma GCC unroll 16
             for (int v = 0; v < columns; v++) {
-                const XNAME(vec) w = part > 0 ? NAME(load_w_masked)(row + at, part)
-                                              : NAME(load_w)(row + (v == 0 ? at : rest + v * XNAME(VL)));
+                const XNAME(vec) w = part > 0 ? NAME(load_w_masked)(row + at, part) : NAME(load_w)(row + at + v * VL);
                 y[t][v] = XNAME(vec_fma)(c, w, y[t][v]);
             }
         }
+    }
+    if (shift > 0) {
+#pragma GCC unroll 16
+        for (int t = 0; t < tokens; t++) {
+            X *const to = s[t].y + at + shift - VL;
+            if (at == 0)
+                XNAME(vec_store_masked)(s[t].y, y[t][0], shift);
+            else
+                NAME(put)(to, XNAME(vec_join)(open[t], y[t][0], shift), store_mode);
+#pragma GCC unroll 16
+            for (int v = 1; v < columns; v++)
+                NAME(put)(to + v * VL, XNAME(vec_join)(y[t][v - 1], y[t][v], shift), store_mode);
+            open[t] = y[t][columns - 1];
+        }
+        return;
     }
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 16
         for (int v = 0; v < columns; v++) {
-            X *const to = s[t].y + (v == 0 ? at : rest + v * XNAME(VL));
+            X *const to = s[t].y + at + v * VL;
             if (part > 0)
                 XNAME(vec_store_masked)(to, y[t][v], part);
-            else if (v == 0 && !whole)
-                XNAME(vec_store_masked)(to, y[t][v], first);
-            else if (store_mode == Y_STORE_NT)
-                XNAME(vec_store_nt)(to, y[t][v]);
             else
-                XNAME(vec_store)(to, y[t][v]);
+                NAME(put)(to, y[t][v], store_mode);
         }
 }
 
-/* Stores past the caches are of whole vectors at multiples of their size. Where y, whose rows are whole cache lines then,
- * is off these, the first tile brings it there. */
+/* Where y is off the multiples of a vector's size, but its rows are whole vectors, so that all of them are off by as much,
+ * it is stored at these multiples nevertheless: stores past the caches must be, and others would each write to two lines of
+ * the cache. */
 INLINE void NAME(weighted_sum_columns)(const int tokens, const int columns, const XNAME(output_args) *s, int64_t d,
                                        int store_mode, int shared, int rows)
 {
     enum { VL = XNAME(VL), SIZE = XNAME(VECTOR_BYTES) };
+    const int64_t shift = store_mode != Y_ADD && d % VL == 0 ? bytes_to_multiple(s[0].y, SIZE) / (int64_t)sizeof(X) : 0;
+    XNAME(vec) open[MR] = {XNAME(vec_zero)()};
     int64_t at = 0;
-    const int64_t first = bytes_to_multiple(s[0].y, SIZE) / (int64_t)sizeof(X), tile = first + (columns - 1) * VL;
-    if (store_mode == Y_STORE_NT && first > 0) {
-        if (tile <= d) {
-            NAME(weighted_sum_microkernel)(tokens, columns, 0, first, 0, s, Y_STORE_NT, shared, rows);
-            at = tile;
-        } else
-            store_mode = Y_STORE;
-    }
     for (; at + columns * VL <= d; at += columns * VL)
-        NAME(weighted_sum_microkernel)(tokens, columns, at, VL, 0, s, store_mode, shared, rows);
+        NAME(weighted_sum_microkernel)(tokens, columns, at, 0, s, store_mode, shift, open, shared, rows);
     for (; at + VL <= d; at += VL)
-        NAME(weighted_sum_microkernel)(tokens, 1, at, VL, 0, s, store_mode, shared, rows);
+        NAME(weighted_sum_microkernel)(tokens, 1, at, 0, s, store_mode, shift, open, shared, rows);
     if (at < d)
-        NAME(weighted_sum_microkernel)(tokens, 1, at, VL, d - at, s, store_mode, shared, rows);
+        NAME(weighted_sum_microkernel)(tokens, 1, at, d - at, s, store_mode, 0, open, shared, rows);
+    for (int t = 0; shift > 0 && t < tokens; t++)
+        XNAME(vec_store_masked)(s[t].y + d + shift - VL, XNAME(vec_rotate)(open[t], shift), VL - shift);
 }
 
 /* y[d] of 1 <= tokens <= MR tokens, which have their first `shared` rows in common. */

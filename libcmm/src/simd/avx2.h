@@ -50,6 +50,10 @@ static inline vec_f32 vec_rotate_f32(vec_f32 a, int64_t n)
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_permutevar8x32_ps(a, _mm256_add_epi32(lane, _mm256_set1_epi32((int32_t)n)));
 }
+static inline vec_f32 vec_join_f32(vec_f32 a, vec_f32 b, int64_t n)
+{
+    return _mm256_blendv_ps(vec_rotate_f32(b, n), vec_rotate_f32(a, n), _mm256_castsi256_ps(mask_f32(8 - n)));
+}
 
 static inline float vec_reduce_add_f32(vec_f32 a)
 {
@@ -85,6 +89,10 @@ static inline vec_f64 vec_fma_masked_f64(vec_f64 a, vec_f64 b, vec_f64 c, int64_
 static inline vec_f64 vec_rotate_f64(vec_f64 a, int64_t n)
 {
     return _mm256_castps_pd(vec_rotate_f32(_mm256_castpd_ps(a), 2 * n));
+}
+static inline vec_f64 vec_join_f64(vec_f64 a, vec_f64 b, int64_t n)
+{
+    return _mm256_castps_pd(vec_join_f32(_mm256_castpd_ps(a), _mm256_castpd_ps(b), 2 * n));
 }
 
 static inline double vec_reduce_add_f64(vec_f64 a)

@@ -48,6 +48,11 @@ static inline vec_f32 vec_rotate_f32(vec_f32 a, int64_t n)
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     return _mm512_permutexvar_ps(_mm512_add_epi32(lane, _mm512_set1_epi32((int32_t)n)), a);
 }
+static inline vec_f32 vec_join_f32(vec_f32 a, vec_f32 b, int64_t n)
+{
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_permutex2var_ps(a, _mm512_add_epi32(lane, _mm512_set1_epi32((int32_t)n)), b);
+}
 
 static inline float vec_reduce_add_f32(vec_f32 a)
 {
@@ -85,6 +90,11 @@ static inline vec_f64 vec_rotate_f64(vec_f64 a, int64_t n)
 {
     const __m512i lane = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm512_permutexvar_pd(_mm512_add_epi64(lane, _mm512_set1_epi64(n)), a);
+}
+static inline vec_f64 vec_join_f64(vec_f64 a, vec_f64 b, int64_t n)
+{
+    const __m512i lane = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm512_permutex2var_pd(a, _mm512_add_epi64(lane, _mm512_set1_epi64(n)), b);
 }
 
 static inline double vec_reduce_add_f64(vec_f64 a)

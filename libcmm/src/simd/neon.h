@@ -61,6 +61,13 @@ static inline vec_f32 vec_rotate_f32(vec_f32 a, int64_t n)
     vst1q_f32(twice + 4, a);
     return vld1q_f32(twice + n);
 }
+static inline vec_f32 vec_join_f32(vec_f32 a, vec_f32 b, int64_t n)
+{
+    float both[8];
+    vst1q_f32(both, a);
+    vst1q_f32(both + 4, b);
+    return vld1q_f32(both + n);
+}
 
 static inline float vec_reduce_add_f32(vec_f32 a)
 {
@@ -104,6 +111,7 @@ static inline vec_f64 vec_fma_masked_f64(vec_f64 a, vec_f64 b, vec_f64 c, int64_
     return vld1q_f64(part);
 }
 static inline vec_f64 vec_rotate_f64(vec_f64 a, int64_t n) { return n ? vextq_f64(a, a, 1) : a; }
+static inline vec_f64 vec_join_f64(vec_f64 a, vec_f64 b, int64_t n) { return n ? vextq_f64(a, b, 1) : a; }
 
 static inline double vec_reduce_add_f64(vec_f64 a) { return vgetq_lane_f64(a, 0) + vgetq_lane_f64(a, 1); }
 

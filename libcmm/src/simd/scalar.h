@@ -172,6 +172,13 @@ static inline double fma_one_f64(double a, double b, double c) { return fma(a, b
             b.v[i] = a.v[(i + n) % NAME(VL)];                                                                        \
         return b;                                                                                                    \
     }                                                                                                                \
+    static inline NAME(vec) NAME(vec_join)(NAME(vec) a, NAME(vec) b, int64_t n)                                      \
+    {                                                                                                                \
+        NAME(vec) c;                                                                                                 \
+        for (int64_t i = 0; i < NAME(VL); i++)                                                                       \
+            c.v[i] = i + n < NAME(VL) ? a.v[i + n] : b.v[i + n - NAME(VL)];                                          \
+        return c;                                                                                                    \
+    }                                                                                                                \
     static inline X NAME(vec_reduce_add)(NAME(vec) a)                                                                     \
     {                                                                                                                \
         for (int half = NAME(VL) / 2; half > 0; half /= 2)                                                           \
