@@ -82,6 +82,7 @@ y = cmm.fff_forward(x, w_in, w_out)
 print(platform.python_version(), hashlib.sha256(y.tobytes()).hexdigest()[:16])
 """
 HASH = "5bf9dda250339a84"  # what LAYER prints, everywhere
+DEBIAN_KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 DEBIAN_PYTHON = [
     "libc6",
     "libgcc-s1",
@@ -166,7 +167,9 @@ def repair(target: Target, wheel: Path, folder: Path) -> Path:
     shipped.mkdir(parents=True)
     if target.policy:
         tag = f"{target.policy}_{target.processor}"
-        words = ("repair", "--only-plat", "--plat", tag, "-w", shipped, wheel)
+        words = ["repair", "--only-plat", "--plat", tag, "-w", str(shipped), str(wheel)]
+        if target.musl:  # zig calls the C library libc.so, which musl's loader takes for itself; here that is a text
+            words[1:1] = ["--exclude", "libc.so", "--ldpaths", str(folder / "nothing")]
         run(sys.executable, "-c", AUDITWHEEL, target.processor, "MUSL" if target.musl else "GLIBC", *words)
     else:
         shutil.copy(wheel, shipped)
@@ -191,11 +194,10 @@ def debian(architecture: str, packages: list[str], folder: Path, suite: str = ""
     apt = folder / "apt"
     for name in ("etc/apt.conf.d", "etc/preferences.d", "state/lists/partial", "cache/archives/partial", "packages"):
         (apt / name).mkdir(parents=True, exist_ok=True)
-    indexes = run("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT) $(SIGNED_BY)")
-    lines = [line.split() for line in sorted(set(indexes.splitlines()))]
-    # Of the sources that this machine has, the one of the suite, in the architecture.
-    uri, release, component, key = next(line for line in lines if line[2] == "main" and "-" not in line[1])
-    source = f"deb [arch={architecture} signed-by={key}] {uri} {suite or release} {component}\n"
+    # Of the sources that this machine has, the first of Debian's main part.
+    sources = run("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages")
+    uri, release, component = next(line.split() for line in sources.splitlines() if line.endswith(" main"))
+    source = f"deb [arch={architecture} signed-by={DEBIAN_KEYS}] {uri} {suite or release} {component}\n"
     (apt / "etc/sources.list").write_text(source, encoding="utf-8")
     (apt / "state/status").touch()
     # An unstable suite is current for a week, and a mirror may be behind.
