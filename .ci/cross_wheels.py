@@ -195,7 +195,8 @@ def debian(architecture: str, packages: list[str], folder: Path, suite: str = ""
     for name in ("etc/apt.conf.d", "etc/preferences.d", "state/lists/partial", "cache/archives/partial", "packages"):
         (apt / name).mkdir(parents=True, exist_ok=True)
     # Of the sources that this machine has, the first of Debian's main part.
-    sources = run("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages")
+    what = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
+    sources = run("apt-get", "indextargets", "--format", what, "Created-By: Packages")
     uri, release, component = next(line.split() for line in sources.splitlines() if line.endswith(" main"))
     source = f"deb [arch={architecture} signed-by={DEBIAN_KEYS}] {uri} {suite or release} {component}\n"
     (apt / "etc/sources.list").write_text(source, encoding="utf-8")
@@ -311,7 +312,7 @@ def c_tests(target: Target, folder: Path) -> str:
 
 
 def main() -> None:
-    """Build, audit, use; and the table of it."""
+    """Build, audit, use."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=lambda name: Path(name).resolve())
     parser.add_argument(
