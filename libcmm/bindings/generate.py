@@ -278,6 +278,30 @@ def java(abi: Abi) -> str:
     return "\n".join([*lines, "}", ""])
 
 
+JAVA_LAYOUT = {"uint32": "JAVA_INT", "int32": "JAVA_INT"}
+
+
+def java_ffm(abi: Abi) -> str:
+    """Return a handle for every function, as java.lang.foreign calls it; JNA finds them by name."""
+    lines = [f"// {MADE}", "package org.libcmm;", ""]
+    lines += [f"import static java.lang.foreign.ValueLayout.{kind};" for kind in ("JAVA_INT", "JAVA_LONG")]
+    lines += ["", "import java.lang.foreign.FunctionDescriptor;", "import java.lang.foreign.Linker;"]
+    lines += ["import java.lang.foreign.MemoryLayout;", "import java.lang.foreign.SymbolLookup;"]
+    lines += ["import java.lang.invoke.MethodHandle;", ""]
+    lines += ["/** Every function. A pointer is a number of 64 bits, as Java has it: long, and NULL is 0. */"]
+    lines += ["public final class Functions {", "    static {", '        System.loadLibrary("cmm");', "    }", ""]
+    for function in abi.functions:
+        kinds = [JAVA_LAYOUT.get(kind, "JAVA_LONG") for kind in (function.result, *function.arguments)]
+        lines += [f'    public static final MethodHandle {function.name} = find("{function.name}",']
+        lines += [f"            {', '.join(kinds)});"]
+    lines += ["", "    private Functions() {}", ""]
+    lines += ["    private static MethodHandle find(String name, MemoryLayout result, MemoryLayout... arguments) {"]
+    lines += ["        return Linker.nativeLinker()", "                .downcallHandle("]
+    lines += ["                        SymbolLookup.loaderLookup().find(name).orElseThrow(),"]
+    lines += ["                        FunctionDescriptor.of(result, arguments));", "    }", "}", ""]
+    return "\n".join(lines)
+
+
 # ---- JavaScript ----------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +380,7 @@ FILES: dict[str, Callable[[Abi], str]] = {
     "go/abi.go": go,
     "fortran/cmm_abi.f90": fortran,
     "java/org/libcmm/Abi.java": java,
+    "java/ffm/org/libcmm/Functions.java": java_ffm,
     "node/abi.js": javascript,
     "csharp/Abi.cs": csharp,
 }

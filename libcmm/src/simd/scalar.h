@@ -4,8 +4,8 @@
  * C library's fma() is a slow call, so it is done here: the product of two floats is exact in double; adding the third
  * in double rounds once too often, unless that first rounding is to odd (Boldo and Melquiond, "Emulation of FMA and
  * correctly rounded sums: proved algorithms using rounding to odd", 2008). For doubles the C library's is used where that
- * is known to round once. It is not on Windows, where MinGW's rounds twice, nor of every small system; there it is
- * computed in integers. */
+ * is known to round once. It is not on Windows, where MinGW's rounds twice, nor with musl, whose (1.2.3) makes +0 of a
+ * negative product that underflows, nor of every small system; there it is computed in integers. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -111,7 +111,7 @@ static inline double fma_of_integers(double a, double b, double c)
 }
 #endif
 
-#if defined(__SIZEOF_INT128__) && !defined(__FP_FAST_FMA) && !defined(__linux__) && !defined(__APPLE__)
+#if defined(__SIZEOF_INT128__) && !defined(__FP_FAST_FMA) && !defined(__GLIBC__) && !defined(__APPLE__)
 static inline double fma_one_f64(double a, double b, double c) { return fma_of_integers(a, b, c); }
 #else
 static inline double fma_one_f64(double a, double b, double c) { return fma(a, b, c); }

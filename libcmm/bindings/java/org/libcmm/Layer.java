@@ -1,10 +1,5 @@
 package org.libcmm;
 
-import com.sun.jna.Function;
-import com.sun.jna.Memory;
-import com.sun.jna.Native;
-import com.sun.jna.NativeLibrary;
-import com.sun.jna.Pointer;
 import java.lang.ref.Reference;
 import java.nio.Buffer;
 import java.nio.ByteBuffer;
@@ -23,10 +18,6 @@ import java.nio.IntBuffer;
  * @param <B> FloatBuffer or DoubleBuffer
  */
 public final class Layer<B extends Buffer> {
-    static final NativeLibrary LIBCMM = NativeLibrary.getInstance("cmm");
-    private static final Function FORWARD = LIBCMM.getFunction("cmm_fff_forward");
-    private static final Function PATH = LIBCMM.getFunction("cmm_cmm_forward");
-
     /** What a layer is, but for its weights. */
     public record Shape(long trees, int depth, long dIn, long dOut, Abi.Activation activation, Abi.Tie tie) {
         /** The number of neurons. */
@@ -37,31 +28,37 @@ public final class Layer<B extends Buffer> {
 
     private final Shape shape;
     private final B wIn, wOut, bias; // which live as long as the layer
-    private final Memory raw = cleared(Abi.cmm_fff.SIZEOF);
+    private final ByteBuffer raw = cleared(Abi.cmm_fff.SIZEOF);
 
     private Layer(int dtype, Shape shape, B wIn, B wOut, B bias) {
         this.shape = shape;
         this.wIn = wIn;
         this.wOut = wOut;
         this.bias = bias;
-        raw.setInt(Abi.cmm_fff.dtype, dtype);
-        raw.setInt(Abi.cmm_fff.activation, shape.activation.value);
-        raw.setInt(Abi.cmm_fff.tie, shape.tie.value);
-        raw.setInt(Abi.cmm_fff.depth, shape.depth);
-        raw.setLong(Abi.cmm_fff.trees, shape.trees);
-        raw.setLong(Abi.cmm_fff.d_in, shape.dIn);
-        raw.setLong(Abi.cmm_fff.d_out, shape.dOut);
+        raw.putInt(Abi.cmm_fff.dtype, dtype);
+        raw.putInt(Abi.cmm_fff.activation, shape.activation.value);
+        raw.putInt(Abi.cmm_fff.tie, shape.tie.value);
+        raw.putInt(Abi.cmm_fff.depth, shape.depth);
+        raw.putLong(Abi.cmm_fff.trees, shape.trees);
+        raw.putLong(Abi.cmm_fff.d_in, shape.dIn);
+        raw.putLong(Abi.cmm_fff.d_out, shape.dOut);
         // Any address: sizes are checked before the arrays are looked at, and nothing is read.
-        raw.setPointer(Abi.cmm_fff.w_in, raw);
-        raw.setPointer(Abi.cmm_fff.w_out, raw);
-        CmmException.check(LIBCMM.getFunction("cmm_fff_pack_size").invokeInt(new Object[] {raw, new Memory(8)}));
+        ByteBuffer bytes = ByteBuffer.allocateDirect(8);
+        long layer = Libcmm.address(raw);
+        raw.putLong(Abi.cmm_fff.w_in, layer);
+        raw.putLong(Abi.cmm_fff.w_out, layer);
+        try {
+            CmmException.check(Libcmm.packSize(layer, Libcmm.address(bytes)));
+        } finally {
+            Reference.reachabilityFence(bytes);
+        }
         check("w_in", wIn, shape.rows() * shape.dIn);
         check("w_out", wOut, shape.rows() * shape.dOut);
-        raw.setPointer(Abi.cmm_fff.w_in, Native.getDirectBufferPointer(wIn));
-        raw.setPointer(Abi.cmm_fff.w_out, Native.getDirectBufferPointer(wOut));
+        raw.putLong(Abi.cmm_fff.w_in, Libcmm.address(wIn));
+        raw.putLong(Abi.cmm_fff.w_out, Libcmm.address(wOut));
         if (bias != null) {
             check("bias", bias, shape.rows());
-            raw.setPointer(Abi.cmm_fff.bias, Native.getDirectBufferPointer(bias));
+            raw.putLong(Abi.cmm_fff.bias, Libcmm.address(bias));
         }
     }
 
@@ -87,15 +84,15 @@ public final class Layer<B extends Buffer> {
     public void forward(B x, B y, IntBuffer nodes, B logits, int threads) {
         long batch = batch(x);
         checkOutput("y", y, batch * shape.dOut);
-        call(FORWARD, batch, nodes, logits, threads, x, y);
+        call(batch, x, y, nodes, logits, threads);
     }
 
     /** The path alone. One of nodes and logits may be null. */
     public void path(B x, IntBuffer nodes, B logits, int threads) {
-        call(PATH, batch(x), nodes, logits, threads, x);
+        call(batch(x), x, null, nodes, logits, threads);
     }
 
-    private void call(Function function, long batch, IntBuffer nodes, B logits, int threads, Object... arrays) {
+    private void call(long batch, B x, B y, IntBuffer nodes, B logits, int threads) {
         long visits = batch * shape.trees * (shape.depth + 1);
         if (nodes != null) {
             checkOutput("nodes", nodes, visits);
@@ -103,21 +100,18 @@ public final class Layer<B extends Buffer> {
         if (logits != null) {
             checkOutput("logits", logits, visits);
         }
-        Memory run = cleared(Abi.cmm_run.SIZEOF);
-        run.setInt(Abi.cmm_run.threads, threads);
-        Object[] arguments = new Object[arrays.length + 5];
-        arguments[0] = raw;
-        arguments[1] = run;
-        arguments[2] = batch;
-        for (int k = 0; k < arrays.length; k++) {
-            arguments[3 + k] = Native.getDirectBufferPointer((Buffer) arrays[k]);
-        }
-        arguments[arrays.length + 3] = nodes == null ? Pointer.NULL : Native.getDirectBufferPointer(nodes);
-        arguments[arrays.length + 4] = logits == null ? Pointer.NULL : Native.getDirectBufferPointer(logits);
+        ByteBuffer run = cleared(Abi.cmm_run.SIZEOF);
+        run.putInt(Abi.cmm_run.threads, threads);
+        long layer = Libcmm.address(raw), how = Libcmm.address(run), from = Libcmm.address(x);
+        long toNodes = address(nodes), toLogits = address(logits);
         try {
-            CmmException.check(function.invokeInt(arguments));
+            CmmException.check(
+                    y == null
+                            ? Libcmm.path(layer, how, batch, from, toNodes, toLogits)
+                            : Libcmm.forward(layer, how, batch, from, Libcmm.address(y), toNodes, toLogits));
         } finally { // till here none of these may be collected
-            Reference.reachabilityFence(arrays);
+            Reference.reachabilityFence(x);
+            Reference.reachabilityFence(y);
             Reference.reachabilityFence(nodes);
             Reference.reachabilityFence(logits);
             Reference.reachabilityFence(run);
@@ -125,16 +119,18 @@ public final class Layer<B extends Buffer> {
         }
     }
 
-    /** The version of the library that is running. */
-    public static String version() {
-        return ((Pointer) LIBCMM.getFunction("cmm_version").invoke(Pointer.class, new Object[0])).getString(0);
+    private static long address(Buffer buffer) {
+        return buffer == null ? 0 : Libcmm.address(buffer);
     }
 
-    private static Memory cleared(int bytes) {
-        Memory memory = new Memory(bytes);
-        memory.clear();
-        memory.setInt(0, bytes); // every struct starts with its size
-        return memory;
+    /** The version of the library that is running. */
+    public static String version() {
+        return Libcmm.version();
+    }
+
+    private static ByteBuffer cleared(int bytes) {
+        ByteBuffer memory = ByteBuffer.allocateDirect(bytes).order(ByteOrder.nativeOrder());
+        return memory.putInt(0, bytes); // every struct starts with its size
     }
 
     private long batch(B x) {
