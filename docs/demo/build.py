@@ -5,8 +5,8 @@ packages ziglang, numpy and cmm with its extra bert, and libcmm-models. FOLDER k
 the next run is short; without it everything is compiled anew.
 
 The weights are sent as they are stored, float16, and no bit is lost. The low and the high bytes stand apart, which gzip
-likes better. Of the FFF model two files: ``fff.first`` has everything but the nodes that no token of the examples
-visits, and ``fff.rest`` has those; the page needs the second for another text only where a token walks into it.
+likes better. Of the FFF model two files: ``fff.first`` has everything but the nodes that no token of the first
+example visits, and ``fff.rest`` has those; the page needs the second for another text only where a token walks into it.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def main() -> None:
                  "eps": config["norm_eps"], "trees": trees, "depth": config["intermed_depth"] if trees else 0,
                  "neurons": (trees or 1) * nodes, "files": [name]}
         if trees:
-            seen = visited(sentences, nodes).reshape(layers, -1)
+            seen = visited(sentences[:1], nodes).reshape(layers, -1)
             model["files"] = ["fff.first", "fff.rest"]
             model["rows"] = [np.argwhere(seen).tolist(), np.argwhere(~seen).tolist()]  # [layer, neuron]
             files = [first, []]

@@ -47,7 +47,8 @@ async function encoder() {
         const { instance } = await WebAssembly.instantiate(await file(name), imports);
         const functions = /** @type {any} */ (instance.exports);
         functions._initialize();
-        const text = new Uint8Array(functions.memory.buffer, functions.instruction_set(), 8);
+        const nameAt = functions.instruction_set(); // before the buffer is taken: a call may grow memory, which makes a new one
+        const text = new Uint8Array(functions.memory.buffer, nameAt, 8);
         if (new TextDecoder().decode(text.subarray(0, text.indexOf(0))) === "wasm") return { functions, module: name };
     }
     throw new Error("no instruction set of libcmm runs here");
@@ -149,7 +150,8 @@ export class Model {
 
     /** Logits of one token after encode(); valid until the next call. @param {number} token */
     logits(token) {
-        return new Float32Array(this.wasm.memory.buffer, this.wasm.decode(this.model, token), this.shape.vocabulary);
+        const at = this.wasm.decode(this.model, token);
+        return new Float32Array(this.wasm.memory.buffer, at, this.shape.vocabulary);
     }
 
     /** The k likeliest words for each mask, and every path. @param {string} text @param {number} k @returns {Promise<Answer>} */
