@@ -158,10 +158,10 @@ function problem(text) {
     const { fff } = state;
     if (!fff) return "";
     const ids = fff.tokenizer.encode(text);
-    const words = ids.filter((id) => id >= fff.tokenizer.special.length).length;
+    const words = ids.filter((id) => id >= fff.tokenizer.special.length && /[a-z0-9]/.test(fff.tokenizer.tokens[id])).length;
     const left = unread(text);
     if (text.trim() === "") return "Type a sentence with a blank in it: <mask>.";
-    if (left.length && !words) return `The model reads English letters alone: of this text nothing is left but ${ids.includes(fff.tokenizer.mask) ? "the blank" : "an empty line"}. Not read: ${left.slice(0, 8).join(" ")}`;
+    if (left.length && !words) return `The model reads English letters alone: of this text no word is left. Not read: ${left.slice(0, 8).join(" ")}`;
     if (!ids.includes(fff.tokenizer.mask)) return "This sentence has no blank. Put the cursor on a word and press the button <mask>.";
     if (!words) return "There is nothing but the blank: give it some words to go by.";
     if (ids.length > fff.shape.limit) return `These are ${ids.length} tokens; the model reads ${fff.shape.limit} at most.`;

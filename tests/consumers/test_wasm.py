@@ -165,7 +165,7 @@ def test_the_page_in_a_browser() -> None:
     assert seen["token"] != seen["layer"]
     assert len(seen["trees"]) == 16
     assert "no blank" in seen["noMask"]
-    assert "English letters alone" in seen["letters"]
+    assert "no word is left" in seen["letters"]
     assert seen["inserted"] == "The <mask> to hide is here."
     assert "WebAssembly" in seen["noSimd"]
     assert [row[1] for row in seen["times"][1:]] == ["96 of 1008", "1020 of 1020"]

@@ -21,7 +21,7 @@ const server = createServer(async (request, response) => {
 });
 await new Promise((ready) => server.listen(0, "localhost", ready));
 const address = `http://localhost:${server.address().port}/`;
-const args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync", "--disable-component-update"];
+const args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync", "--disable-component-update", "--hide-scrollbars"];
 const browser = await chromium.launch({ executablePath, headless: false, args: ["--headless=new", ...args] });
 const seen = { errors: [], elsewhere: [] };
 const watch = (page) => {
