@@ -4,9 +4,9 @@ OUT gets static files, to be served from any folder, which ask no other host for
 packages ziglang, numpy and cmm with its extra bert, and libcmm-models. FOLDER keeps what was compiled, so that
 the next run is short; without it everything is compiled anew.
 
-The weights are sent as they are stored, float16, and no bit is lost. The low and the high bytes stand apart, which gzip
-likes better. Of the FFF model two files: ``fff.first`` has everything but the nodes that no token of the first
-example visits, and ``fff.rest`` has those; the page needs the second for another text only where a token walks into it.
+The weights are sent as they are stored, float16, and no bit is lost. The low and the high bytes stand apart, which
+gzip likes better. Of the FFF model there are two files: ``fff.first`` has everything but the nodes that no token of
+the first example visits, and ``fff.rest`` has those; another text needs the second only where a token walks into it.
 """
 
 import argparse
@@ -27,9 +27,19 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PAGE = ("index.html", "style.css", "page.js", "model.js", "tokenizer.js", "offline.js", "examples.json")
 # Parts of a layer as encoder.c counts them, but for the rows of an FFF layer.
-OF_LAYER = ("norm1.weight", "norm1.bias", "qkv", "dense", "norm2.weight", "norm2.bias", "ffn.bias", "ffn.w_in", "ffn.w_out")
-OF_MODEL = ("embedding.word", "embedding.scale", "embedding.norm.weight", "embedding.norm.bias", "final_norm.weight")
-OF_MODEL = (*OF_MODEL, "final_norm.bias")
+OF_LAYER = (
+    "norm1.weight",
+    "norm1.bias",
+    "qkv",
+    "dense",
+    "norm2.weight",
+    "norm2.bias",
+    "ffn.bias",
+    "ffn.w_in",
+    "ffn.w_out",
+)
+OF_EMBEDDING = ("embedding.word", "embedding.scale", "embedding.norm.weight", "embedding.norm.bias")
+OF_MODEL = (*OF_EMBEDDING, "final_norm.weight", "final_norm.bias")
 ROWS = ("ffn.w_in", "ffn.w_out")
 
 
@@ -49,7 +59,15 @@ def compile_wasm(work: Path, relaxed: bool) -> bytes:
     run(words)
     run(["cmake", "--build", folder, "--target", "cmm_static"])
     module = work / f"cmm{'-relaxed' * relaxed}.wasm"
-    flags = ["-target", "wasm32-wasi", "-mexec-model=reactor", "-msimd128", *["-mrelaxed-simd"] * relaxed, "-O3", "-s"]
+    flags = [
+        "-target",
+        "wasm32-wasi",
+        "-mexec-model=reactor",
+        "-msimd128",
+        *["-mrelaxed-simd"] * relaxed,
+        "-O3",
+        "-s",
+    ]
     library = folder / "libcmm/libcmm.a"
     run([zig, "cc", *flags, f"-I{ROOT / 'libcmm/include'}", HERE / "encoder.c", library, "-o", module])
     return module.read_bytes()
@@ -114,23 +132,39 @@ def main() -> None:
         config = json.loads((folder / "model_config.json").read_text("utf-8"))
         stored = tensors(folder)
         layers = config["num_transformer_layers"]
-        trees, nodes, _ = stored["layers.0.ffn.w_in"].shape if name == "fff" else (0, len(stored["layers.0.ffn.w_in"]), 0)
+        trees, nodes, _ = (
+            stored["layers.0.ffn.w_in"].shape if name == "fff" else (0, len(stored["layers.0.ffn.w_in"]), 0)
+        )
         first = [stored[part] for part in OF_MODEL]
         for layer in range(layers):
-            first += [stored[f"layers.{layer}.{part}"] for part in OF_LAYER if not (name == "fff" and part in ROWS)
-                      and f"layers.{layer}.{part}" in stored]
-        model = {"layers": layers, "width": config["hidden_size"], "vocabulary": config["embedding"]["vocab_size"],
-                 "heads": config["attention"]["num_attention_heads"], "limit": config["embedding"]["max_seq_length"],
-                 "eps": config["norm_eps"], "trees": trees, "depth": config["intermed_depth"] if trees else 0,
-                 "neurons": (trees or 1) * nodes, "files": [name]}
+            first += [
+                stored[f"layers.{layer}.{part}"]
+                for part in OF_LAYER
+                if not (name == "fff" and part in ROWS) and f"layers.{layer}.{part}" in stored
+            ]
+        model = {
+            "layers": layers,
+            "width": config["hidden_size"],
+            "vocabulary": config["embedding"]["vocab_size"],
+            "heads": config["attention"]["num_attention_heads"],
+            "limit": config["embedding"]["max_seq_length"],
+            "eps": config["norm_eps"],
+            "trees": trees,
+            "depth": config["intermed_depth"] if trees else 0,
+            "neurons": (trees or 1) * nodes,
+            "files": [name],
+        }
         if trees:
             seen = visited(sentences[:1], nodes).reshape(layers, -1)
             model["files"] = ["fff.first", "fff.rest"]
-            model["rows"] = [np.argwhere(seen).tolist(), np.argwhere(~seen).tolist()]  # [layer, neuron]
             files = [first, []]
-            for file, rows in zip(files, model["rows"], strict=True):
-                file += [stored[f"layers.{layer}.{part}"].reshape(trees * nodes, -1)[at] for layer, at in rows for part in ROWS]
-            # Bits rather than pairs of numbers: whether a node is in the first file.
+            for file, rows in zip(files, (np.argwhere(seen), np.argwhere(~seen)), strict=True):  # layer, neuron
+                file += [
+                    stored[f"layers.{layer}.{part}"].reshape(trees * nodes, -1)[at]
+                    for layer, at in rows
+                    for part in ROWS
+                ]
+            # A letter for each node of a layer: whether it is in the first file.
             model["rows"] = ["".join("01"[int(bit)] for bit in one) for one in seen]
         else:
             files = [first]

@@ -145,11 +145,14 @@ def test_types_of_the_page() -> None:
 
 
 def test_the_page_in_a_browser() -> None:
-    """The README's sentence gives the README's words; by keyboard, offline, on a phone's width, and nothing elsewhere."""
+    """The README's sentence gives the README's words; by keyboard, offline, on a narrow screen."""
     chromium, playwright = tool("chromium"), package("playwright-core")
     done = subprocess.run(
         [tool("node"), HERE / "browser.mjs", playwright.resolve(), chromium, page(), *PICTURES],
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     seen = json.loads(done.stdout)
