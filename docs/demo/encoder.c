@@ -46,18 +46,29 @@ static inline float sum_of(v128_t v)
 static inline __attribute__((always_inline)) void dot_tile(const int tokens, const int rows, int k, const float *w, int ldw,
                                                            const float *x, int ldx, float *out, int ldo)
 {
-    v128_t sum[4][2];
+    v128_t sum[3][4];
+#pragma clang loop unroll(full)
     for (int t = 0; t < tokens; t++)
+#pragma clang loop unroll(full)
         for (int r = 0; r < rows; r++)
             sum[t][r] = wasm_f32x4_const_splat(0);
     int i = 0;
-    for (; i + 4 <= k; i += 4)
+    for (; i + 4 <= k; i += 4) {
+        v128_t own[3];
+#pragma clang loop unroll(full)
+        for (int t = 0; t < tokens; t++)
+            own[t] = wasm_v128_load(x + (size_t)t * ldx + i);
+#pragma clang loop unroll(full)
         for (int r = 0; r < rows; r++) {
             const v128_t row = wasm_v128_load(w + (size_t)r * ldw + i);
+#pragma clang loop unroll(full)
             for (int t = 0; t < tokens; t++)
-                sum[t][r] = MADD(row, wasm_v128_load(x + (size_t)t * ldx + i), sum[t][r]);
+                sum[t][r] = MADD(row, own[t], sum[t][r]);
         }
+    }
+#pragma clang loop unroll(full)
     for (int t = 0; t < tokens; t++)
+#pragma clang loop unroll(full)
         for (int r = 0; r < rows; r++) {
             float rest = 0;
             for (int j = i; j < k; j++)
@@ -70,47 +81,57 @@ static inline __attribute__((always_inline)) void dot_tile(const int tokens, con
 static void multiply_transposed(int tokens, int rows, int k, const float *w, int ldw, const float *x, int ldx, float *out, int ldo)
 {
     int r = 0;
-    for (; r + 2 <= rows; r += 2) {
+    for (; r + 4 <= rows; r += 4) {
         int t = 0;
-        for (; t + 4 <= tokens; t += 4)
-            dot_tile(4, 2, k, w + (size_t)r * ldw, ldw, x + (size_t)t * ldx, ldx, out + (size_t)t * ldo + r, ldo);
+        for (; t + 3 <= tokens; t += 3)
+            dot_tile(3, 4, k, w + (size_t)r * ldw, ldw, x + (size_t)t * ldx, ldx, out + (size_t)t * ldo + r, ldo);
         for (; t < tokens; t++)
-            dot_tile(1, 2, k, w + (size_t)r * ldw, ldw, x + (size_t)t * ldx, ldx, out + (size_t)t * ldo + r, ldo);
+            dot_tile(1, 4, k, w + (size_t)r * ldw, ldw, x + (size_t)t * ldx, ldx, out + (size_t)t * ldo + r, ldo);
     }
-    for (int t = 0; r < rows && t < tokens; t++)
-        dot_tile(1, 1, k, w + (size_t)r * ldw, ldw, x + (size_t)t * ldx, ldx, out + (size_t)t * ldo + r, ldo);
+    for (; r < rows; r++)
+        for (int t = 0; t < tokens; t++)
+            dot_tile(1, 1, k, w + (size_t)r * ldw, ldw, x + (size_t)t * ldx, ldx, out + (size_t)t * ldo + r, ldo);
 }
 
-/* Eight columns of out[t] = sum over i of c[t][i] w[i]. */
-static inline __attribute__((always_inline)) void sum_tile(const int tokens, int k, const float *w, int ldw, const float *c, int ldc,
-                                                           float *out, int ldo)
+/* Some columns, `vectors` times 4, of out[t] = sum over i of c[t][i] w[i]. */
+static inline __attribute__((always_inline)) void sum_tile(const int tokens, const int vectors, int k, const float *w, int ldw,
+                                                           const float *c, int ldc, float *out, int ldo)
 {
-    v128_t sum[4][2];
+    v128_t sum[3][4];
+#pragma clang loop unroll(full)
     for (int t = 0; t < tokens; t++)
-        sum[t][0] = sum[t][1] = wasm_f32x4_const_splat(0);
+#pragma clang loop unroll(full)
+        for (int v = 0; v < vectors; v++)
+            sum[t][v] = wasm_f32x4_const_splat(0);
     for (int i = 0; i < k; i++) {
-        const v128_t low = wasm_v128_load(w + (size_t)i * ldw), high = wasm_v128_load(w + (size_t)i * ldw + 4);
-        for (int t = 0; t < tokens; t++) {
-            const v128_t a = wasm_v128_load32_splat(c + (size_t)t * ldc + i);
-            sum[t][0] = MADD(a, low, sum[t][0]);
-            sum[t][1] = MADD(a, high, sum[t][1]);
+        v128_t a[3];
+#pragma clang loop unroll(full)
+        for (int t = 0; t < tokens; t++)
+            a[t] = wasm_v128_load32_splat(c + (size_t)t * ldc + i);
+#pragma clang loop unroll(full)
+        for (int v = 0; v < vectors; v++) {
+            const v128_t row = wasm_v128_load(w + (size_t)i * ldw + 4 * v);
+#pragma clang loop unroll(full)
+            for (int t = 0; t < tokens; t++)
+                sum[t][v] = MADD(a[t], row, sum[t][v]);
         }
     }
-    for (int t = 0; t < tokens; t++) {
-        wasm_v128_store(out + (size_t)t * ldo, sum[t][0]);
-        wasm_v128_store(out + (size_t)t * ldo + 4, sum[t][1]);
-    }
+#pragma clang loop unroll(full)
+    for (int t = 0; t < tokens; t++)
+#pragma clang loop unroll(full)
+        for (int v = 0; v < vectors; v++)
+            wasm_v128_store(out + (size_t)t * ldo + 4 * v, sum[t][v]);
 }
 
-/* out (tokens, columns) = c (tokens, k) w, w (k, columns); columns is a multiple of 8. */
+/* out (tokens, columns) = c (tokens, k) w, w (k, columns); columns is a multiple of 16. */
 static void multiply(int tokens, int columns, int k, const float *w, int ldw, const float *c, int ldc, float *out, int ldo)
 {
-    for (int j = 0; j < columns; j += 8) {
+    for (int j = 0; j < columns; j += 16) { /* a cache line of each row */
         int t = 0;
-        for (; t + 4 <= tokens; t += 4)
-            sum_tile(4, k, w + j, ldw, c + (size_t)t * ldc, ldc, out + (size_t)t * ldo + j, ldo);
+        for (; t + 3 <= tokens; t += 3)
+            sum_tile(3, 4, k, w + j, ldw, c + (size_t)t * ldc, ldc, out + (size_t)t * ldo + j, ldo);
         for (; t < tokens; t++)
-            sum_tile(1, k, w + j, ldw, c + (size_t)t * ldc, ldc, out + (size_t)t * ldo + j, ldo);
+            sum_tile(1, 4, k, w + j, ldw, c + (size_t)t * ldc, ldc, out + (size_t)t * ldo + j, ldo);
     }
 }
 

@@ -160,7 +160,7 @@ def test_the_page_in_a_browser() -> None:
         [tool("node"), HERE / "browser.mjs", playwright.resolve(), chromium, page(), *PICTURES],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]

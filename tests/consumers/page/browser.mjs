@@ -30,6 +30,7 @@ const watch = (page) => {
     page.on("request", (request) => request.url().startsWith(address) || /^(data|blob):/.test(request.url()) || seen.elsewhere.push(request.url()));
 };
 const context = await browser.newContext({ viewport: { width: 1100, height: 900 } });
+context.setDefaultTimeout(120_000); // of a busy machine
 const page = await context.newPage();
 watch(page);
 await page.goto(address);
@@ -90,6 +91,7 @@ silent = false;
 // A browser without SIMD.
 const old = await browser.newContext({ serviceWorkers: "block" });
 await old.addInitScript(() => (WebAssembly.validate = () => false));
+old.setDefaultTimeout(120_000);
 const without = await old.newPage();
 await without.goto(address);
 await without.waitForSelector(".problem");
