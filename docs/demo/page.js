@@ -119,7 +119,7 @@ async function showTimes() {
     const { answer, fff, dense, text } = state;
     if (!answer || !fff) return;
     const rows = [];
-    for (const [model, name] of /** @type {[Model | undefined, string][]} */ ([[fff, "16 trees, this model"], [dense, "its dense twin"]])) {
+    for (const [model, name] of /** @type {[Model | undefined, string][]} */ ([[fff, "Trees"], [dense, "Dense twin"]])) {
         if (!model) continue;
         const { all, feedforward } = model.time(answer.ids);
         const steps = model.shape.trees ? model.shape.trees * (model.shape.depth + 1) : model.shape.neurons;
