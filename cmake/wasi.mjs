@@ -1,11 +1,7 @@
 // Runs a WebAssembly program under node: node wasi.mjs PROGRAM [ARGUMENT ...]
 import { readFile } from "node:fs/promises";
-import { setFlagsFromString } from "node:v8";
 
 process.removeAllListeners("warning"); // that WASI is experimental
-try {
-    setFlagsFromString("--experimental-wasm-relaxed-simd"); // node 20 needs it, later ones do not know it
-} catch {}
 const { WASI } = await import("node:wasi");
 const [program, ...others] = process.argv.slice(2);
 const wasi = new WASI({ version: "preview1", args: [program, ...others], env: process.env, returnOnExit: true });
