@@ -20,7 +20,11 @@ INCLUDE, SOURCE, TEMPLATES = LIBRARY / "include", LIBRARY / "src", LIBRARY.paren
 # Headers of src/ that each file needs for itself: for the instruction set that is on, for its own list of types, for
 # names that are its own. All others there are for every file, and stand once.
 OF_EACH_FILE = ("activation.h", "blas_kernel.h", "for_each_type.h")
-ARCHITECTURES = {"x86_64": "!defined(CMM_NO_X86_64)", "aarch64": "defined(__aarch64__)"}
+ARCHITECTURES = {
+    "x86_64": "!defined(CMM_NO_X86_64)",
+    "aarch64": "defined(__aarch64__)",
+    "wasm32": "defined(__wasm32__)",
+}
 
 HEAD = """\
 /* libcmm {version} in one file, made by libcmm/amalgamate.py: do not edit it.

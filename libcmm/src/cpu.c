@@ -60,10 +60,23 @@ static void find_caches(cmm_machine *found)
     }
 }
 #else
+#if defined(__wasm_relaxed_simd__)
+#include <wasm_simd128.h>
+#endif
+
 static uint32_t find_bits(void)
 {
 #if defined(__aarch64__)
     return CMM_CPU_NEON; /* part of the architecture */
+#elif defined(__wasm_relaxed_simd__)
+    /* The engine chooses whether it fuses, once for all; so (1 + 2^-12) (1 - 2^-12) - 1 is asked, -2^-24 or 0. What the
+     * compiler knows it would compute itself. For doubles it might choose apart. */
+    volatile float e = 0x1p-12f, one = 1;
+    volatile double d = 0x1p-30, unit = 1;
+    const v128_t f32 = wasm_f32x4_relaxed_madd(wasm_f32x4_splat(one + e), wasm_f32x4_splat(one - e), wasm_f32x4_splat(-one));
+    const v128_t f64 = wasm_f64x2_relaxed_madd(wasm_f64x2_splat(unit + d), wasm_f64x2_splat(unit - d), wasm_f64x2_splat(-unit));
+    const int fuses = wasm_f32x4_extract_lane(f32, 0) == -0x1p-24f && wasm_f64x2_extract_lane(f64, 0) == -0x1p-60;
+    return fuses ? CMM_CPU_WASM_FMA : 0;
 #else
     return 0;
 #endif

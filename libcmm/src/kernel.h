@@ -13,7 +13,8 @@ enum {
     CMM_CPU_AVX2 = 1,   /* AVX2 and FMA */
     CMM_CPU_AVX512 = 2, /* AVX-512 F, BW, DQ, VL */
     CMM_CPU_NEON = 4,
-    CMM_CPU_F16C = 8    /* the conversion of float16, for vectors of AVX2 */
+    CMM_CPU_F16C = 8,   /* the conversion of float16, for vectors of AVX2 */
+    CMM_CPU_WASM_FMA = 16 /* WebAssembly: the multiply-add of relaxed SIMD rounds once */
 };
 
 typedef struct cmm_machine {

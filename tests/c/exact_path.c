@@ -125,10 +125,14 @@ static void check_quantisation(void)
         rows[8][i] = i == 299 ? -FLT_MAX : FLT_MAX / 3;
     }
     rows[4][0] = 127;
+#if defined(__wasm__)
+    static const int modes[] = {FE_TONEAREST}; /* there are no others */
+#else
     static const int modes[] = {FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO};
+#endif
     for (int width = 1; width <= WIDTH; width += width == 1 ? 32 : width == 33 ? WIDTH - 33 : WIDTH)
         for (int kind = 0; kind < KINDS; kind++)
-            for (int m = 0; m < 4; m++) {
+            for (int m = 0; m < (int)(sizeof modes / sizeof *modes); m++) {
                 cmm_fff layer = {.size = sizeof layer, .trees = 1, .d_in = width, .d_out = width, .w_in = rows[kind],
                                  .w_out = rows[kind]};
                 char what[64];
@@ -677,6 +681,7 @@ static void check_wrong(void)
     WRONG_OPTIONS(CMM_ERROR_SIGMAS, o.exact_path = 0, o.sigmas = 6);
     WRONG_OPTIONS(CMM_ERROR_WEIGHT_DTYPE, o.weight_out_dtype = 9);
     WRONG_OPTIONS(CMM_ERROR_WEIGHT_DTYPE, o.weight_out_dtype = -2);
+#if SIZE_MAX > UINT32_MAX /* with addresses of 32 bits there is no such layer */
     cmm_fff wide = e.layer; /* whose size alone is asked for: no inner node, and a row as long as there are bytes */
     wide.depth = 0;
     wide.trees = 1;
@@ -684,6 +689,7 @@ static void check_wrong(void)
     wide.d_in = wide.ld_in = INT64_MAX / 4;
     CHECK(cmm_fff_pack_size_as(&wide, &o, &bytes) == CMM_OK && bytes == INT64_MAX / 4 / 64 * 64 + 64 + 64 + 8,
           "as wide as memory: %lld", (long long)bytes);
+#endif
     CHECK(cmm_fff_pack_size_as(&good, &o, &bytes) == CMM_OK, "narrow already, and exact already");
     o.sigmas = 6;
     CHECK(cmm_fff_pack_size_as(&good, &o, &bytes) == CMM_ERROR_SIGMAS, "margins that are there already");

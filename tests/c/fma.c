@@ -1,4 +1,4 @@
-/* The fused multiply-adds that simd/scalar.h makes of other operations, bit for bit against the C library's fmaf() and
+/* The fused multiply-adds that simd/fma.h makes of other operations, bit for bit against the C library's fmaf() and
  * fma(), or on Windows, whose C library rounds twice, against the CPU's own: random numbers, and bit patterns made to
  * fall on the boundaries of every rounding.
  *
@@ -24,6 +24,11 @@ __attribute__((target("fma"))) static double cpu_fma(double a, double b, double 
 }
 
 static int is_known(void) { return __builtin_cpu_supports("fma"); }
+#elif defined(__wasm__)
+/* WASI's C library makes 0 of a negative product that underflows, where c is 0. It rounds to -0. */
+static double cpu_fma(double a, double b, double c) { return c == 0 && a != 0 && b != 0 ? a * b : fma(a, b, c); }
+#define cpu_fmaf fmaf
+static int is_known(void) { return 1; }
 #else
 #define cpu_fmaf fmaf
 #define cpu_fma fma

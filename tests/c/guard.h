@@ -1,4 +1,4 @@
-/* Memory between two pages that no one may touch. Files that include it define _GNU_SOURCE first. */
+/* Memory between two pages that no one may touch; in WebAssembly, which has no such pages, between two of NaN. Files that include it define _GNU_SOURCE first. */
 #ifndef GUARD_H
 #define GUARD_H
 
@@ -16,6 +16,8 @@
 
 #include <io.h>
 #include <process.h>
+#elif defined(__wasm__)
+#include <unistd.h>
 #else
 #include <signal.h>
 #include <sys/mman.h>
@@ -66,6 +68,40 @@ static char *part_of_memory(size_t bytes, size_t before, size_t all)
     DWORD old;
     char *const memory = VirtualAlloc(NULL, all, MEM_RESERVE | MEM_COMMIT, PAGE_NOACCESS);
     return memory && VirtualProtect(memory + before, bytes, PAGE_READWRITE, &old) ? memory + before : NULL;
+}
+#elif defined(__wasm__)
+/* What is read outside of the arrays and has an effect makes NaN; what is written there is seen at the end. */
+static char *guards[BUFFERS][2];
+
+static void look_at_guards(void)
+{
+    for (int i = 0; i < BUFFERS; i++)
+        for (int side = 0; side < 2; side++)
+            for (size_t b = 0; guards[i][side] && b < 4096; b++)
+                if (guards[i][side][b] != (char)0xff)
+                    end_of_a_fault();
+}
+
+static void catch_faults(void)
+{
+    (void)atexit(look_at_guards);
+}
+
+static size_t page_bytes(void)
+{
+    return 4096;
+}
+
+static char *part_of_memory(size_t bytes, size_t before, size_t all)
+{
+    static int made;
+    char *const memory = aligned_alloc(4096, all);
+    if (!memory)
+        return NULL;
+    memset(memory, 0xff, all);
+    guards[made][0] = memory;
+    guards[made++][1] = memory + before + bytes;
+    return memory + before;
 }
 #else
 static void on_fault(int signal_number)

@@ -50,7 +50,7 @@ PER_TOKEN, GROUPED, MICROKERNEL, DOT = (
     SRC + f"fff/{name}.inl" for name in ("per_token", "grouped", "microkernel", "dot")
 )
 BACKWARD, BY_NODE = SRC + "backward.c", SRC + "fff/by_node.inl"
-SCALAR, AVX2, AVX512 = (SRC + f"simd/{name}.h" for name in ("scalar", "avx2", "avx512"))
+SCALAR, AVX2, AVX512, FMA = (SRC + f"simd/{name}.h" for name in ("scalar", "avx2", "avx512", "fma"))
 
 PY = "python/cmm/"
 BERT = PY + "bert/"
@@ -439,8 +439,8 @@ MUTANTS = [
     M(RUN, "offsetof(cmm_run, path_nodes), given", "sizeof read, given"),
     M(API, "op == CMM_OP_FF && (chosen.path_nodes || chosen.path_leaves)", "0"),
     M(API, "chosen.path_nodes ? problem->depth + 1 : 1", "problem->depth + 1"),
-    M(SCALAR, "(lost < 0 || lost > 0) && ", "(lost < 0 || lost > 0) || "),
-    M(SCALAR, "(direction ^ bits) < 0 ? -1 : 1", "1"),
+    M(FMA, "(lost < 0 || lost > 0) && ", "(lost < 0 || lost > 0) || "),
+    M(FMA, "(direction ^ bits) < 0 ? -1 : 1", "1"),
     M(SCALAR, "half = NAME(VL) / 2; half > 0", "half = NAME(VL) / 2; half > 1"),
     M(SCALAR, "p[i] = a.v[i]", "p[i] = a.v[0]"),
     M(AVX2, "n > 8 ? 8 : (int32_t)n", "(int32_t)n", "a mask of 8 lanes has no more of them than 8"),
