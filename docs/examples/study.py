@@ -92,6 +92,7 @@ TABLES = {
         f"{name}-long": f"{options} --steps {LONG}"
         for name, options in (
             ("16x5", "--layer 16x5"),
+            ("16x5-straight-through", "--layer 16x5 --straight-through"),
             ("dense", "--layer dense:1020"),
             ("dense-96", "--layer dense:96"),
             ("dense-320", "--layer dense:320"),
