@@ -5,9 +5,13 @@
     python docs/examples/study.py --table                     # docs/study.json as the tables of docs/study.md
     python docs/examples/study.py --command 16x5              # what train.py is called with
     python docs/examples/study.py --times                     # microseconds a token of layers, here, one thread
+    python docs/examples/study.py --measure                   # of whole encoders, to docs/study-times.json
+    python docs/examples/study.py --measure corpus runs       # the same, and how long a step of training takes
+    python docs/examples/study.py --summary                   # README's table, of the two files
 
 A row is a name and options of train.py. What a training leaves is in a folder of that name; --results gets its
-options, seed, steps, losses, accuracies, seconds, and how its leaves were used.
+options, seed, steps, losses, accuracies, seconds, and how its leaves were used. --measure replaces the times of what
+it finds: a CPU, and a GPU where CuPy and libcmm_cuda can use one; train.py says how many steps fit in three seconds.
 """
 
 import argparse
@@ -15,14 +19,17 @@ import csv
 import json
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "study.json"
+TIMES = HERE.parent / "study-times.json"
 SHORT = 5000  # steps
 LONG = 12000
 
@@ -52,8 +59,11 @@ _OPTIONS = {
     "16x5-layers-x2": "--layer 16x5 --layer-rate 2",
     "16x5-layers-half": "--layer 16x5 --layer-rate 0.5",
     "16x5-straight-through": "--layer 16x5 --straight-through",
+    "16x5-always-on": "--layer 15x5 --always-on 64",
     "16x5-masked": "--layer 16x5 --masked 0.4 --masked-last 0.15",
     "dense-masked": "--layer dense:1020 --masked 0.4 --masked-last 0.15",
+    "16x5-linear": "--layer 16x5 --schedule linear",
+    "dense-linear": "--layer dense:1020 --schedule linear",
     "16x5-triangle": "--layer 16x5 --schedule triangle --rate 2e-3",
 }
 _CONTROLS = {
@@ -66,7 +76,11 @@ _CONTROLS = {
 }
 _SEEDS = {
     f"{name}-seed-{seed}": f"{options} --seed {seed}"
-    for name, options in (("16x5", "--layer 16x5"), ("dense", "--layer dense:1020"))
+    for name, options in (
+        ("16x5", "--layer 16x5"),
+        ("dense", "--layer dense:1020"),
+        ("dense-320", "--layer dense:320"),
+    )
     for seed in (1, 2)
 }
 TABLES = {
@@ -78,10 +92,15 @@ TABLES = {
         f"{name}-long": f"{options} --steps {LONG}"
         for name, options in (
             ("16x5", "--layer 16x5"),
+            ("16x5-straight-through", "--layer 16x5 --straight-through"),
             ("dense", "--layer dense:1020"),
             ("dense-96", "--layer dense:96"),
             ("dense-320", "--layer dense:320"),
         )
+    },
+    "Wider": {
+        "wide": f"--layer 24x5 --hidden 384 --heads 8 --steps {LONG}",
+        "wide-dense": f"--layer dense:1536 --hidden 384 --heads 8 --steps {LONG}",
     },
 }
 ROWS = {name: options for table in TABLES.values() for name, options in table.items()}
@@ -101,6 +120,8 @@ def main() -> None:
     add("--results", type=Path, default=RESULTS, metavar="FILE", help="(default docs/study.json)")
     add("--table", action="store_true", help="print the results as Markdown")
     add("--times", action="store_true", help="time forests and dense layers on this CPU")
+    add("--measure", action="store_true", help="time encoders on this CPU and GPU, and write docs/study-times.json")
+    add("--summary", action="store_true", help="print README's table")
     add("--command", metavar="ROW", help="print the command of a row")
     options = parser.parse_args()
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
@@ -110,6 +131,13 @@ def main() -> None:
         print(times())
     elif options.table:
         print(tables(results))
+    elif options.summary:
+        print(summary(results, json.loads(TIMES.read_text(encoding="utf-8"))))
+    elif options.measure:
+        measured = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else {}
+        measured |= measure(options.corpus, options.runs)
+        TIMES.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(measured, indent=1))
     elif options.runs:
         rows = options.rows or [row for row in ROWS if options.all and row not in results]
         for row in rows:
@@ -117,7 +145,7 @@ def main() -> None:
                 parser.error(f"there is no row {row}; there are {', '.join(ROWS)}")
         run_all(rows, options, results)
     else:
-        parser.error("say a corpus, a folder and rows, or --table, --times or --command")
+        parser.error("say a corpus, a folder and rows, or --table, --times, --measure, --summary or --command")
 
 
 def command(row: str, corpus: Path, runs: Path) -> list[str]:
@@ -195,6 +223,102 @@ def times(width: int = 192, rounds: int = 25) -> str:
     return "\n".join(lines)
 
 
+#: README's table: what each of its models is called, its row here, and its name in cmm.bert.trained.
+COMPARED = {
+    "FFF, 16 trees of depth 5": ("16x5", "fff"),
+    "dense twin, 1020 neurons": ("dense", "dense"),
+    "dense, 320 neurons: as long per token": ("dense-320", None),
+}
+
+
+def measure(corpus: Path | None, runs: Path | None, passes: int = 15) -> dict:
+    """Return what the encoders of README's table take here: median microseconds a token, and milliseconds a step."""
+    import cmm.bert
+    import numpy as np
+    from cmm.bench.machine import this_machine
+    from cmm.torch import training
+    from threadpoolctl import threadpool_limits
+
+    models = {}
+    for row, packaged in COMPARED.values():
+        layer = shlex.split(ROWS[row])[1]
+        models[row] = cmm.bert.trained(packaged) if packaged else cmm.bert.random(training.architecture(layer))
+    words = len(models["dense"].weights.word)
+    # Some ids often, most seldom, as words are: the n-th with a probability like 1 / n.
+    ids = np.exp(np.random.default_rng(0).uniform(0, np.log(words), (512, 128))).astype(np.int64) - 1
+    exact = cmm.bert.trained("fff", weights="int8", exact_path=True)
+    with threadpool_limits(1):
+        runs_here = {row: partial(model, ids[:16], threads=1) for row, model in models.items()}
+        runs_here["16x5, int8"] = partial(exact, ids[:16], threads=1)
+        found = {"cpu": {"device": this_machine().cpu, "us": medians(runs_here, 16 * 128, passes)}}
+    try:
+        on_gpu = {row: model.to("cuda", "bfloat16") for row, model in models.items()}
+    except cmm.CmmError as error:
+        print(f"no GPU: {error}", file=sys.stderr)
+    else:
+        import cupy
+
+        def run(model: cmm.bert.Model, tokens: object) -> None:
+            model(tokens)
+            cupy.cuda.Device().synchronize()
+
+        tokens = cupy.asarray(ids)
+        name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+        calls = {row: partial(run, model, tokens) for row, model in on_gpu.items()}
+        found["gpu"] = {"device": name, "us": medians(calls, ids.size, passes)}
+    if corpus and runs:
+        found["step"] = {"device": "", "ms": {}}
+        for row, _ in COMPARED.values():
+            call = [sys.executable, str(HERE / "train.py"), str(corpus), str(runs / f"step-{row}")]
+            call += [*shlex.split(ROWS[row]), "--minutes", "0.05", "--bfloat16", "--compile"]
+            subprocess.run(call, check=True, stdout=sys.stderr)
+            result = json.loads((runs / f"step-{row}" / "result.json").read_text(encoding="utf-8"))
+            found["step"]["device"] = result["device"]
+            found["step"]["ms"][row] = round(3000 / result["steps"], 2)
+    return found
+
+
+def medians(runs: dict[str, Callable[[], object]], tokens: int, passes: int) -> dict[str, float]:
+    """Return the median microseconds a token of calls, in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(passes + 2):
+        for name, call in runs.items():
+            began = time.perf_counter()
+            call()
+            if number >= 2:  # what came before warmed up
+                taken[name].append(1e6 * (time.perf_counter() - began) / tokens)
+    return {name: float(f"{statistics.median(some):.3g}") for name, some in taken.items()}
+
+
+def summary(results: dict, times: dict) -> str:
+    """Return README's table of the forest, its twin, and a dense layer of equal time."""
+    head = ("", f"accuracy, {SHORT} steps: mean of seeds (range)", f"accuracy, {LONG} steps", "bytes", "CPU, float32")
+    head += ("CPU, int8 rows, exact path", "GPU, bfloat16", f"GPU-seconds of {LONG} steps")
+    head += (f"steps, GPU-seconds to a loss of {TARGET}",)
+    lines = [f"| {' | '.join(head)} |", f"| --- {'| ---: ' * (len(head) - 1)}|"]
+    for title, (row, _) in COMPARED.items():
+        seeds = [results[name] for name in (row, f"{row}-seed-1", f"{row}-seed-2") if name in results]
+        right = [result["held_out"]["accuracy"] for result in seeds]
+        mean = f"{statistics.mean(right):.1%} of {len(right)} ({min(right):.1%} to {max(right):.1%})"
+        long = results.get(f"{row}-long")
+        cells = [title, mean, f"{long['held_out']['accuracy']:.1%}" if long else "not run"]
+        cells.append(f"{2 * seeds[0]['parameters'] / 1e6:.2f} MB")
+        cells.append(us(times["cpu"]["us"].get(row)))
+        cells.append(us(times["cpu"]["us"].get(f"{row}, int8")))
+        cells.append(us(times.get("gpu", {}).get("us", {}).get(row)))
+        step = times.get("step", {}).get("ms", {}).get(row)
+        cells.append(f"{step * LONG / 1000:.0f}" if step else "-")
+        reached = at_target(results[row])
+        cells.append(f"{reached}, {step * reached / 1000:.0f}" if reached and step else str(reached or "not reached"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def us(value: float | None) -> str:
+    """Return microseconds as a cell, or that there are none."""
+    return "-" if value is None else f"{value:.3g} us"
+
+
 #: The held-out loss that rows are compared by the time to.
 TARGET = 2.7
 PLATEAU = 4.5  # above which a model knows little more than how frequent tokens are
@@ -218,7 +342,6 @@ def cells(result: dict) -> list[str]:
     held_out, packages, leaves = result["held_out"], result.get("held_out_packages"), result["leaves"]
     dead = f"{sum(layer['dead'] for layer in leaves)} of {sum(layer['of'] for layer in leaves)}" if leaves else ""
     flat = [step for step, _, loss, _ in result["log"] if loss > PLATEAU]
-    reached = next((step for step, _, loss, _ in result["log"] if loss <= TARGET), None)
     return [
         str(result["steps"]),
         f"{held_out['loss']:.3f}",
@@ -226,8 +349,13 @@ def cells(result: dict) -> list[str]:
         f"{packages['accuracy']:.1%}" if packages else "",
         dead,
         str(flat[-1]) if flat else "",
-        str(reached or "not reached"),
+        str(at_target(result) or "not reached"),
     ]
+
+
+def at_target(result: dict) -> int | None:
+    """Return the step of the first held-out loss of at most the target."""
+    return next((step for step, _, loss, _ in result["log"] if loss <= TARGET), None)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ import torch.distributed as dist
 from cmm.errors import ArgumentError
 from cmm.torch import MaskedLanguageModel, set_softness, training
 from cmm.torch import data as text
+from cmm.torch.model import Dense
 
 _RATES = {True: 3e-3, False: 4e-3}  # of dense layers, and of trees
 
@@ -59,6 +60,7 @@ def parse_options() -> argparse.Namespace:
     share("--soft-gone", default=0.3, help="of the steps, after which only the path acts (default .3; 0: never soft)")
     add("--balance", type=float, default=0.2, metavar="W", help="weight of the loss that keeps leaves alive (.2)")
     add("--straight-through", action="store_true", help="give the choice of a child a gradient")
+    number("--always-on", default=0, help="dense neurons beside the trees, for the study: cmm.bert has no such layer")
     share("--masked", default=0.25, help="of the tokens, to hide (default .25)")
     share("--masked-last", help="the same in the last step, with steady steps between (default: as --masked)")
     how_long = parser.add_mutually_exclusive_group(required=True)
@@ -121,7 +123,11 @@ def train(options: argparse.Namespace, device: torch.device, rank: int, processe
     batches = text.Batches(sequences, options.batch, options.seed, device)
     shape = {"layers": options.layers, "hidden": options.hidden, "heads": options.heads}
     arch = training.architecture(options.layer, **shape, vocab_size=options.vocabulary, length=sequences.shape[1])
-    model = MaskedLanguageModel(arch).to(device)
+    model = MaskedLanguageModel(arch)
+    if options.always_on:
+        for layer in model.encoder.layers:
+            layer.ffn = AlwaysOn(layer.ffn, options.hidden, options.always_on)
+    model = model.to(device)
     objective = training.Objective(model, options.balance)
     for layer in objective.trees:
         layer.straight_through = options.straight_through
@@ -187,8 +193,23 @@ def train(options: argparse.Namespace, device: torch.device, rank: int, processe
         result["seconds"] = round(spent + time.perf_counter() - began, 1)
         result |= results(model, options, held_out)
         (options.out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        training.save_final(options.out, model, options.corpus)
+        if not options.always_on:
+            training.save_final(options.out, model, options.corpus)
         say(f"wrote {options.out}", is_first)
+
+
+class AlwaysOn(torch.nn.Module):
+    """A feedforward layer, and beside it some dense neurons that act for every token."""
+
+    def __init__(self, layer: torch.nn.Module, width: int, neurons: int) -> None:
+        super().__init__()
+        self.layer, self.dense = layer, Dense(width, neurons, gated=False)
+        for linear in (self.dense.dense_in, self.dense.dense_out):
+            torch.nn.init.normal_(linear.weight, std=0.02)  # as all other matrices
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply both."""
+        return self.layer(x) + self.dense(x)
 
 
 def results(model: MaskedLanguageModel, options: argparse.Namespace, held_out: np.ndarray) -> dict:

@@ -536,6 +536,7 @@ def test_the_study_has_the_results_of_its_rows() -> None:
         assert result["options"]["layer"] == said[said.index("--layer") + 1], name
         assert result["steps"] == int(said[said.index("--steps") + 1]), name
     assert study.tables(results) in text("docs/study.md")
+    assert study.summary(results, json.loads(text("docs/study-times.json"))) in text("README.md")
 
 
 def test_version() -> None:

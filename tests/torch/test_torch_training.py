@@ -129,6 +129,19 @@ def test_a_time_becomes_a_number_of_steps(run, corpus, tmp_path, monkeypatch):
 
 
 @pytest.mark.full
+def test_neurons_that_are_always_on(run, corpus, tmp_path):
+    """They are trained with the trees, counted, and make a model that is not written, for cmm.bert has none such."""
+    run("train", corpus, tmp_path / "both", "--layer", "2x2", "--steps", 2, *TINY, "--always-on", 3)
+    result = json.loads((tmp_path / "both/result.json").read_text())
+    trees = MaskedLanguageModel(training.architecture("2x2", layers=2, hidden=16, heads=2, vocab_size=300))
+    assert result["parameters"] - sum(p.numel() for p in trees.parameters()) == 2 * 2 * 3 * 16  # layers, in and out
+    assert [leaves["of"] for leaves in result["leaves"]] == [8, 8]
+    state = torch.load(tmp_path / "both" / training.STATE, weights_only=True)["model"]
+    assert state["encoder.layers.0.ffn.dense.dense_in.weight"].shape == (3, 16)
+    assert not (tmp_path / "both/model.safetensors").exists()
+
+
+@pytest.mark.full
 def test_two_processes_train_as_one_does(corpus, tmp_path):
     """By DDP: each takes half of a batch, and the sums of gradients differ by their rounding alone.
 
@@ -169,6 +182,7 @@ def test_what_is_no_share(run, corpus, tmp_path, capsys, value):
 def test_the_schedules():
     assert [training.cosine(x) for x in (0, 0.0625, 0.125, 1)] == pytest.approx([0, 0.5, 1, 0.05])
     assert training.cosine(0.5625) == pytest.approx(0.05 + 0.95 / 2)  # half way down
+    assert [training.linear(x) for x in (0, 0.0625, 0.125, 0.5625, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0])
     assert [training.softness(x, 0.12, 0.3) for x in (0, 0.12, 0.21, 0.3, 1)] == pytest.approx([1, 1, 0.5, 0, 0])
     assert [training.softness(x, 0, 0) for x in (0, 1)] == [0, 0]
     assert [training.softness(x, 0.5, 0.5) for x in (0.49, 0.5)] == [1, 0]

@@ -159,7 +159,12 @@ def cosine(progress: float, warm_up: float = 0.125, last: float = 0.05) -> float
     return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "triangle": triangle}
+def linear(progress: float, warm_up: float = 0.125) -> float:
+    """Return the share of the peak learning rate: up from 0 in the warm-up, then down to 0 in a straight line."""
+    return progress / warm_up if progress < warm_up else (1 - progress) / (1 - warm_up)
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "linear": linear, "triangle": triangle}
 
 
 def softness(progress: float, until: float, gone: float) -> float:
