@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from cmm import _json
@@ -50,8 +51,6 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run(options: argparse.Namespace) -> None:
     """Convert a model."""
-    from dataclasses import asdict
-
     from cmm.torch.convert import convert_model
 
     _json.check_target(options.json)

@@ -310,6 +310,7 @@ class _Family:
 
     def __init__(self) -> None:
         self.layers = [module for module in self.student.modules() if isinstance(module, FFF)]
+        self.compiled: dict[nn.Module, Callable[..., Any]] = {}
 
     def to(self, device: torch.device) -> None:
         self.teacher.to(device).eval().requires_grad_(False)
@@ -387,7 +388,7 @@ class _CmmFamily(_Family):
         return model.encoder
 
     def hidden(self, model: nn.Module, ids: Tensor) -> Tensor:
-        return model.encoder(ids)
+        return self.compiled.get(model, model.encoder)(ids)
 
     def logits(self, model: nn.Module, hidden: Tensor, places: Tensor) -> Tensor:
         return model.decode(hidden, places)
@@ -507,7 +508,8 @@ class _HfFamily(_Family):
         return getattr(model, "bert", model)
 
     def hidden(self, model: nn.Module, ids: Tensor) -> Tensor:
-        return self.encoder(model)(input_ids=ids, attention_mask=self.mask(ids).long()).last_hidden_state
+        encoder = self.compiled.get(model, self.encoder(model))
+        return encoder(input_ids=ids, attention_mask=self.mask(ids).long()).last_hidden_state
 
     def logits(self, model: nn.Module, hidden: Tensor, places: Tensor) -> Tensor:
         return model.cls(hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2])))
@@ -729,7 +731,8 @@ def _finish_loss(family: _Family, ids: Tensor, seed: int, labels: float, device:
     return loss + (1 - labels) * divergence + labels * functional.nll_loss(logs, answers)
 
 
-class LayerQuality(NamedTuple):
+@dataclass(frozen=True)
+class LayerQuality:
     """R2 of a layer for what its dense layer gives, on held-out hidden states of the dense model."""
 
     start: float
@@ -952,14 +955,13 @@ def _distil(
         layer.track_routing = balance > 0
     objective = _Distillation(family.layers, scales, balance).train()
     optimizer = _optimizer(objective.parameters(), rate)
-    if compile:
-        objective.compile()
+    forward = torch.compile(objective) if compile else objective
     for step in range(steps):
         share = step / steps
         set_softness(objective, training.softness(share, 0, _GONE) if fades else 0.0)
         with training.autocast(device, bfloat16):
             states = _states(family, batches[step], step)
-            loss = objective(*(one for pair in states for one in pair))
+            loss = forward(*(one for pair in states for one in pair))
         training.descend(objective, optimizer, loss, rate * training.cosine(share))
         if (step + 1) % 100 == 0:
             say(f"distillation {step + 1} of {steps}: loss {float(loss.detach()) / len(states):.4f} a layer")
@@ -982,9 +984,8 @@ def _finish(
     """Train the whole model to do what the dense one does."""
     student = family.student.train()
     optimizer = _optimizer(student.parameters(), rate)
-    compiled = [family.encoder(student), family.encoder(family.teacher)] if compile else []
-    for one in compiled:
-        one.compile()
+    if compile:
+        family.compiled = {model: torch.compile(family.encoder(model)) for model in (student, family.teacher)}
     for step in range(steps):
         loss = _finish_loss(family, batches[first + step], first + step, labels, device, bfloat16)
         if balance:
@@ -992,5 +993,4 @@ def _finish(
         training.descend(student, optimizer, loss, rate * training.cosine(step / steps))
         if (step + 1) % 100 == 0:
             say(f"finish {step + 1} of {steps}: loss {float(loss.detach()):.4f}")
-    for one in compiled:
-        one._compiled_call_impl = None
+    family.compiled = {}
