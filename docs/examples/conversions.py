@@ -41,9 +41,9 @@ ROWS = {
     "16x5-1000-seed-2": "--layer 16x5 --steps 1000 --seed 2",
 }
 BERT_ROWS = {
-    "minilm-24x5": "--layer 24x5 --steps 2000",
-    "minilm-48x4": "--layer 48x4 --steps 2000",
-    "minilm-24x5-neurons": "--layer 24x5 --steps 2000 --start neurons",
+    "minilm-24x5": "--layer 24x5 --steps 1000",
+    "minilm-48x4": "--layer 48x4 --steps 1000",
+    "minilm-24x5-neurons": "--layer 24x5 --steps 1000 --start neurons",
 }
 _BATCH, _BERT_BATCH = 256, 128
 
@@ -59,6 +59,7 @@ def main() -> None:
     add("--bert", type=Path, metavar="FOLDER", help="the BERT of the rows minilm-..., and of --descriptions")
     add("--descriptions", type=Path, metavar="FILE", help="make the texts of an index of packages")
     add("--device", default="cuda", help="(default cuda)")
+    add("--compile", action="store_true", help="torch.compile what is trained")
     add("--jobs", type=int, default=1, metavar="N", help="conversions at once, on one device (default 1)")
     add("--until", type=float, default=float("inf"), metavar="SECONDS", help="stop what runs after so long")
     add("--results", type=Path, default=RESULTS, metavar="FILE", help="(default docs/conversions.json)")
@@ -80,11 +81,11 @@ def main() -> None:
         parser.error("say a folder of text, one of conversions and rows, or --pages, or --descriptions and --bert")
 
 
-def command(row: str, text: Path, runs: Path, bert: Path | None, device: str = "cuda") -> list[str]:
+def command(row: str, text: Path, runs: Path, bert: Path | None, device: str, compiled: bool) -> list[str]:
     """Return the command that converts a row's model."""
     model, batch = ("dense", _BATCH) if bert is None else (str(bert), _BERT_BATCH)
     how = shlex.split((ROWS if bert is None else BERT_ROWS)[row])
-    on = ["--device", device, *(["--bfloat16", "--compile"] if device != "cpu" else [])]
+    on = ["--device", device, *(["--bfloat16"] if device != "cpu" else []), *(["--compile"] if compiled else [])]
     call = ["cmm", "convert", model, str(runs / row), *how, "--batch", str(batch), *on]
     files = ["--text", str(text / "train.npy"), "--held-out", str(text / "heldout.npy")]
     return [*call, *files, "--json", str(runs / f"{row}.json")]
@@ -98,7 +99,7 @@ def run_all(rows: list[str], options: argparse.Namespace, results: dict[str, Any
         late = time.monotonic() - began > options.until
         while waiting and len(running) < options.jobs and not late:
             row = waiting.pop(0)
-            call = command(row, options.text, options.runs, options.bert, options.device)
+            call = command(row, options.text, options.runs, options.bert, options.device, options.compile)
             with open(options.runs / f"{row}.log", "w", encoding="utf-8") as log:
                 where = {**os.environ, "PYTHONUNBUFFERED": "1"}
                 running[row] = subprocess.Popen(

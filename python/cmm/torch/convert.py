@@ -45,6 +45,7 @@ _POWER = 6  # iterations towards the largest singular vector
 _FLOOR = 1e-3  # of the mean variance: what a direction of the hidden states has at least, for whitening
 _RIDGE = 1e-4  # of the mean square of a neuron, added to each in the least squares
 _GONE = 0.6  # share of the distillation after which a start from neurons acts on the path alone
+_OF_MEANS = 4.0  # weight of the distance of texts' mean vectors, where a model has no head
 _IGNORED = -100  # a label that no loss counts, as PyTorch has it
 _HIDDEN_FROM_HF = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 _HIDDEN_FROM_HF |= {"relu": "relu", "silu": "silu", "swish": "silu"}
@@ -310,7 +311,6 @@ class _Family:
 
     def __init__(self) -> None:
         self.layers = [module for module in self.student.modules() if isinstance(module, FFF)]
-        self.compiled: dict[nn.Module, Callable[..., Any]] = {}
 
     def to(self, device: torch.device) -> None:
         self.teacher.to(device).eval().requires_grad_(False)
@@ -388,7 +388,7 @@ class _CmmFamily(_Family):
         return model.encoder
 
     def hidden(self, model: nn.Module, ids: Tensor) -> Tensor:
-        return self.compiled.get(model, model.encoder)(ids)
+        return model.encoder(ids)
 
     def logits(self, model: nn.Module, hidden: Tensor, places: Tensor) -> Tensor:
         return model.decode(hidden, places)
@@ -508,8 +508,7 @@ class _HfFamily(_Family):
         return getattr(model, "bert", model)
 
     def hidden(self, model: nn.Module, ids: Tensor) -> Tensor:
-        encoder = self.compiled.get(model, self.encoder(model))
-        return encoder(input_ids=ids, attention_mask=self.mask(ids).long()).last_hidden_state
+        return self.encoder(model)(input_ids=ids, attention_mask=self.mask(ids).long()).last_hidden_state
 
     def logits(self, model: nn.Module, hidden: Tensor, places: Tensor) -> Tensor:
         return model.cls(hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2])))
@@ -703,32 +702,41 @@ def _means(hidden: Tensor, counts: Tensor | None) -> Tensor:
     return (hidden * counts[..., None]).sum(1) / counts.sum(1, keepdim=True)
 
 
-def _finish_loss(family: _Family, ids: Tensor, seed: int, labels: float, device: torch.device, bf16: bool) -> Tensor:
-    """Return how far the student is from the teacher on a batch, and from the hidden tokens by a share `labels`."""
-    masked = family.hide(ids, seed) if family.head_is_there else None
-    if masked is not None:
-        ids = masked.ids
-    counts = family.mask(ids)
-    with training.autocast(device, bf16):
+class _Finish(nn.Module):
+    """How far the student is from the teacher, and from the hidden tokens by a share `labels`."""
+
+    def __init__(self, family: _Family, balance: float, labels: float) -> None:
+        super().__init__()
+        self.family, self.balance, self.labels = family, balance, labels
+        self.teacher, self.student = family.teacher, family.student
+        self.layers = family.layers
+
+    def forward(self, ids: Tensor, places: Tensor | None, answers: Tensor | None) -> Tensor:
+        family = self.family
+        counts = family.mask(ids)
         with torch.no_grad():
-            wanted = family.hidden(family.teacher, ids)
-            right = None if masked is None else family.logits(family.teacher, wanted, masked.places)
-        found = family.hidden(family.student, ids)
-        logits = None if masked is None else family.logits(family.student, found, masked.places)
-    wanted, found = wanted.float(), found.float()
-    if counts is None:
-        counts = torch.ones_like(ids, dtype=torch.bool)
-    weight = counts[..., None]
-    centre = (wanted * weight).sum((0, 1)) / weight.sum()
-    loss = ((found - wanted).square() * weight).sum() / ((wanted - centre).square() * weight).sum()
-    if masked is None:
-        vectors = (_means(found, counts), _means(wanted, counts))
-        return loss + 4 * (1 - functional.cosine_similarity(*vectors)).mean()
-    answers = masked.labels.flatten()
-    logs, wanted = (one.flatten(0, 1).float().log_softmax(1) for one in (logits, right))
-    apart = (wanted.exp() * (wanted - logs)).sum(1) * (answers != _IGNORED)
-    divergence = apart.sum() / (answers != _IGNORED).sum().clamp(min=1)
-    return loss + (1 - labels) * divergence + labels * functional.nll_loss(logs, answers)
+            wanted = family.hidden(self.teacher, ids).float()
+        found = family.hidden(self.student, ids).float()
+        weight = torch.ones_like(ids, dtype=found.dtype) if counts is None else counts.to(found.dtype)
+        weight = weight[..., None]
+        centre = (wanted * weight).sum((0, 1)) / weight.sum()
+        loss = ((found - wanted).square() * weight).sum() / ((wanted - centre).square() * weight).sum()
+        if places is None or answers is None:
+            vectors = (_means(found, counts), _means(wanted, counts))
+            loss = loss + _OF_MEANS * (1 - functional.cosine_similarity(*vectors)).mean()
+        else:
+            with torch.no_grad():
+                right = family.logits(self.teacher, wanted, places).flatten(0, 1).float().log_softmax(1)
+            logs = family.logits(self.student, found, places).flatten(0, 1).float().log_softmax(1)
+            answers = answers.flatten()
+            is_one = answers != _IGNORED
+            apart = (right.exp() * (right - logs)).sum(1) * is_one
+            loss = loss + (1 - self.labels) * apart.sum() / is_one.sum().clamp(min=1)
+            loss = loss + self.labels * functional.nll_loss(logs, answers)
+        if self.balance:
+            for layer in self.layers:
+                loss = loss + self.balance * layer.balance_loss()
+        return loss
 
 
 @dataclass(frozen=True)
@@ -983,14 +991,15 @@ def _finish(
 ) -> None:
     """Train the whole model to do what the dense one does."""
     student = family.student.train()
+    objective = _Finish(family, balance, labels)
     optimizer = _optimizer(student.parameters(), rate)
-    if compile:
-        family.compiled = {model: torch.compile(family.encoder(model)) for model in (student, family.teacher)}
+    forward = torch.compile(objective) if compile else objective
     for step in range(steps):
-        loss = _finish_loss(family, batches[first + step], first + step, labels, device, bfloat16)
-        if balance:
-            loss = loss + balance * sum(layer.balance_loss() for layer in family.layers)
+        ids, places, answers = batches[first + step], None, None
+        if family.head_is_there:
+            ids, places, answers = family.hide(ids, first + step)
+        with training.autocast(device, bfloat16):
+            loss = forward(ids, places, answers)
         training.descend(student, optimizer, loss, rate * training.cosine(step / steps))
         if (step + 1) % 100 == 0:
             say(f"finish {step + 1} of {steps}: loss {float(loss.detach()):.4f}")
-    family.compiled = {}
