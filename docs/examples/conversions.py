@@ -159,7 +159,8 @@ def make_texts(
             found.setdefault(" ".join(long), (name, short))  # one of packages that share their long description
             short = ""
     order = np.random.default_rng(0).permutation(len(found))[:most]
-    texts = [(short, long) for long, (_, short) in (list(found.items())[place] for place in order)]
+    all_of_them = list(found.items())
+    texts = [(short, long) for long, (_, short) in (all_of_them[place] for place in order)]
     encoder = tokenizers.Tokenizer.from_file(str(bert / "tokenizer.json"))
     encoder.enable_padding(length=length)
     encoder.enable_truncation(length)
