@@ -16,7 +16,14 @@ from typing import Any, NoReturn, TextIO, cast
 import cmm
 
 # Modules with a function add_command(commands) that adds parsers whose default `run` is called with the options.
-_COMMANDS = ("cmm.bench.info", "cmm.bench.demo", "cmm.bench.command", "cmm.bert.command", "cmm.completion")
+_COMMANDS = (
+    "cmm.bench.info",
+    "cmm.bench.demo",
+    "cmm.bench.command",
+    "cmm.bert.command",
+    "cmm.bert.convert_command",
+    "cmm.completion",
+)
 _EXAMPLE = """\
 examples:
   cmm info             this machine, its instruction sets, the levels and the BLAS

@@ -539,6 +539,15 @@ def test_the_study_has_the_results_of_its_rows() -> None:
     assert study.summary(results, json.loads(text("docs/study-times.json"))) in text("README.md")
 
 
+def test_the_guide_to_converting_has_the_results_of_its_rows() -> None:
+    conversions = script("conversions", "docs/examples")
+    results = json.loads(text("docs/conversions.json"))
+    assert results.keys() <= conversions.ROWS.keys() | conversions.BERT_ROWS.keys()
+    page = text("docs/guide/converting.md")
+    assert conversions.table("twin", conversions.ROWS, results) in page
+    assert conversions.table("bert", conversions.BERT_ROWS, results) in page
+
+
 def test_version() -> None:
     assert re.search(rf"^## {re.escape(cmm.__version__)}\b", text("CHANGELOG.md"), re.MULTILINE)
 

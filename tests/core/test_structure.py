@@ -23,6 +23,7 @@ LATE = {
     "cmm.bert.paths",
     "cmm.bert.plot_paths",
     "cmm.torch",
+    "cmm.torch.convert",
     "cmm.torch.training",
     "cmm_cuda13",
     "cmm_models",
@@ -40,6 +41,7 @@ LATE = {
     "tokenizers",
     "torch",
     "tqdm",
+    "transformers",
 }
 
 # Names with an underscore that other packages document, or that classes of theirs want.

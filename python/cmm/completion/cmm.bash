@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/cmm
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_cmm_subparsers=(info demo bench fill-mask embed classify explain export eval completion)
+_shtab_cmm_subparsers=(info demo bench fill-mask embed classify explain export eval convert completion)
 
 _shtab_cmm_info_option_strings=(-h --help)
 _shtab_cmm_demo_option_strings=(-h --help)
@@ -16,6 +16,7 @@ _shtab_cmm_classify_option_strings=(-h --help --file --pairs --truncate --json -
 _shtab_cmm_explain_option_strings=(-h --help --file --pairs --truncate --ids --out --json --config --tokenizer --weights --exact-path --device --threads --level)
 _shtab_cmm_export_option_strings=(-h --help --dtype --config --tokenizer)
 _shtab_cmm_eval_option_strings=(-h --help --suite --file --at-most --seed --json --config --tokenizer --weights --exact-path --device --threads --level)
+_shtab_cmm_convert_option_strings=(-h --help --layer --text --held-out --steps --batch --length --distillation --start --rate --seed --device --bfloat16 --compile --json)
 _shtab_cmm_completion_option_strings=(-h --help)
 _shtab_cmm_option_strings=(-h --help --version)
 
@@ -59,14 +60,21 @@ _shtab_cmm_eval___config_COMPGEN=_shtab_compgen_files
 _shtab_cmm_eval___tokenizer_COMPGEN=_shtab_compgen_files
 _shtab_cmm_eval___device_COMPGEN=_shtab_compgen_files
 _shtab_cmm_eval___level_COMPGEN=_shtab_compgen_files
+_shtab_cmm_convert_pos_0_COMPGEN=_shtab_compgen_dirs
+_shtab_cmm_convert_pos_1_COMPGEN=_shtab_compgen_dirs
+_shtab_cmm_convert___text_COMPGEN=_shtab_compgen_files
+_shtab_cmm_convert___held_out_COMPGEN=_shtab_compgen_files
+_shtab_cmm_convert___device_COMPGEN=_shtab_compgen_files
+_shtab_cmm_convert___json_COMPGEN=_shtab_compgen_files
 
 _shtab_cmm_bench___table_choices=(paper narrow forests)
 _shtab_cmm_bench___dtype_choices=(float32 float64)
 _shtab_cmm_bench___routing_choices=(random same)
 _shtab_cmm_embed___pooler_choices=(avg zero_index max logsumexp)
 _shtab_cmm_export___dtype_choices=(float32 float16)
+_shtab_cmm_convert___start_choices=(regions neurons)
 _shtab_cmm_completion_pos_0_choices=(bash zsh)
-_shtab_cmm_pos_0_choices=(info demo bench fill-mask embed classify explain export eval completion)
+_shtab_cmm_pos_0_choices=(info demo bench fill-mask embed classify explain export eval convert completion)
 
 _shtab_cmm_info__h_nargs=0
 _shtab_cmm_info___help_nargs=0
@@ -108,6 +116,10 @@ _shtab_cmm_eval___help_nargs=0
 _shtab_cmm_eval___suite_nargs=0
 _shtab_cmm_eval___json_nargs=0
 _shtab_cmm_eval___exact_path_nargs='?'
+_shtab_cmm_convert__h_nargs=0
+_shtab_cmm_convert___help_nargs=0
+_shtab_cmm_convert___bfloat16_nargs=0
+_shtab_cmm_convert___compile_nargs=0
 _shtab_cmm_completion__h_nargs=0
 _shtab_cmm_completion___help_nargs=0
 _shtab_cmm_pos_0_nargs=A...

@@ -13,6 +13,7 @@ _shtab_cmm_commands() {
     bench:'Measure fast feedforward layers against dense layers at every level, as in the paper'"'"'s Table 2, on this machine.'
     classify:'Print the likeliest label of each text and its probability, or, of a model with one label, its score.'
     completion:'Print what makes a shell complete the options of `cmm` and names of files. An installation in /usr has it in the'
+    convert:'Turn the dense feedforward layers of a trained model into fast feedforward layers: a start by regions'
     demo:'Run a fast feedforward layer and an encoder of real size, and say what is to be seen.'
     embed:'Make one vector of each text: the mean of its tokens'"'"' hidden states, or what --pooler says.'
     eval:'Measure how well a model foretells masked tokens of a text, or how well a classifier does a task.'
@@ -82,6 +83,29 @@ _shtab_cmm_completion_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_cmm_completion_defaults_added=0
+
+_shtab_cmm_convert_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--layer[trees x depth, as in 16x5]:KxD:"
+  "--text[text, a paragraph a line, or ids (n, S) as .npy]:FILE:_files"
+  "--held-out[text to measure on (default\: the last 2\% of the text)]:FILE:_files"
+  "--steps[steps of training in all (default 1000)]:N:"
+  "--batch[sequences of a step (default 64)]:N:"
+  "--length[tokens of a sequence (default 128, or what the model takes)]:N:"
+  "--distillation[of the steps, layer by layer (default .3)]:SHARE:"
+  "--start[how layers start (default regions)]:start:(regions neurons)"
+  "--rate[peak learning rate (default 2e-3)]:rate:"
+  "--seed[of order, masks and start (default 0)]:N:"
+  "--device[cpu (default), cuda, or cuda\:1]:NAME:_files"
+  "--bfloat16[matrix products of training in bfloat16, by autocast]"
+  "--compile[torch.compile what is trained]"
+  "--json[write the report to FILE\; - is the standard output, and what else is said goes to the standard error]:FILE:_files"
+  ":a model of cmm.bert with dense layers, dense, or the folder of an HF BERT:_files -/"
+  ":the folder to make:_files -/"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_cmm_convert_defaults_added=0
 
 _shtab_cmm_demo_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -217,6 +241,7 @@ _shtab_cmm() {
         bench) _arguments -C -s $_shtab_cmm_bench_options ;;
         classify) _arguments -C -s $_shtab_cmm_classify_options ;;
         completion) _arguments -C -s $_shtab_cmm_completion_options ;;
+        convert) _arguments -C -s $_shtab_cmm_convert_options ;;
         demo) _arguments -C -s $_shtab_cmm_demo_options ;;
         embed) _arguments -C -s $_shtab_cmm_embed_options ;;
         eval) _arguments -C -s $_shtab_cmm_eval_options ;;

@@ -82,14 +82,14 @@ def train_tokenizer(text: Path, vocab_size: int, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def _read(tokenizer: Path) -> Any:
-    """Return what is in tokenizer.json, but for a byte order mark at its head."""
+def read_tokenizer(tokenizer: Path) -> Any:
+    """Return what is in tokenizer.json, but for a byte order mark at its head, as the package tokenizers has it."""
     return _tokenizers().Tokenizer.from_buffer(tokenizer.read_bytes().removeprefix(BOM_UTF8))
 
 
 def vocabulary_of(tokenizer: Path) -> int:
     """Return how many tokens tokenizer.json has, special ones included."""
-    size: int = _read(tokenizer).get_vocab_size()
+    size: int = read_tokenizer(tokenizer).get_vocab_size()
     return size
 
 
@@ -115,7 +115,7 @@ def pack(text: Path, tokenizer: Path, length: int) -> NDArray[np.uint16]:
     OSError
         It cannot be read.
     """
-    encoder = _read(tokenizer)
+    encoder = read_tokenizer(tokenizer)
     if encoder.get_vocab_size() > 1 << 16:
         raise ArgumentError(f"{tokenizer} has {encoder.get_vocab_size()} tokens; sequences are packed as uint16")
     parts = [np.empty(0, np.uint16)]
@@ -131,6 +131,35 @@ def pack(text: Path, tokenizer: Path, length: int) -> NDArray[np.uint16]:
     if not count:
         raise ArgumentError(f"{text} has {len(stream)} tokens, less than one sequence of {length}")
     return stream[: count * length].reshape(count, length)
+
+
+def pad(text: Path, tokenizer: Path, length: int, pad_id: int) -> NDArray[np.uint16]:
+    """Encode every paragraph, with the special tokens of the tokenizer, as a sequence of its own, cut and filled up.
+
+    Parameters and errors are those of :func:`pack`, but for `pad_id`, the id that fills sequences up.
+
+    Returns
+    -------
+    ndarray of uint16, (paragraphs, length)
+    """
+    encoder = read_tokenizer(tokenizer)
+    if encoder.get_vocab_size() > 1 << 16:
+        raise ArgumentError(f"{tokenizer} has {encoder.get_vocab_size()} tokens; sequences are kept as uint16")
+    encoder.no_padding()
+    encoder.enable_truncation(length)
+    rows = []
+    try:
+        with open(text, encoding="utf-8-sig") as file:
+            for lines in _some(line.strip() for line in file):
+                rows += [encoding.ids for encoding in encoder.encode_batch_fast(lines)]
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{text} is not UTF-8: {error}") from None
+    if not rows:
+        raise ArgumentError(f"{text} has no paragraphs")
+    result = np.full((len(rows), length), pad_id, np.uint16)
+    for row, ids in zip(result, rows, strict=True):
+        row[: len(ids)] = ids
+    return result
 
 
 def _some(lines: Iterator[str]) -> Iterator[list[str]]:
@@ -187,7 +216,15 @@ class Masked(NamedTuple):
     labels: Tensor  # (B, M)
 
 
-def hide(ids: Tensor, seed: int, vocab_size: int, share: float = 0.25) -> Masked:
+def hide(
+    ids: Tensor,
+    seed: int,
+    vocab_size: int,
+    share: float = 0.25,
+    *,
+    special: Tensor | None = None,
+    mask_id: int = SPECIAL_IDS["mask"],
+) -> Masked:
     """Choose a share of each sequence's tokens; of these 80% become the mask, 10% any token, 10% stay.
 
     Special tokens are chosen where there is nothing else. The choice follows from the seed alone.
@@ -197,12 +234,16 @@ def hide(ids: Tensor, seed: int, vocab_size: int, share: float = 0.25) -> Masked
     ids : tensor of int64, (B, S)
     seed, vocab_size : int
     share : float, optional
+    special : tensor of integers, optional
+        The ids of special tokens, 0 to 4 if not given.
+    mask_id : int, optional
     """
     generator = torch.Generator(ids.device).manual_seed(seed)
-    chance = torch.rand(ids.shape, generator=generator, device=ids.device) + (ids < len(SPECIAL))
+    is_special = ids < len(SPECIAL) if special is None else torch.isin(ids, special)
+    chance = torch.rand(ids.shape, generator=generator, device=ids.device) + is_special
     places = chance.topk(max(1, round(share * ids.shape[1])), dim=1, largest=False).indices
     labels = ids.gather(1, places)
     what = torch.rand(places.shape, generator=generator, device=ids.device)
     anything = torch.randint(vocab_size, places.shape, generator=generator, device=ids.device)
-    put = torch.where(what < 0.8, SPECIAL_IDS["mask"], torch.where(what < 0.9, anything, labels))
+    put = torch.where(what < 0.8, mask_id, torch.where(what < 0.9, anything, labels))
     return Masked(ids.scatter(1, places, put), places, labels)

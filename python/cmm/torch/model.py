@@ -204,7 +204,10 @@ class MaskedLanguageModel(nn.Module):
         -------
         tensor, shape (B, S or M, V)
         """
-        x = self.encoder(ids, mask)
+        return self.decode(self.encoder(ids, mask), places)
+
+    def decode(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """Return logits, as for ``forward``, of the encoder's hidden states (B, S, H)."""
         if places is not None:
             x = x.gather(1, places[:, :, None].expand(-1, -1, x.shape[2]))
         if self.prediction_head is not None:
