@@ -101,6 +101,7 @@ C_TESTS = {
     GROUPED: [*_KERNELS, "plan", "same_bits few"],
     DOT: [*_KERNELS, "same_bits few"],
     SCALAR: [*_KERNELS, "fma"],
+    FMA: [*_KERNELS, "fma"],
 }
 
 # The Python tests that are run for a file.
