@@ -31,6 +31,7 @@ from cmm.torch import data, training
 from cmm.torch.fff import FFF, set_softness
 from cmm.torch.model import MaskedLanguageModel
 from cmm.torch.operators import ACTIVATIONS_OF_TENSORS
+from cmm.typing import Activation
 
 Start: TypeAlias = Literal["regions", "neurons"]
 STARTS: tuple[Start, ...] = ("regions", "neurons")
@@ -47,7 +48,7 @@ _RIDGE = 1e-4  # of the mean square of a neuron, added to each in the least squa
 _GONE = 0.6  # share of the distillation after which a start from neurons acts on the path alone
 _OF_MEANS = 4.0  # weight of the distance of texts' mean vectors, where a model has no head
 _IGNORED = -100  # a label that no loss counts, as PyTorch has it
-_HIDDEN_FROM_HF = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+_HIDDEN_FROM_HF: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 _HIDDEN_FROM_HF |= {"relu": "relu", "silu": "silu", "swish": "silu"}
 
 
@@ -448,7 +449,7 @@ def _checked_hf(folder: Path, config: dict[str, Any]) -> str:
     return str(kinds[0])
 
 
-def _with_fff(model: nn.Module, trees: int, depth: int, activation: str) -> None:
+def _with_fff(model: nn.Module, trees: int, depth: int, activation: Activation) -> None:
     """Put fast feedforward layers into a BERT of transformers; the bias of the second half stays."""
     encoder = getattr(model, "bert", model).encoder
     for layer in encoder.layer:
@@ -485,7 +486,7 @@ class _HfFamily(_Family):
         encoder = getattr(self.teacher, "bert", self.teacher).encoder
         self.dense = [_Places(one.intermediate, one.output.dense) for one in encoder.layer]
         self.vocab_size, self.limit = config["vocab_size"], config["max_position_embeddings"]
-        self.pad = config.get("pad_token_id", 0)
+        self.pad: int = config.get("pad_token_id") or 0
         super().__init__()
         for module in self.student.modules():  # it is distilled without
             if isinstance(module, nn.Dropout):
@@ -508,7 +509,8 @@ class _HfFamily(_Family):
         return getattr(model, "bert", model)
 
     def hidden(self, model: nn.Module, ids: Tensor) -> Tensor:
-        return self.encoder(model)(input_ids=ids, attention_mask=self.mask(ids).long()).last_hidden_state
+        counts = (ids != self.pad).long()
+        return self.encoder(model)(input_ids=ids, attention_mask=counts).last_hidden_state
 
     def logits(self, model: nn.Module, hidden: Tensor, places: Tensor) -> Tensor:
         return model.cls(hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2])))
