@@ -739,9 +739,9 @@ def checked_places(places: ArrayLike, ids: ArrayLike) -> NDArray[np.intp]:
     if len(shape) == 2:  # or ids are refused
         if values.ndim != 2 or len(values) != shape[0]:
             raise ShapeError(f"places has shape {values.shape}; it should be ({shape[0]}, places of each sequence)")
-        wrong = (values < 0) | (values >= shape[1])
-        if wrong.any():
-            row, column = (int(i) for i in np.argwhere(wrong)[0])
+        outside = (values < 0) | (values >= shape[1])
+        if outside.any():
+            row, column = (int(i) for i in np.argwhere(outside)[0])
             problem = f"places[{row}, {column}] is {values[row, column]}"
             raise ArgumentError(f"{problem}; places should be from 0 to {shape[1] - 1}")
     return values.astype(np.intp)

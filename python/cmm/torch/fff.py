@@ -279,20 +279,16 @@ class FFF(nn.Module):
     def _at_once(self, x: Tensor) -> Tensor | None:
         """Return y by a call of libcmm; None where PyTorch has to be asked or told.
 
-        One token takes libcmm a few microseconds, PyTorch's dispatcher ten more, and a module most of one for each of
-        its modules and parameters, by whatever name: so they are taken from where it keeps them.
+        One token takes libcmm a few microseconds, and PyTorch's dispatcher ten more.
         """
         form = self._form
         if form is None or not form.is_ready or torch.is_grad_enabled():
             return None
-        linear_in, linear_out = self._modules["linear_in"], self._modules["linear_out"]
+        linear_in, linear_out = self.linear_in, self.linear_out
         if not type(linear_in) is type(linear_out) is nn.Linear or _is_hooked(linear_in) or _is_hooked(linear_out):
             return None
-        given, w_out = linear_in._parameters, linear_out._parameters.get("weight")
-        w_in, bias = given.get("weight"), given.get("bias")
-        if w_in is None or w_out is None or "bias" not in given or not _is_plain(x, w_in, bias):
-            return None
-        if self._form_of(w_out) is not form:
+        w_in, bias, w_out = linear_in.weight, linear_in.bias, linear_out.weight
+        if not _is_plain(x, w_in, bias) or self._form_of(w_out) is not form:
             return None
         return apply(x, w_in, bias, form.rows, self.trees, self.activation, self.tie)
 
