@@ -1,9 +1,9 @@
-"""Build the documentation site: ``pip install '.[docs]' && python docs/build_site.py FOLDER [--no-demo]``.
+"""Build the documentation site: ``pip install '.[docs]' && python docs/build_site.py FOLDER [--demo]``.
 
-Pages of docs/ and what docs/site/hooks.py adds to them, by MkDocs, where a warning is an error; the demo, where there
-is one; and a check of all links. The demo compiles, and so takes more than the rest, which reads sources alone: see
-docs/demo/build.py; --no-demo leaves it out. Needs no network, and what it writes needs none either: open
-FOLDER/index.html.
+Pages of docs/ and what docs/site/hooks.py adds to them, by MkDocs, where a warning is an error; with --demo the page
+that has the model in it; and a check of all links. Reads sources alone, but for the demo, which compiles: see
+docs/demo/build.py for what that takes. Needs no network, and what it writes needs none either: open FOLDER/index.html
+(the demo wants a server).
 """
 
 import os
@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(words: list[str]) -> int:
     """Build the site in the folder that is named, which is emptied first; return 0 where all is well."""
-    with_demo = (ROOT / "docs/demo/build.py").is_file() and "--no-demo" not in words
-    names = [word for word in words if word != "--no-demo"]
+    with_demo = "--demo" in words
+    names = [word for word in words if word != "--demo"]
     if len(names) != 1 or names[0].startswith("-"):
         print(__doc__)
         return 2

@@ -138,6 +138,9 @@ export class Model {
         this.rest ??= file(`${this.shape.files[1]}.gz`).then((content) => {
             this.fill(content, this.rows("0"));
             this.complete = true;
+        }).catch((error) => {
+            this.rest = undefined; // the next call asks again
+            throw error;
         });
         return this.rest;
     }

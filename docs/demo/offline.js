@@ -1,6 +1,6 @@
 // Keeps what the page has fetched, so that it works without a network: the network first, what was kept where it is silent.
 const KEPT = "cmm-page";
-const ALL = ["./", "style.css", "page.js", "model.js", "tokenizer.js", "examples.json", "about.json.gz", "cmm.wasm.gz",
+const ALL = ["./", "index.html", "style.css", "page.js", "model.js", "tokenizer.js", "examples.json", "about.json.gz", "cmm.wasm.gz",
     "cmm-relaxed.wasm.gz", "fff.first.gz", "fff.rest.gz"];
 
 self.addEventListener("install", (event) => event.waitUntil(caches.open(KEPT).then((kept) => kept.addAll(ALL))));

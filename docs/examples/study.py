@@ -294,7 +294,7 @@ def summary(results: dict, times: dict) -> str:
     """Return README's table of the forest, its twin, and a dense layer of equal time."""
     head = ("", f"accuracy, {SHORT} steps: mean of seeds (range)", f"accuracy, {LONG} steps", "bytes", "CPU, float32")
     head += ("CPU, int8 rows, exact path", "GPU, bfloat16", f"GPU-seconds of {LONG} steps")
-    head += (f"steps, GPU-seconds to a loss of {TARGET}",)
+    head += (f"steps, GPU-seconds to a loss of {TARGET}, in {SHORT} steps",)
     lines = [f"| {' | '.join(head)} |", f"| --- {'| ---: ' * (len(head) - 1)}|"]
     for title, (row, _) in COMPARED.items():
         seeds = [results[name] for name in (row, f"{row}-seed-1", f"{row}-seed-2") if name in results]
@@ -309,7 +309,8 @@ def summary(results: dict, times: dict) -> str:
         step = times.get("step", {}).get("ms", {}).get(row)
         cells.append(f"{step * LONG / 1000:.0f}" if step else "-")
         reached = at_target(results[row])
-        cells.append(f"{reached}, {step * reached / 1000:.0f}" if reached and step else str(reached or "not reached"))
+        seconds = f", {step * reached / 1000:.0f}" if reached and step else ""
+        cells.append(f"{reached or f'not in {SHORT}'}{seconds}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -32,7 +32,7 @@ def script(name: str) -> Any:
 
 
 def build(folder: Path, *, root: Path = ROOT, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [*before, sys.executable, str(root / "docs/build_site.py"), str(folder), "--no-demo"]
+    command = [*before, sys.executable, str(root / "docs/build_site.py"), str(folder)]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
 
 
