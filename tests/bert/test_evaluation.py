@@ -91,7 +91,20 @@ def test_classification(tmp_path, capsys):
     # A task's own labels may be in another order than the model's.
     names = ["not_entailment", "entailment"]
     other = cmm.bert.load(made(tmp_path / "other", labels=2, names=names))
-    assert evaluation.task_of(other, "RTE", data).labels == tuple(names)
+    assert evaluation.task_of(other, "RTE", data).labels == glue_tasks.TASKS["RTE"].labels != tuple(names)
+
+
+def test_scores_are_of_the_tasks_labels(tmp_path):
+    """F1 is of label 1 of the task, wherever the model has it."""
+    rows = [(text, "the mat", str(number % 2)) for number, (text, _) in enumerate(ROWS)]
+    data = write(tmp_path / "data", rows, header=("#1 String", "#2 String", "Quality"))
+    model = cmm.bert.load(made(tmp_path / "model", labels=2, names=["1", "0"]))
+    predicted = 1 - model.classify([pair[:2] for pair in rows]).argmax(1)
+    right = np.arange(5) % 2
+    wrong = glue_tasks.f1(predicted == 0, right == 0)
+    found = evaluation.of_task(model, "MRPC", data)["dev.tsv"]
+    assert found["f1"] == glue_tasks.f1(predicted, right) != wrong
+    assert found["accuracy"] == np.mean(predicted == right)
 
 
 def test_regression_and_export_keep_what_they_should(tmp_path):
@@ -127,7 +140,14 @@ def test_a_suite_takes_medians(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     middle = sorted(found["SST-2"])[1]
     assert f"| {middle:.1f} (3) |" in lines[2]
-    assert lines[2].endswith(f"| {middle:.1f} | {(middle + sorted(found['CoLA'])[1]) / 2:.1f} |")
+    assert lines[2].endswith(f"| {(middle + sorted(found['CoLA'])[1]) / 2:.1f} |")
+    assert lines[0].endswith("| mean of 2 |")
+    assert len(lines) == 3  # the paper's means are of all of GLUE's tasks
+    glue = [name for name in glue_tasks.TASKS if not name.islower()]
+    lines = evaluation.as_table(
+        {"mine": {name: [60.0 + 20 * (name != "CoLA")] for name in glue}}, paper=True
+    ).splitlines()
+    assert lines[2].endswith(f"| 80.0 | {(80.0 * (len(glue) - 1) + 60) / len(glue):.1f} |")
     assert "UltraFastBERT-1x11-long (12 used; paper)" in lines[-2]
     assert len(lines) == 3 + len(evaluation.PAPER)
 
@@ -143,17 +163,19 @@ def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, capsys):
     tiny.save(no_mask, special={part: token for part, token in tiny.SPECIAL.items() if part != "mask"})
     for arguments, message in (
         ((headless, "text", tmp_path / "text.txt"), "has no masked-language-model head"),
-        ((no_mask, "text", tmp_path / "text.txt"), "mask"),
+        ((no_mask, "text", tmp_path / "text.txt"), "has no special token for 'mask'"),
         ((two, "text", tmp_path / "empty.txt"), "has no text"),
         ((two, "text", tmp_path / "broken.txt"), "is not UTF-8"),
-        ((two, "text", tmp_path / "nowhere.txt"), "nowhere.txt"),
+        ((two, "text", tmp_path / "nowhere.txt"), "No such file or directory"),
         ((two, "text", tmp_path / "data"), "has no .txt file"),
         ((bare, "classification", data), "has no classifier"),
         ((two, "classification", data), "has a label 'perhaps'; it should be one of the task's, no, yes"),
         ((two, "MNLI", data), "has the labels no, yes, and MNLI has entailment"),
         ((two, "regression", data), "has a classifier of 2 labels, and regression has a score"),
         ((two, "pairs", data), "has no column 'sentence1'"),
-        ((two, "classification", data, "--file", "test.tsv"), "test.tsv"),
+        ((two, "classification", data, "--file", "test.tsv"), "No such file or directory"),
+        ((two, "classification", data, "--at-most", "1"), "--at-most is given; it is of TASK text"),
+        ((two, "text", tmp_path / "text.txt", "--file", "a"), "--file is given; it is not of TASK text"),
         ((two, "verse", data), "TASK is 'verse'; it should be one of text, CoLA"),
         ((two, "text"), "should be given MODEL TASK FOLDER"),
         (("--suite", tmp_path, data), "has no tasks.json"),

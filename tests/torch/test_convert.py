@@ -134,9 +134,11 @@ def test_too_few_tokens_for_a_layer():
 
 @pytest.mark.parametrize("start", ["regions", "neurons"])
 def test_a_model_of_cmm_bert(corpus, tmp_path, start):
-    folder, text = corpus
-    out = tmp_path / "converted"
-    found = convert_model(folder, out, layer="3x2", text=text, steps=20, batch=8, start=start)
+    folder, _ = corpus
+    out, ids = tmp_path / "converted", tmp_path / "ids.npy"
+    # Of text the tokenizer would make other ids each time, for its training is not always the same.
+    np.save(ids, np.minimum(4 + np.random.default_rng(0).zipf(1.3, (800, 16)), 299).astype(np.uint16))
+    found = convert_model(folder, out, layer="3x2", text=ids, steps=20, batch=8, start=start)
     assert found.tokens > 32 * 4
     assert len(found.layers) == 2
     assert all(one.distilled > one.start for one in found.layers)
@@ -184,6 +186,9 @@ def test_what_is_refused(corpus, tmp_path):
     refused("trees x depth", layer="dense:8")
     refused("layer is '2'", layer="2")
     refused("steps is 0", steps=0)
+    refused("rate is nan; it should be a number above 0", rate=float("nan"))
+    refused("balance is -1.0; it should be a number, at least 0", balance=-1.0)
+    refused(f"seed is {1 << 70}; it should be a whole number from 0 to 4294967295", seed=1 << 70)
     refused("batch is True", batch=True)
     refused("labels is 2", labels=2)
     refused("start is 'trees'; it should be one of 'regions', 'neurons'", start="trees")
@@ -192,6 +197,13 @@ def test_what_is_refused(corpus, tmp_path):
     ids = tmp_path / "ids.npy"
     np.save(ids, np.full((4, 16), 300, np.uint16))
     refused("has the id 300; the model has 300 tokens", text=ids)
+    np.save(ids, np.array([[5, -1, 0, 0]]))
+    refused("has the id -1; the model has 300 tokens", text=ids)
+    np.save(ids, np.zeros((9, 3), np.uint16))
+    refused("has sequences of 3; the model takes 4 to 16 tokens", text=ids)
+    with ids.open("wb") as file:
+        np.savez(file, a=np.zeros((4, 16), np.uint16))
+    refused("it holds several arrays", text=ids)
     np.save(ids, np.zeros(16, np.uint16))
     refused(r"it should be whole numbers \(n, S\)", text=ids)
     ids.write_bytes(b"")

@@ -5,7 +5,8 @@
  * in double rounds once too often, unless that first rounding is to odd (Boldo and Melquiond, "Emulation of FMA and
  * correctly rounded sums: proved algorithms using rounding to odd", 2008). For doubles the C library's is used where that
  * is known to round once. It is not on Windows, where MinGW's rounds twice, nor with musl and WASI, whose (musl 1.2.3)
- * makes +0 of a negative product that underflows, nor of every small system; there it is computed in integers. */
+ * makes +0 of a negative product that underflows, nor of every small system; there it is computed in integers,
+ * where the compiler has such of 128 bits: for 64-bit CPUs and WebAssembly. */
 #ifndef CMM_FMA_H
 #define CMM_FMA_H
 

@@ -343,6 +343,14 @@ def run_eval(options: argparse.Namespace) -> None:
     if options.suite != (options.folder is None):
         wanted = "RUNS TASKS" if options.suite else "MODEL TASK FOLDER"
         raise cmm.ArgumentError(f"cmm eval {'--suite ' if options.suite else ''}should be given {wanted}")
+    is_text = not options.suite and options.task == _TEXT
+    for name, is_for, given in (
+        ("--file", not is_text, options.file),
+        ("--at-most", is_text, options.at_most is not None),
+        ("--seed", is_text, options.seed != 0),
+    ):
+        if given and not is_for:
+            raise cmm.ArgumentError(f"{name} is given; it is {'not ' * is_text}of TASK {_TEXT}")
     if options.suite:
         with _warnings_in_one_line(options):
             table = evaluation.suite(Path(options.model), Path(options.task), options.file, **_run(options))
@@ -380,7 +388,7 @@ def _eval_text(options: argparse.Namespace, model: Model) -> None:
         print(json.dumps({**found, "pseudo_perplexity": perplexity}))
         return
     print(f"{len(texts)} texts")
-    print(f"a quarter of each text hidden: accuracy {quarter.accuracy:.4f}, loss {quarter.loss:.4f}")
+    print(f"a quarter of each piece of text hidden: accuracy {quarter.accuracy:.4f}, loss {quarter.loss:.4f}")
     print(f"each of {alone.tokens} tokens alone: accuracy {alone.accuracy:.4f}, pseudo-perplexity {perplexity:.4g}")
 
 

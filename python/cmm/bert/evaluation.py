@@ -71,10 +71,12 @@ def masked(model: Model, texts: Sequence[str], *, share: float | None = None, se
     Raises
     ------
     ArgumentError
-        There is no token to hide.
+        There is no token to hide, or share is not above 0 and at most 1.
     UnusableError, CheckpointError
         The model has no such head or no tokenizer, or this no mask.
     """
+    if share is not None and not 0 < share <= 1:
+        raise ArgumentError(f"share is {share!r}; it should be a number above 0 and at most 1, or None")
     if not model.has_decoder:
         raise UnusableError(f"{model.source} has no masked-language-model head (decoder.weight)")
     mask = model.tokenizer.id_of("mask")
@@ -143,7 +145,7 @@ def read_texts(place: Path) -> list[str]:
 
 
 def task_of(model: Model, name: str, folder: Path) -> glue_tasks.Task:
-    """Return a task with its labels in the order of the model's logits.
+    """Return a task with its labels, which are the model's, in whatever order.
 
     Raises
     ------
@@ -162,11 +164,9 @@ def task_of(model: Model, name: str, folder: Path) -> glue_tasks.Task:
             problem = f"{model.source} does not say what its {number} labels are called"
             raise ArgumentError(f"{problem}, and {folder} has no train.tsv with them")
         task = glue_tasks.with_labels(task, names or folder / "train.tsv")
-    if task.labels and names is not None and names != task.labels:
-        if set(names) != set(task.labels):
-            problem = f"{model.source} has the labels {', '.join(names)}"
-            raise ArgumentError(f"{problem}, and {name} has {', '.join(task.labels)}")
-        task = task._replace(labels=names)
+    if task.labels and names is not None and set(names) != set(task.labels):
+        problem = f"{model.source} has the labels {', '.join(names)}"
+        raise ArgumentError(f"{problem}, and {name} has {', '.join(task.labels)}")
     labels = task.labels or ()
     if number != max(1, len(labels)):
         problem = f"{model.source} has a classifier of {number} {'label' if number == 1 else 'labels'}"
@@ -202,10 +202,12 @@ def of_task(
         The model has no classifier or no tokenizer.
     """
     task = task_of(model, name, folder)
-    result = {}
+    names, result = model.label_names, {}
     for file in files or task.dev:
         texts, right = glue_tasks.read(folder / file, task)
         logits = model.classify(texts, truncate=True, **how)
+        if task.labels and names:  # scores mean the task's numbers of labels
+            logits = logits[:, [names.index(label) for label in task.labels]]
         result[file] = {"texts": len(texts), **glue_tasks.scores(task, logits, right)}
     return result
 
@@ -226,7 +228,10 @@ def kinds_of(data: Path) -> dict[str, str]:
         kinds = {name: name for name in glue_tasks.TASKS if (data / name).is_dir()}
     else:
         kinds = read_json(file)
-        if not isinstance(kinds, dict) or not all(kind in glue_tasks.TASKS for kind in kinds.values()):
+        known = isinstance(kinds, dict) and all(
+            isinstance(kind, str) and kind in glue_tasks.TASKS for kind in kinds.values()
+        )
+        if not known:
             raise ArgumentError(f"{file} should say of each task which of {', '.join(glue_tasks.TASKS)} it is")
     if not kinds:
         raise ArgumentError(f"{data} has no tasks.json and no folder of {', '.join(glue_tasks.TASKS)}")
@@ -269,9 +274,13 @@ def suite(runs: Path, data: Path, files: Sequence[str] = (), **how: Any) -> dict
 
 
 def as_table(found: dict[str, dict[str, list[float]]], *, paper: bool) -> str:
-    """Return a table in Markdown: medians over the seeds, and their means without and with CoLA."""
+    """Return a table in Markdown: medians over the seeds, and their means.
+
+    Of GLUE's tasks, where all are there, means without and with CoLA, as the paper has them; with `paper` its rows.
+    """
     tasks = list(dict.fromkeys(task for scores in found.values() for task in scores))
-    means = ["mean without CoLA", "with CoLA"] if "CoLA" in tasks else ["mean"]
+    is_glue = set(tasks) == {name for name in glue_tasks.TASKS if not name.islower()}
+    means = ["mean without CoLA", "with CoLA"] if is_glue else [f"mean of {len(tasks)}"]
     rows = [["model", *tasks, *means]]
     for name, scores in found.items():
         medians = {task: median(values) for task, values in scores.items()}
@@ -279,11 +288,11 @@ def as_table(found: dict[str, dict[str, list[float]]], *, paper: bool) -> str:
         for task in tasks:
             row.append(f"{medians[task]:.1f} ({len(scores[task])})" if task in medians else "-")
         for mean in means:
-            some = [medians.get(task) for task in tasks if task != "CoLA" or mean == "with CoLA"]
+            some = [medians.get(task) for task in tasks if task != "CoLA" or mean != "mean without CoLA"]
             whole = [value for value in some if value is not None]
             row.append(f"{sum(whole) / len(whole):.1f}" if whole and len(whole) == len(some) else "-")
         rows.append(row)
-    if paper and "CoLA" in tasks:
+    if paper and is_glue:
         for name, _, used, without, cola in PAPER:
             rows.append([f"{name} ({used} used; paper)", *[""] * len(tasks), f"{without:.1f}", f"{cola:.1f}"])
     lines = ["| " + " | ".join(row) + " |" for row in rows]

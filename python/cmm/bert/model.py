@@ -733,7 +733,7 @@ def checked_ids(ids: ArrayLike, vocab_size: int, max_seq_length: int) -> NDArray
 
 def checked_places(places: ArrayLike, ids: ArrayLike) -> NDArray[np.intp]:
     """Return places of sequences as an index array (B, M), or say what is wrong with them."""
-    values, shape = as_numpy("places", places), np.shape(ids)
+    values, shape = as_numpy("places", places), as_numpy("ids", ids).shape
     if values.dtype.kind not in "iu":
         raise DtypeError(f"places has dtype {values.dtype}; it should be an integer one")
     if len(shape) == 2:  # or ids are refused

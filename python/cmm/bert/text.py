@@ -6,7 +6,7 @@ depends on its neighbours by rounding alone: the products of more texts may add 
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -86,10 +86,11 @@ def fill_mask(
 
 def _ids_of(tokenizer: Tokenizer, targets: Sequence[str]) -> NDArray[np.intp]:
     """Return the ids of words, of each once."""
-    if isinstance(targets, str) or not all(isinstance(word, str) for word in targets):
+    words = list(targets) if isinstance(targets, Iterable) and not isinstance(targets, str) else [targets]
+    if words == [targets] or not all(isinstance(word, str) for word in words):
         raise DtypeError(f"targets is {targets!r}; it should be a sequence of strings")
     ids: dict[int, None] = {}
-    for number, word in enumerate(targets):
+    for number, word in enumerate(words):
         id = tokenizer.id_of_word(word)
         if id is None:
             tokens = " ".join(str(tokenizer.token(one)) for one in tokenizer.encode(word))

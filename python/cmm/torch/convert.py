@@ -8,6 +8,7 @@ Models are those of ``cmm.bert`` with dense layers, and BERT of the package ``tr
 """
 
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -420,6 +421,8 @@ class _Bias(nn.Module):
         return x + self.bias
 
 
+_SEEDS = 1 << 32  # batches are drawn by a seed times a million and some
+
 _HF_KINDS = ("BertModel", "BertForMaskedLM")
 _HF_NAME = "cmm_fff"  # of the block in config.json
 
@@ -485,25 +488,28 @@ class _HfFamily(_Family):
         self.layer, self.folder, self.tokenizer = layer, folder, folder
         encoder = getattr(self.teacher, "bert", self.teacher).encoder
         self.dense = [_Places(one.intermediate, one.output.dense) for one in encoder.layer]
-        self.vocab_size, self.limit = config["vocab_size"], config["max_position_embeddings"]
-        self.pad: int = config.get("pad_token_id") or 0
+        sizes_of = self.teacher.config
+        self.vocab_size, self.limit = sizes_of.vocab_size, sizes_of.max_position_embeddings
+        self.pad: int = sizes_of.pad_token_id or 0
+        if self.head_is_there:
+            self.special, self.mask_id = self._special()
         super().__init__()
         for module in self.student.modules():  # it is distilled without
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
 
     def hide(self, ids: Tensor, seed: int) -> data.Masked:
-        special, mask_id = self._special(ids.device)
-        masked = data.hide(ids, seed, self.vocab_size, 0.15, special=special, mask_id=mask_id)
+        special = self.special.to(ids.device)
+        masked = data.hide(ids, seed, self.vocab_size, 0.15, special=special, mask_id=self.mask_id)
         # Of a short text, most of whose places are filled up, fewer are hidden.
         return masked._replace(labels=torch.where(torch.isin(masked.labels, special), _IGNORED, masked.labels))
 
-    def _special(self, device: torch.device) -> tuple[Tensor, int]:
+    def _special(self) -> tuple[Tensor, int]:
         encoder = data.read_tokenizer(self.tokenizer / "tokenizer.json")
         names = {token.content: id for id, token in encoder.get_added_tokens_decoder().items() if token.special}
         if "[MASK]" not in names:
             raise ArgumentError(f"{self.tokenizer} has no special token [MASK], by which the finish is trained")
-        return torch.tensor(sorted(names.values()), device=device), names["[MASK]"]
+        return torch.tensor(sorted(names.values())), names["[MASK]"]
 
     def encoder(self, model: nn.Module) -> nn.Module:
         return getattr(model, "bert", model)
@@ -864,6 +870,12 @@ def convert_model(
     for name, share in {"distillation": distillation, "labels": labels}.items():
         if not 0 <= share <= 1:
             raise ArgumentError(f"{name} is {share!r}; it should be a number from 0 to 1")
+    if not (math.isfinite(rate) and rate > 0):
+        raise ArgumentError(f"rate is {rate!r}; it should be a number above 0")
+    if not (math.isfinite(balance) and balance >= 0):
+        raise ArgumentError(f"balance is {balance!r}; it should be a number, at least 0")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _SEEDS:
+        raise ArgumentError(f"seed is {seed!r}; it should be a whole number from 0 to {_SEEDS - 1}")
     if start not in STARTS:
         raise ArgumentError(f"start is {start!r}; it should be one of {listed(STARTS)}")
     device = training.usable_device(str(device))
@@ -918,17 +930,23 @@ def convert_model(
 def _sequences(family: _Family, file: Path, length: int, name: str) -> np.ndarray[Any, Any]:
     """Return the sequences of an argument, (n, S)."""
     if file.suffix != ".npy":
-        return family.sequences(file, length)
-    try:
-        ids = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ArgumentError(f"{name}: {file} cannot be read as a .npy file: {error}") from None
-    if ids.ndim != 2 or ids.dtype.kind not in "ui" or not ids.size:
-        raise ArgumentError(f"{name}: {file} has {ids.dtype} of shape {ids.shape}; it should be whole numbers (n, S)")
-    if ids.min() < 0 or ids.max() >= family.vocab_size:
-        raise ArgumentError(f"{name}: {file} has the id {ids.max()}; the model has {family.vocab_size} tokens")
-    if ids.shape[1] > family.limit:
-        raise ArgumentError(f"{name}: {file} has sequences of {ids.shape[1]}; the model takes {family.limit}")
+        ids = family.sequences(file, length)
+    else:
+        try:
+            ids = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ArgumentError(f"{name}: {file} cannot be read as a .npy file: {error}") from None
+        if not isinstance(ids, np.ndarray):
+            raise ArgumentError(f"{name}: {file} cannot be read as a .npy file: it holds several arrays")
+        if ids.ndim != 2 or ids.dtype.kind not in "ui" or not ids.size:
+            found = f"{ids.dtype} of shape {ids.shape}"
+            raise ArgumentError(f"{name}: {file} has {found}; it should be whole numbers (n, S)")
+        if not 4 <= ids.shape[1] <= family.limit:
+            found = f"sequences of {ids.shape[1]}"
+            raise ArgumentError(f"{name}: {file} has {found}; the model takes 4 to {family.limit} tokens")
+    if ids.size and (ids.min() < 0 or ids.max() >= family.vocab_size):
+        id = ids.min() if ids.min() < 0 else ids.max()
+        raise ArgumentError(f"{name}: {file} has the id {id}; the model has {family.vocab_size} tokens")
     return np.ascontiguousarray(ids, np.uint16 if family.vocab_size <= 1 << 16 else np.int32)
 
 
