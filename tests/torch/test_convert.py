@@ -132,6 +132,7 @@ def test_too_few_tokens_for_a_layer():
 # ---- whole models --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("start", ["regions", "neurons"])
 def test_a_model_of_cmm_bert(corpus, tmp_path, start):
     folder, _ = corpus
@@ -250,6 +251,7 @@ def bert(folder, corpus, kind="BertModel", **changes):
     return model.eval()
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", ["BertModel", "BertForMaskedLM"])
 @pytest.mark.parametrize("start", ["regions", "neurons"])
 def test_a_bert(corpus, tmp_path, kind, start):

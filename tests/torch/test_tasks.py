@@ -82,6 +82,7 @@ def classifier(script):
 TEXTS = [np.arange(1, n + 1, dtype=np.uint16) for n in (3, 16, 1, 9, 9, 2)]
 
 
+@pytest.mark.full
 def test_padding_changes_nothing_but_rounding(script, classifier):
     found = script.compare.predict(classifier, TEXTS)
     classifier.eval()
@@ -93,6 +94,7 @@ def test_padding_changes_nothing_but_rounding(script, classifier):
     assert np.ptp(found, axis=0).min() > 1e-3  # or a model that says the same of all would pass
 
 
+@pytest.mark.full
 def test_the_names_of_labels_are_kept(classifier):
     assert classifier.config.label_names == ("a", "b", "c")
 
