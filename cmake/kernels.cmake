@@ -13,13 +13,13 @@ if(WIN32 AND CMAKE_C_COMPILER_ID STREQUAL "GNU")
     cmm_find_flags(cmm_unaligned_flags -Wa,-muse-unaligned-vector-move)
 endif()
 
-# With relaxed SIMD clang (22 at least) makes a relaxed minimum of `b > end ? end : b`, whose result for a NaN is any of the
-# two. The activations promise that NaN stays NaN, and have no use for the multiply-add.
+# With relaxed SIMD clang (22 at least) makes a relaxed minimum of `b > end ? end : b`, whose result for a NaN is either
+# operand. The activations promise that NaN stays NaN, and have no use for the multiply-add.
 set(cmm_no_relaxed_flags "")
 if(CMM_RELAXED_SIMD)
     cmm_find_flags(cmm_no_relaxed_flags -mno-relaxed-simd)
     if(NOT cmm_no_relaxed_flags)
-        message(FATAL_ERROR "CMM_RELAXED_SIMD: the compiler does not know -mno-relaxed-simd, which the activations need")
+        message(FATAL_ERROR "CMM_RELAXED_SIMD: the activations need -mno-relaxed-simd, which is not known")
     endif()
 endif()
 

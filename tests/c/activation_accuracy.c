@@ -175,17 +175,17 @@ static void check_f32(int activation, uint32_t stride, int first)
     expect(worst <= bounds_f32[activation], "accuracy", names[activation], worst_x, worst_got);
 }
 
-/* ---- the references' exp and erfc ---------------------------------------------------------------------------------- */
+/* ---- the references' exp and erfc ------------------------------------------------------------------------------- */
 
-/* Those of the C library where it has them. Where long double has 113 bits some have not: musl's expl() and erfcl(), of which
- * WASI's C library is made, are exp() and erfc() there. So these are used with every C library of that format. */
+/* Those of the C library where it has them. Where long double has 113 bits some have not: musl's expl() and erfcl(), of
+ * which WASI's C library is made, are exp() and erfc() there. So these are used with every C library of that format. */
 #if LDBL_MANT_DIG == 113
 static long double exp_wide(long double x)
 {
     if (!(fabsl(x) < 11300)) /* about where the format ends */
         return x > 0 ? INFINITY : x < 0 ? 0 : x;
-    /* exp(x) = 2^k (exp(r / 256))^256 with |r| <= log(2) / 2. The product with log(2) is off by less than 2^-113 |x|; the
-     * series is cut off below (2^-9.5)^13 / 13! < 2^-155; what the series is off by, some 2^-112, eight squarings make
+    /* exp(x) = 2^k (exp(r / 256))^256 with |r| <= log(2) / 2. The product with log(2) is off by less than 2^-113 |x|;
+     * the series is cut off below (2^-9.5)^13 / 13! < 2^-155; what the series is off by, some 2^-112, eight squarings make
      * 2^-104. So for |x| < 1100, where results matter here, the error is below 2^-101 of the result. */
     const int k = (int)(x * 1.4426950408889634L + (x < 0 ? -0.5L : 0.5L));
     const long double r = (x - (long double)k * 0.693147180559945309417232121458176568L) / 256;
@@ -214,8 +214,8 @@ static long double erfc_wide(long double x)
         }
         return 1 - 1.12837916709551257389615890312154517L * exp_wide(-b * b) * sum;
     }
-    /* The continued fraction, 7.1.14, of positive parts. Cut off there it is off by 3e-25 (less than 2^-81) at 4, by less
-     * beyond. The square's rounding costs 2^-113 b^2, as above. */
+    /* The continued fraction, 7.1.14, of positive parts. Cut off there it is off by 3e-25 (less than 2^-81) at 4, by
+     * less beyond. The square's rounding costs 2^-113 b^2, as above. */
     long double tail = 0;
     for (int n = 40; n > 0; n--)
         tail = (long double)n / 2 / (b + tail);
@@ -257,7 +257,8 @@ static void check_reference(void)
     }
     for (size_t i = 0; i < sizeof erfcs / sizeof *erfcs; i++) {
         const long double got = erfc_wide(erfcs[i].x);
-        expect(fabsl(got - erfcs[i].want) <= 0x1p-60L * erfcs[i].want, "the reference", "erfc", erfcs[i].x, (double)got);
+        const int good = fabsl(got - erfcs[i].want) <= 0x1p-60L * erfcs[i].want;
+        expect(good, "the reference", "erfc", erfcs[i].x, (double)got);
     }
 }
 

@@ -436,8 +436,8 @@ static void check_pairs(int32_t dtype)
     CHECK(pairs >= 5000, "%d", pairs);
 }
 
-/* What is too large for a BLAS is found last, when it is known that a BLAS would compute. Where an address has 32 bits such
- * weights are too large for those, which is found before. */
+/* What is too large for a BLAS is found last, when it is known that a BLAS would compute. Where an address has 32 bits
+ * such weights are too large for those, which is found before. */
 static void check_too_large_for_blas(int32_t dtype)
 {
     const int64_t fits = INT32_MAX;
@@ -463,7 +463,8 @@ static void check_too_large_for_blas(int32_t dtype)
             CHECK(which == 4 || make_call(&c, FFF) == expected, "f%d: fff, %d", element * 8, which);
             c.blas.sgemm = NULL;
             c.blas.dgemm = NULL;
-            CHECK(make_call(&c, FF) == (exists ? CMM_ERROR_BLAS_INCOMPLETE : expected), "f%d: ff, %d", element * 8, which);
+            const cmm_status incomplete = exists ? CMM_ERROR_BLAS_INCOMPLETE : expected;
+            CHECK(make_call(&c, FF) == incomplete, "f%d: ff, %d", element * 8, which);
             c.run.level = "naive";
             CHECK(make_call(&c, FF) == (exists ? CMM_OK : expected), "f%d: ff, %d", element * 8, which);
         }

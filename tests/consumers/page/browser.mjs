@@ -7,7 +7,7 @@ import path from "node:path";
 const [playwright, executablePath, folder, pictures] = process.argv.slice(2);
 const { chromium } = createRequire(import.meta.url)(playwright);
 const types = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".json": "application/json" };
-const base = "/some/folder/"; // as of a site that is one of several of its host: what is asked for beside it is not there
+const base = "/some/folder/"; // one of several sites of a host: what is asked for beside it is not there
 let [bytes, silent] = [0, false];
 const server = createServer(async (request, response) => {
     if (silent) return request.socket.destroy();
