@@ -13,6 +13,16 @@ if(WIN32 AND CMAKE_C_COMPILER_ID STREQUAL "GNU")
     cmm_find_flags(cmm_unaligned_flags -Wa,-muse-unaligned-vector-move)
 endif()
 
+# With relaxed SIMD clang (22 at least) makes a relaxed minimum of `b > end ? end : b`, whose result for a NaN is either
+# operand. The activations promise that NaN stays NaN, and have no use for the multiply-add.
+set(cmm_no_relaxed_flags "")
+if(CMM_RELAXED_SIMD)
+    cmm_find_flags(cmm_no_relaxed_flags -mno-relaxed-simd)
+    if(NOT cmm_no_relaxed_flags)
+        message(FATAL_ERROR "CMM_RELAXED_SIMD: the activations need -mno-relaxed-simd, which is not known")
+    endif()
+endif()
+
 # Why this build cannot have an instruction set, or "".
 function(cmm_why_no_isa result needed flags)
     string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" architecture)
@@ -56,6 +66,9 @@ function(cmm_add_kernel_of_isa target op name folder algorithm isa flags absent)
         configure_file("${CMAKE_CURRENT_FUNCTION_LIST_DIR}/kernel.c.in" "${source}" @ONLY)
         separate_arguments(flags UNIX_COMMAND "${flags}")
         list(APPEND flags ${cmm_unaligned_flags})
+        if(op STREQUAL "act" AND CMM_RELAXED_SIMD)
+            list(APPEND flags ${cmm_no_relaxed_flags})
+        endif()
         set_source_files_properties("${source}" PROPERTIES COMPILE_OPTIONS "${flags}")
     endif()
     target_sources(${target} PRIVATE "${source}")

@@ -2,8 +2,9 @@
  *
  * Plain simd128 cannot fuse a multiplication and an addition. For floats it is done here in vectors of double as
  * fma.h does it one by one, exact product, sum rounded to odd; for doubles by fma.h, in integers. Relaxed SIMD
- * (-msimd128 -mrelaxed-simd for the whole build) has an instruction that may fuse or may not, as the engine finds best on its CPU, but
- * always in the same way. cpu.c tries it: where it does not fuse, these kernels do not run. */
+ * (-msimd128 -mrelaxed-simd for the whole build but the activations and pack.c: cmake/kernels.cmake) has an instruction
+ * that may fuse or may not, as the engine finds best on its CPU, but always in the same way. cpu.c tries it: where it does
+ * not fuse, these kernels do not run. */
 #include <stdint.h>
 #include <string.h>
 

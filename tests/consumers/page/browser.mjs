@@ -7,12 +7,14 @@ import path from "node:path";
 const [playwright, executablePath, folder, pictures] = process.argv.slice(2);
 const { chromium } = createRequire(import.meta.url)(playwright);
 const types = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".json": "application/json" };
+const base = "/some/folder/"; // one of several sites of a host: what is asked for beside it is not there
 let [bytes, silent] = [0, false];
 const server = createServer(async (request, response) => {
     if (silent) return request.socket.destroy();
     const name = new URL(request.url, "http://localhost").pathname;
     try {
-        const content = await readFile(path.join(folder, name.endsWith("/") ? `${name}index.html` : name));
+        if (!name.startsWith(base)) throw new Error(name);
+        const content = await readFile(path.join(folder, name.slice(base.length) || "index.html"));
         bytes += content.length;
         response.writeHead(200, { "content-type": types[path.extname(name) || ".html"] ?? "application/octet-stream" }).end(content);
     } catch {
@@ -20,7 +22,7 @@ const server = createServer(async (request, response) => {
     }
 });
 await new Promise((ready) => server.listen(0, "localhost", ready));
-const address = `http://localhost:${server.address().port}/`;
+const address = `http://localhost:${server.address().port}${base}`;
 const args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync", "--disable-component-update", "--hide-scrollbars"];
 const browser = await chromium.launch({ executablePath, headless: false, args: ["--headless=new", ...args] });
 const seen = { errors: [], elsewhere: [] };
@@ -85,6 +87,9 @@ await page.waitForSelector(".words li");
 silent = true;
 server.closeAllConnections();
 await page.reload();
+await page.waitForSelector(".words li");
+await page.reload(); // once more, from what was kept alone, and by the file's name
+await page.goto(`${address}index.html`);
 await page.waitForSelector(".words li");
 seen.offline = await words();
 silent = false;
