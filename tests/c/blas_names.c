@@ -44,11 +44,13 @@ static void check_threaded(const char *file)
 static void check_incomplete(const char *file)
 {
     cmm_blas blas, before;
+    const int unloads = library_unloads(file);
+    CHECK(unloads || !SYSTEM_UNLOADS, "%s: it stays", file);
     memset(&blas, 0xa5, sizeof blas);
     memcpy(&before, &blas, sizeof blas);
     CHECK(cmm_blas_load(file, &blas) == CMM_ERROR_BLAS_SYMBOLS, "%s", file);
     CHECK(memcmp(&blas, &before, sizeof blas) == 0, "%s: the table was written", file);
-    CHECK(!library_is_loaded(file), "%s: a library that will not do is still loaded", file);
+    CHECK(!library_is_loaded(file) || !unloads, "%s: a library that will not do is still loaded", file);
 }
 
 int main(int argc, char **argv)

@@ -1,6 +1,6 @@
 /* The fused multiply-adds that simd/fma.h makes of other operations, bit for bit against the C library's fmaf() and
- * fma(), or on Windows, whose C library rounds twice, against the CPU's own: random numbers, and bit patterns made to
- * fall on the boundaries of every rounding.
+ * fma(), or against the CPU's own on x86-64 where the C library is not known to round once: MinGW's and musl's do not.
+ * Random numbers, and bit patterns made to fall on the boundaries of every rounding.
  *
  *     fma few    fewer of them, for an emulator */
 #undef __FP_FAST_FMAF /* some CPUs would use their own instruction */
@@ -10,7 +10,9 @@
 #include "check.h"
 #include "example.h"
 
-#if defined(_WIN32) && defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__GLIBC__) && !defined(__APPLE__)
+#include "cpu.h"
+
 #include <immintrin.h>
 
 __attribute__((target("fma"))) static float cpu_fmaf(float a, float b, float c)
@@ -23,7 +25,7 @@ __attribute__((target("fma"))) static double cpu_fma(double a, double b, double 
     return _mm_cvtsd_f64(_mm_fmadd_sd(_mm_set_sd(a), _mm_set_sd(b), _mm_set_sd(c)));
 }
 
-static int is_known(void) { return __builtin_cpu_supports("fma"); }
+static int is_known(void) { return (cmm_cpu_machine()->cpu & CMM_CPU_AVX2) != 0; }
 #elif defined(__wasm__)
 /* WASI's C library makes 0 of a negative product that underflows, where c is 0. It rounds to -0. */
 static double cpu_fma(double a, double b, double c) { return c == 0 && a != 0 && b != 0 ? a * b : fma(a, b, c); }
