@@ -27,6 +27,7 @@ COMMANDS = {
     "explain": ["explain", "fff", "a file", "--json", "a.json"],
     "export": ["export", "dense", "out"],
     "eval": ["eval", "fff", "text", "texts"],
+    "convert": ["convert", "--help"],  # the rest is PyTorch's, which need not be here and may warn
     "bench": [*BENCH, "--plot", "a.svg"],
     "bench --curve": [*BENCH, "--curve", "--plot", "a.png"],
     "bench --model": ["bench", "--model", "--passes", "1", "--json", "a.json"],
