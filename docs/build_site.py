@@ -25,7 +25,20 @@ def main(words: list[str]) -> int:
     if folder.exists() and any(folder.iterdir()) and not (folder / "search/search_index.json").is_file():
         print(f"{folder} has files that are not of this site: name an empty folder", file=sys.stderr)
         return 2
-    steps = [[sys.executable, "-m", "mkdocs", "build", "--clean", "--strict", "-d", str(folder)]]
+    steps = [
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "-f",
+            "docs/site/mkdocs.yml",
+            "--clean",
+            "--strict",
+            "-d",
+            str(folder),
+        ]
+    ]
     if with_demo:
         steps.append([sys.executable, "docs/demo/build.py", str(folder / "demo")])
     steps.append([sys.executable, "docs/site/check_links.py", str(folder)])

@@ -12,6 +12,7 @@ import math
 import shutil
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -286,7 +287,7 @@ class _Places(NamedTuple):
     leaves: nn.Module
 
 
-class _Family:
+class _Family(ABC):
     """A dense model, its copy with fast feedforward layers, and what is particular to their kind.
 
     Attributes
@@ -322,37 +323,37 @@ class _Family:
         """Return which tokens count, (B, S), or None where all do."""
         return None if self.pad is None else ids != self.pad
 
+    @abstractmethod
     def hide(self, ids: Tensor, seed: int) -> data.Masked:
         """Hide some tokens, where the model fills blanks in."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encoder(self, model: nn.Module) -> nn.Module:
         """Return the part of a model from ids to hidden states."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hidden(self, model: nn.Module, ids: Tensor) -> Tensor:
         """Return last hidden states, (B, S, H)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def logits(self, model: nn.Module, hidden: Tensor, places: Tensor) -> Tensor:
         """Return logits at places (B, M) of hidden states, (B, M, V)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sequences(self, text: Path, length: int) -> np.ndarray[Any, Any]:
         """Return texts as ids, (n, S)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dense_layer(self, index: int) -> nn.Module:
         """Return a dense layer as `place_neurons` takes it."""
-        raise NotImplementedError
 
     def target(self, index: int, y: Tensor) -> Tensor:
         """Return what the fast feedforward layer should give, for what the dense layer gives."""
         return y
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the student."""
-        raise NotImplementedError
 
 
 class _CmmFamily(_Family):
