@@ -6,11 +6,14 @@ test and one after the last say how many. A test named by its node id always run
 selects.
 
 CMM_HYPOTHESIS_PROFILE=small draws few and small layers, for runs under sanitizers.
+
+Under pytest-xdist (-n) each process selects the same tests, and what it counted goes to the one that prints.
 """
 
 import os
 from collections import Counter
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -89,6 +92,44 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     if FULL:
         return [f"all tests, {FULL_TAKES} on two cores"]
     return [f"the quick part, {QUICK_TAKES} on two cores; {what_is_left(config)}, which takes {FULL_TAKES}"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return what -n auto means: a process per core, but each has all tests in memory."""
+    return min(len(os.sched_getaffinity(0)), 8)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process one run of files, for much of what they build is a fixture of a file."""
+    if config.option.dist != "load":  # the default
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    if not config.getoption("numprocesses", None) or config.args_source == pytest.Config.ArgsSource.ARGS:
+        return []
+    return [f"all tests, {FULL_TAKES} on two cores" if FULL else f"the quick part, {QUICK_TAKES} on two cores"]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        from reference import TALLY
+
+        output |= {"left": session.config.stash.get(LEFT, 0), "tally": vars(TALLY)}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    from reference import TALLY, Report
+
+    if "tally" in (output := getattr(node, "workeroutput", {})):  # not where it crashed
+        node.config.stash[LEFT] = output["left"]
+        TALLY.include(Report(**output["tally"]))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -229,7 +229,7 @@ def test_the_two_commands_can_be_extracted() -> None:
     assert commands == {
         "main": "pip install '.[bert]' ./python/libcmm-models && cmm demo && "
         'cmm fill-mask "The function returns a <mask> of strings."',
-        "tests": "pip install '.[test]' ./python/libcmm-models && python -m pytest",
+        "tests": "pip install '.[test]' ./python/libcmm-models && python -m pytest -n auto",
     }
 
 

@@ -31,6 +31,18 @@ def test_many(a, b):
     pass
 """
 
+ORACLE = """
+class Report:
+    def __init__(self, pairs=0, aside=0, parted=0, worst_logit=0.0, worst_output=0.0):
+        vars(self).update({name: value for name, value in locals().items() if name != "self"})
+
+    def include(self, other):
+        vars(self).update({name: value + vars(other)[name] for name, value in vars(self).items()})
+
+TALLY = Report()
+"""
+"""Stands for what conftest.py asks of tests/support/reference.py."""
+
 
 def pytest_(*words: str, folder: Path, tests: str | None = None) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name not in ("CMM_TESTS", "PYTEST_ADDOPTS")}
@@ -46,7 +58,7 @@ def some(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project of 1 quick test, 2 full ones and 32 of which 9 are quick, with the settings of this one."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(ROOT / "tests/conftest.py", folder)
-    (folder / "reference.py").write_text("class TALLY:\n    pairs = 0\n")  # what conftest.py asks of the oracle
+    (folder / "reference.py").write_text(ORACLE)
     settings = (ROOT / "pyproject.toml").read_text().partition("[tool.pytest.ini_options]")
     (folder / "pyproject.toml").write_text(
         settings[1] + settings[2].replace('["tests"]', '["."]').replace('["tests/support"]', '["."]')
@@ -94,6 +106,29 @@ def test_what_runs_and_what_is_left(
             "all tests, about" if tests == "full" else "the quick part, about 3 minutes on two cores"
         )
         assert f"{left} {LEFT}, which takes about" in line or tests == "full"
+
+
+def test_several_processes_say_the_same(some: Path, tmp_path: Path) -> None:
+    """What each of them left out, and what the oracle saw in all of them together."""
+    pytest.importorskip("xdist", reason="the package pytest-xdist is not installed")
+    for name in ("conftest.py", "pyproject.toml", "reference.py", "test_some.py"):
+        shutil.copy(some / name, tmp_path)
+    with (tmp_path / "test_some.py").open("a") as file:
+        file.write("""
+@pytest.mark.parametrize("number", range(6))
+def test_compare(number):
+    from reference import TALLY, Report
+    TALLY.include(Report(pairs=10, aside=1, worst_logit=0.05))
+""")
+    done = pytest_("-n", "2", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert " 16 passed" in lines[-1]
+    assert f"quick tests: 25 {LEFT}" in lines
+    assert any(line.startswith("the quick part, about") for line in lines)
+    assert any(
+        line.startswith("oracle: 60 paths compared; 6 (10.00%) set aside") and " 30.0%, " in line for line in lines
+    )
 
 
 def test_only_full_tests_were_selected(some: Path) -> None:
