@@ -4,6 +4,7 @@
 
 #include "platform.h"
 
+#include <math.h>
 #include <string.h>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -90,37 +91,44 @@ static void find_caches(cmm_machine *found)
 
 static volatile uint64_t sum_read; /* so that memory is read */
 
-/* The least time of some to read memory once, a word of each cache line. */
-static double reading_time(const char *memory, int64_t bytes)
+/* The time to read memory once, a word of each cache line, or the least that it took before. */
+static double reading_time(const char *memory, int64_t bytes, double before)
 {
-    enum { TIMES = 3, AT_ONCE = 8 * CMM_ALIGNMENT };
-    double least = 0;
-    for (int time = 0; time < TIMES; time++) {
-        const double began = cmm_system_seconds();
-        uint64_t sums[8] = {0};
-        for (const char *at = memory; at < memory + bytes; at += AT_ONCE)
-            for (int line = 0; line < 8; line++)
-                sums[line] += *(const uint64_t *)(const void *)(at + line * CMM_ALIGNMENT);
+    enum { AT_ONCE = 8 * CMM_ALIGNMENT };
+    const double began = cmm_system_seconds();
+    uint64_t sums[8] = {0};
+    for (const char *at = memory; at < memory + bytes; at += AT_ONCE)
         for (int line = 0; line < 8; line++)
-            sum_read = sums[line];
-        const double took = cmm_system_seconds() - began;
-        least = time == 0 || took < least ? took : least;
-    }
-    return least;
+            sums[line] += *(const uint64_t *)(const void *)(at + line * CMM_ALIGNMENT);
+    for (int line = 0; line < 8; line++)
+        sum_read = sums[line];
+    const double took = cmm_system_seconds() - began;
+    return took < before ? took : before;
 }
 
 /* Of L3 the size says little: on some servers it is nearly as fast as L2, on others no faster than memory, and some have
- * none. So what lies beyond L2 is read, which takes some milliseconds, and compared with what half of L2 holds. */
+ * none. So what lies beyond L2 is read, which takes some milliseconds, and compared with what half of L2 holds. On a busy
+ * machine any reading may be held up: each is short, and its least time of several counts, that of L2, where less is needed
+ * for a large share of it, of many. */
 int cmm_cpu_l3_is_slow(const cmm_machine *found)
 {
-    const int64_t within = found->l2 / 2 / 4096 * 4096, beyond = 4 * within;
+    enum { PIECES = 4, ROUNDS = 5, TIMES = 6 };
+    const int64_t within = found->l2 / 2 / 4096 * 4096, beyond = PIECES * within;
     char *const memory = cmm_aligned_alloc((size_t)beyond);
     if (!memory)
         return 0;
     memset(memory, 1, (size_t)beyond); /* pages that were never written are one page of zeros */
-    const double beyond_time = reading_time(memory, beyond), within_time = reading_time(memory, within);
+    double piece_time[PIECES] = {HUGE_VAL, HUGE_VAL, HUGE_VAL, HUGE_VAL}, within_time = HUGE_VAL, beyond_time = 0;
+    for (int round = 0; round < ROUNDS; round++) {
+        for (int piece = 0; piece < PIECES; piece++)
+            piece_time[piece] = reading_time(memory + piece * within, within, piece_time[piece]);
+        for (int time = 0; time < TIMES; time++) /* what was read last is in L2 */
+            within_time = reading_time(memory + (PIECES - 1) * within, within, within_time);
+    }
     cmm_aligned_free(memory);
-    return beyond_time > 3 * 4 * within_time;
+    for (int piece = 0; piece < PIECES; piece++)
+        beyond_time += piece_time[piece];
+    return beyond_time > 3 * PIECES * within_time;
 }
 
 static cmm_machine machine;

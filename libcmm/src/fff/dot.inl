@@ -25,7 +25,7 @@ INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const 
 #pragma GCC unroll 8
                 for (int v = 0; v < vectors; v++)
                     sum[r][t][v] = XNAME(vec_zero)();
-        if (head > 0) { /* vectors so long that all lanes are summed in one pass */
+        if (head > 0 && pass == passes - 1) { /* the pass that has the last vector */
             const XNAME(vec) first = XNAME(vec_rotate)(LOAD_SHARED_MASKED(shared[0], head), head);
 #pragma GCC unroll 8
             for (int t = 0; t < n_varying; t++) {
@@ -68,6 +68,13 @@ INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const 
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; v++) {
                 const int64_t at = i + (pass + v * passes) * XNAME(VL), left = d - at;
+                if (head > 0 && (v < vectors - 1 || pass < passes - 1)) { /* only the last vector is not whole then */
+                    const XNAME(vec) whole = LOAD_SHARED(shared[0] + at);
+#pragma GCC unroll 8
+                    for (int t = 0; t < n_varying; t++)
+                        sum[0][t][v] = XNAME(vec_fma)(whole, LOAD_VARYING(varying[t] + at), sum[0][t][v]);
+                    continue;
+                }
                 XNAME(vec) common[NR];
 #pragma GCC unroll 8
                 for (int r = 0; r < n_shared; r++)
@@ -96,12 +103,12 @@ INLINE void DOT(dot_microkernel)(const int n_shared, const int n_varying, const 
 }
 
 /* How many elements of these come before the first at a multiple of a vector's size: 0 where that is not the same for all
- * of them, or is not worth it: of vectors that are half a cache line long, one in two crosses none; and one alone gains no
- * more than the shared operand loses, unless that is off by as much. */
+ * of them, or is not worth it: of vectors of a quarter of a cache line few cross one; and one alone gains no more than the
+ * shared operand loses, unless that is off by as much. */
 INLINE int64_t DOT(head)(int n, const SHARED *shared, const VARYING *const *varying, int64_t d)
 {
     uintptr_t differ = n == 1 ? (uintptr_t)shared ^ (uintptr_t)varying[0] : 0;
-    if (!ALIGN_VARYING || d < NAME(LONG) || d % NAME(LANES) || (int)XNAME(VECTOR_BYTES) < CMM_ALIGNMENT)
+    if (!ALIGN_VARYING || d < NAME(LONG) || d % NAME(LANES) || (int)XNAME(VECTOR_BYTES) < CMM_ALIGNMENT / 2)
         return 0;
     for (int i = 1; i < n; i++)
         differ |= (uintptr_t)varying[i] ^ (uintptr_t)varying[0];
