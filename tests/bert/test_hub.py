@@ -255,6 +255,13 @@ def test_losses_states_and_tuples(auto, tmp_path):
     assert torch.equal(logits, found.logits)
     model.config.output_hidden_states = True
     assert len(run(model, ids).hidden_states) == 3
+    # What a trainer divides by instead of the number of labels; and what tools pass on and leave open.
+    sums = run(model, ids, labels=labels, num_items_in_batch=10).loss * 10
+    assert torch.allclose(sums, wanted * (labels != -100).sum(), rtol=1e-6)  # of 5 float32 numbers, in two orders
+    with torch.no_grad():
+        assert torch.equal(model(torch.from_numpy(ids), inputs_embeds=None, output_attentions=False)[0], logits)
+        with pytest.raises(TypeError, match="token_type_ids is given, and a model of libcmm has no such argument"):
+            model(torch.from_numpy(ids), token_type_ids=torch.zeros(2, 7, dtype=torch.int64))
     base = run(read(auto, out, ""), ids)
     close(base.last_hidden_state.numpy(), expected["encoder_out"])
     assert base.keys() == {"last_hidden_state"}

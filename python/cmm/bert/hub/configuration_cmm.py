@@ -13,8 +13,8 @@ class CmmConfig(PreTrainedConfig):
     arch : dict, optional
         The block. Sizes are in it alone; the attributes below only show them.
     **kwargs
-        Of ``PreTrainedConfig``. Where there is neither ``id2label`` nor ``num_labels``, the block's ``num_labels`` and
-        ``label_names`` say it.
+        Of ``PreTrainedConfig``. Where there is neither ``id2label`` nor ``num_labels``, the block says it, by
+        ``num_labels`` and ``label_names``.
     """
 
     model_type = "cmm_bert"

@@ -3,7 +3,7 @@
 AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from packaging.version import Version
 from torch import Tensor, nn
@@ -70,8 +70,10 @@ class CmmModel(CmmPreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        **others: Any,
     ) -> BaseModelOutput:
         """Return hidden states after the final norm, (B, S, H); ids and mask are (B, S)."""
+        _of_loss(others)
         hidden, states = self._encode(input_ids, attention_mask, output_hidden_states)
         return BaseModelOutput(last_hidden_state=hidden, hidden_states=states)
 
@@ -103,13 +105,15 @@ class CmmForMaskedLM(CmmPreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        **others: Any,
     ) -> MaskedLMOutput:
         """Return logits, (B, S, V), and with labels (B, S), of which -100 does not count, their cross-entropy."""
+        of_loss = _of_loss(others)
         hidden, states = self._encode(input_ids, attention_mask, output_hidden_states)
         logits = self.decoder(hidden if self.prediction_head is None else self.prediction_head(hidden))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1])
+            loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], **of_loss)
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=states)
 
 
@@ -133,11 +137,21 @@ class CmmForSequenceClassification(CmmPreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        **others: Any,
     ) -> SequenceClassifierOutput:
         """Return logits, (B, labels), and with labels the loss that ``config.problem_type`` names."""
+        of_loss = _of_loss(others)
         hidden, states = self._encode(input_ids, attention_mask, output_hidden_states)
         logits = self.head(self.pooler(hidden, attention_mask))
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels, logits, self.config)
+            loss = self.loss_function(labels, logits, self.config, **of_loss)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=states)
+
+
+def _of_loss(others: dict[str, Any]) -> dict[str, Any]:
+    """Return what a trainer gives the loss; tools also name arguments that they leave open, and no other is known."""
+    given = {name: value for name, value in others.items() if value is not None and value is not False}
+    if unknown := sorted(given.keys() - {"num_items_in_batch"}):
+        raise TypeError(f"{unknown[0]} is given, and a model of libcmm has no such argument")
+    return given
