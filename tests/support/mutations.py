@@ -542,7 +542,11 @@ MUTANTS = [
       'ROLE_FILES = ("tokenizer_config.json", "special_tokens_map.json")'),
     M(TOKENIZER, 'pair=[cls, "$A", sep, "$B", sep]', 'pair=["$A", sep, "$B", sep]'),
     M(TOKENIZER, "tokenizer.enable_truncation(limit)", "tokenizer.enable_truncation(limit - 1)"),
-    M(TOKENIZER, "token.special and _bare", "_bare"),
+    M(
+        TOKENIZER,
+        "{token.content: id for id, token in added.items() if token.special}",
+        "{token.content: id for id, token in added.items()}",
+    ),
     M(TOKENIZER, 'silent - {self._special.get("mask")}', "silent"),
     M(TOKENIZER, "one = isinstance(texts, str | tuple)", "one = isinstance(texts, str)"),
     M(TOKENIZER, "item if isinstance(item, tuple) and len(item) == 2", "item if len(item) == 2"),

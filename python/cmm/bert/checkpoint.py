@@ -308,7 +308,7 @@ def _check(checkpoint: Checkpoint, key: str, shape: tuple[int, ...]) -> None:
 
 def _buffers(checkpoint: Checkpoint) -> dict[str, float]:
     """Return the keys of the scales of the attention's scores, and what their value should be."""
-    factor = (checkpoint.config.hidden // checkpoint.config.heads) ** -0.5
+    factor = state_dict_map.norm_factor(checkpoint.config)
     keys = list(state_dict_map.norm_factor_keys(checkpoint.config))
     for key in keys:
         _check(checkpoint, key, ())

@@ -284,6 +284,7 @@ def _add_export(commands: Any) -> None:
   cmm export ultrafastbert exported
   cmm export ultrafastbert half --dtype float16
   cmm export fff exported                                   the small model of libcmm-models
+  cmm export fff exported --transformers                    AutoModelForMaskedLM reads it too
   cmm export intermediate_state.pth exported --config model_config.json --tokenizer tokenizer.json
 A file of PyTorch (.pth, .bin) needs PyTorch to be read. FOLDER should not exist, or be empty.""",
         run_export,
@@ -293,13 +294,18 @@ A file of PyTorch (.pth, .bin) needs PyTorch to be read. FOLDER should not exist
     parser.add_argument(
         "--dtype", choices=("float32", "float16"), default="float32", help="how weights are stored (default float32)"
     )
+    parser.add_argument(
+        "--transformers",
+        action="store_true",
+        help="write it so that Auto classes of the package transformers read it too, with trust_remote_code=True",
+    )
     _add_files(parser)
 
 
 def run_export(options: argparse.Namespace) -> None:
     """Export a model."""
-    files = {"config": options.config, "tokenizer": options.tokenizer}
-    folder = cmm.bert.export(options.source, options.folder, **files, dtype=options.dtype)
+    how = {"config": options.config, "tokenizer": options.tokenizer, "dtype": options.dtype}
+    folder = cmm.bert.export(options.source, options.folder, **how, transformers=options.transformers)
     model = cmm.bert.load(folder)
     tokenizer = "its tokenizer" if (folder / "tokenizer.json").exists() else "no tokenizer (--tokenizer adds one)"
     print(f"wrote {folder}: {model.parameters} weights, {tokenizer}")

@@ -1,4 +1,4 @@
-"""Write a model as one folder that loads fast: ``W_out`` node-major, every tensor aligned, read by memory map."""
+"""Write a model as one folder: one that loads fast, read by memory map, or one that transformers reads too."""
 
 import hashlib
 import json
@@ -14,9 +14,19 @@ from numpy.typing import NDArray
 
 from cmm._files import given_path
 from cmm._native import VERSION
-from cmm.bert import _safetensors
-from cmm.bert.checkpoint import FORMAT, FORMAT_KEY, ConfigSource, build, load, open_checkpoint, open_state_dict
+from cmm.bert import _safetensors, state_dict_map
+from cmm.bert.checkpoint import (
+    CONFIG_FILES,
+    FORMAT,
+    FORMAT_KEY,
+    ConfigSource,
+    build,
+    load,
+    open_checkpoint,
+    open_state_dict,
+)
 from cmm.bert.errors import CheckpointError
+from cmm.bert.hub import files
 from cmm.bert.model import Model
 from cmm.bert.tokenizer import stored_files
 from cmm.bert.trained import packaged
@@ -32,6 +42,7 @@ def export(
     config: ConfigSource = None,
     tokenizer: str | os.PathLike[str] | None = None,
     dtype: str = "float32",
+    transformers: bool = False,
 ) -> Path:
     """Write a model to a folder that ``load`` opens fast.
 
@@ -56,6 +67,10 @@ def export(
         ``tokenizer.json``, or its folder, where it does not lie in the folder of the source.
     dtype : {"float32", "float16"}, optional
         How weights are stored. float16 halves the file, rounds every weight, and is computed in float32 as all are.
+    transformers : bool, optional
+        Write the folder so that also the Auto classes of the package transformers read it, with
+        ``trust_remote_code=True``: the weights under training's names, ``W_out`` as training has it, so that ``load``
+        has to turn it; ``config.json`` instead of ``model_config.json``; and the code of ``cmm.bert.hub``.
 
     Returns
     -------
@@ -68,7 +83,7 @@ def export(
         The source cannot be loaded, there is no such tokenizer, what it has is not to be copied or is no longer
         there, or a weight is too large for float16.
     ArgumentError
-        dtype is not one of those.
+        dtype is not one of those, or transformers is neither True nor False.
     DtypeError
         An argument is neither a path nor the like.
     FileExistsError
@@ -78,6 +93,8 @@ def export(
     """
     if dtype not in _safetensors.WRITABLE:
         raise ArgumentError(f"dtype is {dtype!r}; it should be one of {', '.join(_safetensors.WRITABLE)}")
+    if not isinstance(transformers, bool):
+        raise ArgumentError(f"transformers is {transformers!r}; it should be True or False")
     folder = given_path("folder", folder)
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder")
@@ -87,7 +104,10 @@ def export(
     if tokenizer is None and (place := model.tokenizer_file) is not None:
         kept = stored_files(place)
     with _filled(folder) as made:
-        _write(model, tensors, made, provenance)
+        if transformers:
+            kept = _write_for_transformers(model, tensors, made, provenance, kept, dtype)
+        else:
+            _write(model, tensors, made, provenance)
         for name, content in kept:
             (made / name).write_bytes(content)
         if not _same(tensors, load(made)):
@@ -155,20 +175,43 @@ def _stored(model: Model, dtype: str) -> dict[str, NDArray[Any]]:
 
 
 def _write(model: Model, tensors: dict[str, NDArray[Any]], folder: Path, provenance: Mapping[str, str]) -> None:
-    metadata = {
-        FORMAT_KEY: FORMAT,
-        "cmm_version": VERSION,
-        "decoder": "yes" if model.has_decoder else "no",
-        **provenance,
-    }
+    has_decoder = {"decoder": "yes" if model.has_decoder else "no"}
+    _safetensors.write(folder / WEIGHTS, tensors, _metadata(FORMAT, {**has_decoder, **provenance}))
+    (folder / CONFIG_FILES[0]).write_text(json.dumps(_arch(model), default=str) + "\n", encoding="utf-8")
+
+
+def _write_for_transformers(
+    model: Model,
+    tensors: dict[str, NDArray[Any]],
+    folder: Path,
+    provenance: Mapping[str, str],
+    kept: list[tuple[str, bytes]],
+    dtype: str,
+) -> list[tuple[str, bytes]]:
+    """Write weights and configuration in the layout of the hub; return the other files that belong to it."""
+    values = state_dict_map.as_trained(model.config, tensors)
+    if model.has_decoder and model.weights.classifier is not None:
+        values[state_dict_map.DECODER] = values[state_dict_map.WORD]  # or it would be one without
+    _safetensors.write(folder / WEIGHTS, values, _metadata("pt", provenance))
+    kept, roles = files.tokenizer_files(kept, model.config.max_seq_length)
+    block = files.configuration(model, _arch(model), dtype, roles)
+    (folder / CONFIG_FILES[1]).write_text(json.dumps(block, indent=1, default=str) + "\n", encoding="utf-8")
+    return [*kept, *files.code()]
+
+
+def _metadata(format: str, others: Mapping[str, str]) -> dict[str, str]:
+    metadata = {FORMAT_KEY: format, "cmm_version": VERSION, **others}
     # Names of files need not be Unicode; json does.
-    metadata = {key: text.encode(errors="backslashreplace").decode() for key, text in metadata.items()}
-    _safetensors.write(folder / WEIGHTS, tensors, metadata)
+    return {key: text.encode(errors="backslashreplace").decode() for key, text in metadata.items()}
+
+
+def _arch(model: Model) -> dict[str, Any]:
+    """Return the architecture block with the sizes of the vocabulary and of the classifier filled in."""
     arch = model.config.arch
     arch = {**arch, "embedding": {**arch["embedding"], "vocab_size": len(model.weights.word)}}
     if model.weights.classifier is not None:
         arch["num_labels"] = len(model.weights.classifier.head_bias)
-    (folder / "model_config.json").write_text(json.dumps(arch, default=str) + "\n", encoding="utf-8")
+    return arch
 
 
 def _same(tensors: dict[str, NDArray[Any]], other: Model) -> bool:

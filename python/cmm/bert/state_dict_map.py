@@ -4,8 +4,11 @@ This one table serves loading, export and models with random weights.
 """
 
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cmm.bert.config import Config
 
@@ -90,9 +93,40 @@ def _feedforward(config: Config, name: str, key: str) -> Iterator[Tensor]:
 
 
 def norm_factor_keys(config: Config) -> Iterator[str]:
-    """Yield the keys of the buffers that hold ``head_dim ** -0.5``, one per layer; nothing of ours."""
+    """Yield the keys of the buffers that hold ``norm_factor``, one per layer; nothing of ours."""
     for index in range(config.layers):
         yield f"encoder.layers.{index}.attn.self_attention.norm_factor"
+
+
+def norm_factor(config: Config) -> float:
+    """Return what the scores of attention are multiplied by."""
+    return float((config.hidden // config.heads) ** -0.5)
+
+
+def as_trained(config: Config, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return a model's tensors, by their names here, as training's files have them; the decoder is left out.
+
+    Parameters
+    ----------
+    config : Config
+    values : mapping of str to ndarray of one dtype
+        All of a model. One without a masked-language-model head has no ``transform``.
+
+    Returns
+    -------
+    dict of str to ndarray
+        C-contiguous.
+    """
+    word, head = values["embedding.word"], values.get("head.bias")
+    result = {}
+    for tensor in tensors(config, vocab_size=len(word), num_labels=None if head is None else len(head)):
+        if tensor.name in values:
+            value = values[tensor.name]
+            if tensor.transposed:
+                value = np.ascontiguousarray(value.reshape(-1, value.shape[-1]).T)
+            result[tensor.key] = value.reshape(tensor.stored)
+    factor = np.array(norm_factor(config), word.dtype)
+    return result | dict.fromkeys(norm_factor_keys(config), factor)
 
 
 def without_prefixes(key: str) -> str:

@@ -78,8 +78,11 @@ class Tokenizer:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self._tokens = {id: token for token, id in vocabulary.items()}
         self._ids = np.array(sorted(self._tokens), np.intp)
-        self._special = self._parts(vocabulary)
         added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
+        files = [self.file.parent / name for name in ROLE_FILES]
+        named = {file: read_json(file) for file in files if file.exists()}
+        special = {token.content: id for id, token in added.items() if token.special}
+        self._special = find_roles(ROLES, self.file, named, vocabulary, special)
         silent = {id for id, token in added.items() if token.special} | {*self._special.values()}
         self._silent = silent - {self._special.get("mask")}
         if self._tokenizer.post_processor is None:
@@ -99,30 +102,6 @@ class Tokenizer:
     def ids(self) -> NDArray[np.intp]:
         """The ids of all tokens, in order."""
         return self._ids
-
-    def _parts(self, vocabulary: Mapping[str, int]) -> dict[str, int]:
-        """Find the ids of the tokens that play a part."""
-        added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
-        result = {}
-        for role in ROLES:
-            for name in ROLE_FILES:
-                file = self.file.parent / name
-                token = _named(read_json(file), role) if file.exists() else None
-                if token is not None:
-                    if token not in vocabulary:
-                        raise CheckpointError(
-                            file, f"is {shown(token)}, which {self.file.name} has not", f"{role}_token"
-                        )
-                    result[role] = vocabulary[token]
-                    break
-            else:
-                found = [id for id, token in added.items() if token.special and _bare(token.content) == role]
-                if len(found) > 1:
-                    problem = f"has several special tokens for {role!r}; {' or '.join(ROLE_FILES)} should say which"
-                    raise CheckpointError(self.file, problem)
-                if found:
-                    result[role] = found[0]
-        return result
 
     def _template(self, make: Any) -> Any:
         """Return what puts special tokens around a text where the file says nothing about it."""
@@ -335,6 +314,50 @@ def _blaming(file: Path, problem: str) -> Iterator[None]:
         raise
     except BaseException as error:  # a panic of Rust is no Exception
         raise CheckpointError(file, f"{problem}: {shown(str(error))}") from None
+
+
+def find_roles(
+    roles: Sequence[str],
+    file: Path,
+    named: Mapping[Path, Any],
+    vocabulary: Mapping[str, int],
+    special: Mapping[str, int],
+) -> dict[str, int]:
+    """Return the ids of the tokens that play a part, of those parts that are played.
+
+    Parameters
+    ----------
+    roles : sequence of str
+        As in ``ROLES``.
+    file : Path
+        Of the tokenizer, for messages.
+    named : mapping of Path to json
+        The ``ROLE_FILES`` that there are, in their order.
+    vocabulary, special : mapping of str to int
+        The ids of all tokens, and of those that are special.
+
+    Raises
+    ------
+    CheckpointError
+        A file names a token that there is not, or names none where several might be meant.
+    """
+    result = {}
+    for role in roles:
+        for place, block in named.items():
+            token = _named(block, role)
+            if token is not None:
+                if token not in vocabulary:
+                    raise CheckpointError(place, f"is {shown(token)}, which {file.name} has not", f"{role}_token")
+                result[role] = vocabulary[token]
+                break
+        else:
+            found = [id for token, id in special.items() if _bare(token) == role]
+            if len(found) > 1:
+                problem = f"has several special tokens for {role!r}; {' or '.join(ROLE_FILES)} should say which"
+                raise CheckpointError(file, problem)
+            if found:
+                result[role] = found[0]
+    return result
 
 
 def _named(block: Any, role: str) -> str | None:

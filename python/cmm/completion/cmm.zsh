@@ -184,6 +184,7 @@ _shtab_cmm_explain_defaults_added=0
 _shtab_cmm_export_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--dtype[how weights are stored (default float32)]:dtype:(float32 float16)"
+  "--transformers[write it so that Auto classes of the package transformers read it too, with trust_remote_code\=True]"
   "--config[the configuration, where none lies beside MODEL]:FILE:_files"
   "--tokenizer[the tokenizer, where none lies beside MODEL]:FILE:_files"
   ":a folder or file that training or \`cmm export\` left, or fff or dense, models of libcmm-models:_files -/"

@@ -89,8 +89,12 @@ class _Positions(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.scale_factor = nn.Parameter(torch.tensor([config.hidden**-0.5]))
-        table = torch.from_numpy(position_table(config.max_seq_length, config.hidden))
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", torch.empty(config.max_seq_length, config.hidden), persistent=False)
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Fill in what files do not have, as after ``to_empty``."""
+        self.table.copy_(torch.from_numpy(position_table(*self.table.shape)))
 
     def forward(self, length: int) -> Tensor:
         return self.scale_factor * self.table[:length]
@@ -136,7 +140,7 @@ class Encoder(nn.Module):
         self.final_norm = nn.LayerNorm(config.hidden, config.eps)
         self.apply(_initialise)
 
-    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor | None = None, *, before: list[Tensor] | None = None) -> Tensor:
         """Return the hidden states after the final norm.
 
         Parameters
@@ -145,6 +149,8 @@ class Encoder(nn.Module):
             S is at most ``config.max_seq_length``.
         mask : tensor, shape (B, S), optional
             1 where a token may be attended to, 0 where not.
+        before : list, optional
+            Gets the hidden states before each layer, (B, S, H) each.
 
         Returns
         -------
@@ -163,6 +169,8 @@ class Encoder(nn.Module):
         x = self.embedding(ids)
         added = None if mask is None else ((1 - mask.to(x.dtype)) * -10000.0)[:, None, None, :]
         for layer in self.layers:
+            if before is not None:
+                before.append(x)
             x = layer(x, added)
         return self.final_norm(x)
 
@@ -223,15 +231,18 @@ class _Pooler(nn.Module):
         self.pooler = config.pooler
         self.dense = nn.Linear(config.hidden, config.head_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.pooler == "avg":
-            x = x.mean(1)
-        elif self.pooler == "zero_index":
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Make one vector of each sequence, (B, S, H) -> (B, P), of the tokens where mask, (B, S), is 1."""
+        is_out = None if mask is None else (mask == 0)[..., None]
+        if self.pooler == "zero_index":
             x = x[:, 0]
-        elif self.pooler == "max":
-            x = x.amax(1)
+        elif self.pooler == "avg" and is_out is not None:
+            x = x.masked_fill(is_out, 0).sum(1) / (~is_out).sum(1).clamp(min=1)
+        elif self.pooler == "avg":
+            x = x.mean(1)
         else:
-            x = x.logsumexp(1)
+            x = x if is_out is None else x.masked_fill(is_out, -torch.inf)
+            x = x.amax(1) if self.pooler == "max" else x.logsumexp(1)
         return torch.tanh(self.dense(x))
 
 

@@ -347,16 +347,7 @@ def state_dict(model: cmm.bert.Model) -> dict[str, Tensor]:
     ``torch_model.load_state_dict(state_dict(model), strict=False)`` leaves what the encoder has not, such as the head
     of a new classifier, as it is.
     """
-    config, labels = model.config, None if model.weights.classifier is None else model.config.num_labels
-    if labels is None and model.weights.classifier is not None:
-        labels = len(model.weights.classifier.head_bias)
-    state = {}
-    for tensor in state_dict_map.tensors(config, vocab_size=len(model.weights.word), num_labels=labels):
-        value = torch.from_numpy(model.tensors[tensor.name].copy())
-        if tensor.transposed:
-            value = value.reshape(-1, value.shape[-1]).t().contiguous()
-        state[tensor.key] = value.reshape(tensor.stored)
+    stored = state_dict_map.as_trained(model.config, model.tensors)
+    state = {key: torch.from_numpy(value.copy()) for key, value in stored.items()}
     state[state_dict_map.DECODER] = state[state_dict_map.WORD]
-    factor = torch.tensor((config.hidden // config.heads) ** -0.5)
-    state.update(dict.fromkeys(state_dict_map.norm_factor_keys(config), factor))
     return state
