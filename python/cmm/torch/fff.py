@@ -24,6 +24,7 @@ from cmm.torch.operators import (
     apply,
     autocast,
     fff_forward,
+    fff_hidden,
 )
 from cmm.typing import Activation, Tie
 
@@ -363,14 +364,32 @@ class FFF(nn.Module):
             bias = None if bias is None else bias.to(dtype)
         to_nodes = _ToNodes if torch.compiler.is_compiling() else _ToNodesForward
         logits = to_nodes.apply(x, w_in, bias)  # (T, K*N)
-        nodes = self._walk(logits.detach())  # (T, K*(D+1))
-        hidden = self._hidden(logits, nodes)
+        if self._by_one_kernel(logits):
+            hidden, path = fff_hidden(logits, self.trees, self.activation, self.tie, True)
+            first = torch.arange(self.trees, device=path.device)[:, None] * self.nodes
+            nodes = (path + first).flatten(1)
+        else:
+            nodes = self._walk(logits.detach())  # (T, K*(D+1))
+            hidden = self._hidden(logits, nodes)
         if self.training and self._is_soft:
             return functional.linear(hidden, w_out).reshape(*lead, self.d_out)
         y = functional.linear(hidden, _finite(w_out))  # (T, d_out)
         broken = (~torch.isfinite(w_out).all(dim=0))[nodes].any(dim=1)  # (T,)
         # Its last step makes a new tensor: a view would not do for FSDP.
         return torch.where(broken.reshape(*lead, 1), torch.nan, y.reshape(*lead, self.d_out))
+
+    def _by_one_kernel(self, logits: Tensor) -> bool:
+        """Whether libcmm_cuda makes the hidden neurons of logits, whose one kernel is the hard phase and no more."""
+        return (
+            logits.is_cuda
+            and self.depth > 0
+            and not self._tracks
+            and not (self.training and (self._is_soft or self.straight_through))
+            and type(logits) is Tensor
+            and (torch.compiler.is_compiling() or not is_functorch_wrapped_tensor(logits))
+            and not _is_forward_mode(logits)
+            and _computable("cuda", logits.dtype)
+        )
 
     def _by_calls(self, x: Tensor) -> Tensor:
         """Compute as the modules in place of linear_in and linear_out do."""
@@ -389,7 +408,10 @@ class FFF(nn.Module):
             should = (*x.shape[:-1], rows)
             raise ShapeError(f"linear_in has given shape {tuple(logits.shape)}; it should be {should}")
         flat = logits.reshape(-1, rows)
-        hidden = self._hidden(flat, self._walk(flat.detach()))
+        if self._by_one_kernel(flat):
+            hidden, _ = fff_hidden(flat, self.trees, self.activation, self.tie, False)
+        else:
+            hidden = self._hidden(flat, self._walk(flat.detach()))
         y: Tensor = self.linear_out(hidden.reshape(logits.shape))
         return y
 
