@@ -475,7 +475,7 @@ def test_the_dense_way_by_one_kernel(a_gpus_hidden, monkeypatch):
         x.grad = None
         y = call(x.requires_grad_())
         y.backward(dy)
-        found.append([y, x.grad, *(parameter.grad.clone() for parameter in layer.parameters())])
+        found.append([y.detach(), x.grad, *(parameter.grad.clone() for parameter in layer.parameters())])
     assert found[0][0].isnan().any()
     # Activations and slopes are off by few roundings of 1 or of |z|; sums of at most TOKENS or ROWS products follow.
     bound = 64 * (TOKENS + ROWS) * 2.0**-53
