@@ -173,13 +173,14 @@ static cmm_status cmm_py_cuda_fff_backward(int32_t dtype, int32_t activation, in
 /* Between two products: no weights, no workspace. */
 static cmm_status cmm_py_cuda_fff_hidden(int32_t dtype, int32_t activation, int32_t tie, int32_t depth, int64_t trees,
                                          uintptr_t stream, int64_t batch, uintptr_t logits, uintptr_t path,
-                                         uintptr_t dy, uintptr_t y, uintptr_t dx, uintptr_t nodes)
+                                         uintptr_t dy, uintptr_t y, uintptr_t dx, uintptr_t visited,
+                                         uintptr_t nodes)
 {
     const cmm_fff layer = {.size = sizeof layer, .dtype = dtype, .activation = activation, .tie = tie,
                            .depth = depth, .trees = trees, .d_in = 1, .d_out = 1};
     const cmm_cuda_run run = {.size = sizeof run, .stream = (void *)stream};
     return cuda.hidden(&layer, &run, batch, (void *)logits, (void *)path, (void *)dy, (void *)y, (void *)dx,
-                       (void *)nodes);
+                       (void *)visited, (void *)nodes);
 }
 
 static cmm_status cmm_py_cuda_ff(int32_t dtype, int32_t activation, int64_t neurons, int64_t d_in, int64_t d_out,

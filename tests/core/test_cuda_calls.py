@@ -200,6 +200,7 @@ GOOD_HIDDEN: dict[str, Any] = {
     "dy": 0x40000,
     "y": 0x50000,
     "dx": 0x60000,
+    "visited": 0,
     "nodes": 0x70000,
 }
 
@@ -236,6 +237,8 @@ WRONG_HIDDEN: list[tuple[dict[str, Any], str]] = [
     ({"dx": 0x40000, "dy": 0x40000}, "DX_OVERLAP"),
     ({"dx": 0x50000, "y": 0x50000}, "DX_OVERLAP"),
     ({"nodes": 0x60010, "dx": 0x60000}, "NODES_OVERLAP"),
+    ({"visited": 0x600EF, "dx": 0x60000}, "NODES_OVERLAP"),
+    ({"visited": 0x6FFC5, "nodes": 0x70000}, "NODES_OVERLAP"),
 ]
 
 
@@ -250,6 +253,8 @@ def test_calls_between_two_products_that_are_not_wrong() -> None:
         {},
         {"y": 0},
         {"dx": 0, "dy": 0, "nodes": 0},
+        {"y": 0, "dx": 0, "visited": 0x80001},
+        {"visited": 0x6FFC4},  # 60 bytes
         {"dx": 0, "dy": 0x50000},  # which is not read
         {"dtype": 2, "path": 0x80000, "nodes": 0},
         {"y": 0x300F0},  # 4 tokens, 15 nodes, float
@@ -266,11 +271,11 @@ def test_between_two_products_a_run_is_a_stream() -> None:
     def code(run: Any = None, **changes: Any) -> str:
         layer = {"size": c.sizeof("cmm_fff"), "depth": 3, "trees": 1, "d_in": 1, "d_out": 1, **changes}
         how = c.NULL if run is None else c.new("cmm_cuda_run *", {"size": c.sizeof("cmm_cuda_run"), **run})
-        arrays = logits, c.NULL, c.NULL, y, c.NULL, c.NULL
+        arrays = logits, c.NULL, c.NULL, y, c.NULL, c.NULL, c.NULL
         found = library.cmm_cuda_fff_hidden(c.new("cmm_fff *", layer), how, 4, *arrays)
         return text(lib.cmm_status_name(found)).removeprefix("CMM_ERROR_")
 
-    assert library.cmm_cuda_fff_hidden(*[c.NULL] * 2, 4, *[c.NULL] * 6) == lib.CMM_ERROR_LAYER_NULL
+    assert library.cmm_cuda_fff_hidden(*[c.NULL] * 2, 4, *[c.NULL] * 7) == lib.CMM_ERROR_LAYER_NULL
     assert code(size=72) == "LAYER_SIZE"
     assert code(run={"size": 8}) == "RUN_SIZE"
     for field in ("path_nodes", "path_leaves"):

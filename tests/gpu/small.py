@@ -38,7 +38,7 @@ for dtype in DTYPES:
         assert not any(bool(one.isnan().any()) for each in found for one in each.values()), dtype
         size = 2 ** (depth + 1) - 1
         z, dz, y, dx = (torch.randn(batch, trees * size, device="cuda").to(dtype) for _ in range(4))
-        hidden(z, trees, depth, dy=dz, y=y, dx=dx, nodes=torch.empty_like(nodes))
+        hidden(z, trees, depth, dy=dz, y=y, dx=dx, visited=z > 0, nodes=torch.empty_like(nodes))
         hidden(logits, trees, depth, path=nodes, dtype=dtype, dy=dz, y=y, dx=dx)
         assert int((y != 0).sum()) <= nodes.numel(), dtype
         nodes[batch // 2, 0, depth] = -1

@@ -78,16 +78,23 @@ def test_walks_and_known_paths(case: tuple[int, int, int], dtype: torch.dtype) -
         path = walked(wide, tie)
         want_y, want_dx = expected(on_path(wide, path), path, to_numpy(dy), case, activation, dtype)
         want_nodes = torch.from_numpy(path).cuda()
+        want_visited = torch.from_numpy(spread(np.ones(path.shape, np.uint8), path, size)).cuda().flatten(1)
         for before in (0, 1, 8):
-            places = {"y": room(z, before), "dx": room(z, before), "nodes": room(want_nodes, before)}
+            bytes_ = torch.empty(z.shape, dtype=torch.uint8)
+            places = {"y": room(z, before), "dx": room(z, before), "visited": room(bytes_, before)}
+            places["nodes"] = room(want_nodes, before)
             hidden(z, trees, depth, dy=dy, **{name: one for name, (_, one) in places.items()}, **how)
-            for name, want in (("y", want_y), ("dx", want_dx), ("nodes", want_nodes)):
+            wanted = {"y": want_y, "dx": want_dx, "visited": want_visited, "nodes": want_nodes}
+            for name, want in wanted.items():
                 memory, found = places[name]
                 assert same(found, want), (name, before)
                 assert bool((memory[:before] == 7).all() and (memory[before + found.numel() :] == 7).all()), name
         alone_y, alone_dx = torch.full_like(z, 7), torch.full_like(z, 7)
         hidden(z, trees, depth, y=alone_y, **how)
         hidden(z, trees, depth, dy=dy, dx=alone_dx, **how)
+        alone = torch.full(z.shape, 7, dtype=torch.uint8, device="cuda")
+        hidden(z, trees, depth, visited=alone, **how)
+        assert torch.equal(alone, want_visited)
         assert same(alone_y, want_y)
         assert same(alone_dx, want_dx)
         # With the logits of a path that are not rounded to the type, along a path that they do not decide.

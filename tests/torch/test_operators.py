@@ -350,12 +350,12 @@ def test_the_gpus_passes_take_any_layout_and_refuse_wrong_shapes(monkeypatch):
             operators._backward_cuda(*given[:place], wrong, *given[place + 1 :])
 
 
-def hidden_on_cpu(codes, like, *, logits, y=None, dx=None, dy=None, path=None, nodes=None):
+def hidden_on_cpu(codes, like, *, logits, y=None, dx=None, dy=None, path=None, visited=None, nodes=None):
     """Stand in for cmm_cuda_fff_hidden, of float64."""
     _, activation, tie, depth, trees = codes
     activation, tie = list(ACTIVATIONS)[activation], list(TIES)[tie]
     size = 2 ** (depth + 1) - 1
-    for one in (logits, y, dx, dy, path, nodes):
+    for one in (logits, y, dx, dy, path, visited, nodes):
         assert one is None or one.is_contiguous()
     if path is None:
         z = logits.detach().numpy().reshape(-1, trees, size)
@@ -365,7 +365,7 @@ def hidden_on_cpu(codes, like, *, logits, y=None, dx=None, dy=None, path=None, n
         z, own = logits.numpy(), path.numpy()
     if nodes is not None:
         nodes.copy_(torch.from_numpy(own).reshape(nodes.shape))
-    values = [(y, between_products.activated(z, activation))]
+    values = [(y, between_products.activated(z, activation)), (visited, np.ones_like(z, bool))]
     if dx is not None:
         on_path = between_products.on_path(dy.detach().numpy().reshape(-1, trees, size), own)
         values.append((dx, between_products.sloped(z, on_path, activation)))
@@ -380,6 +380,7 @@ def a_gpus_hidden(monkeypatch):
     library = torch.library.Library("cmm", "IMPL")
     library.impl("fff_hidden", operators._hidden_cuda, "CPU")
     library.impl("fff_hidden_backward", operators._hidden_backward_cuda, "CPU")
+    library.impl("fff_visited", operators._visited_cuda, "CPU")
     monkeypatch.setattr(operators, "_queue_hidden", hidden_on_cpu)
     yield
     library._destroy()
@@ -395,6 +396,11 @@ def test_what_lies_between_products_on_a_gpu(a_gpus_hidden, activation, tie):
     hidden, nodes = operators.fff_hidden(z, *how, True)
     flat = z.numpy().reshape(20, TREES, -1)
     assert (nodes.numpy().reshape(20, TREES, -1) == between_products.walked(flat, tie)).all()
+    visited, same_nodes = operators.fff_visited(z, TREES, tie)
+    assert torch.equal(same_nodes, nodes)
+    own = nodes.numpy().reshape(20, TREES, -1)
+    ones = between_products.spread(np.ones(own.shape, bool), own, ROWS // TREES)
+    assert torch.equal(visited, torch.from_numpy(ones).reshape(z.shape))
     again, none = operators.fff_hidden(z.permute(2, 0, 1).contiguous().permute(1, 2, 0), *how, False)
     assert torch.equal(again, hidden)
     assert none.shape == (0,)
@@ -468,7 +474,7 @@ def test_the_dense_way_by_one_kernel(a_gpus_hidden, monkeypatch):
         layer.linear_out.weight[2, 5] = torch.inf
     found = []
     for is_one in (False, True, True):
-        monkeypatch.setattr(FFF, "_by_one_kernel", lambda self, logits, is_one=is_one: is_one)
+        monkeypatch.setattr(FFF, "_has_kernel", lambda self, logits, is_one=is_one: is_one)
         torch._dynamo.reset()
         call = torch.compile(layer, fullgraph=True, backend="aot_eager") if len(found) == 2 else layer
         layer.zero_grad()

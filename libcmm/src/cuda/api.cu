@@ -288,7 +288,7 @@ static cmm_status check_hidden(const cmm_cuda_problem *problem, const cmm_cuda_h
     if (problem->batch > 0) {
         if (!h->logits)
             return CMM_ERROR_LOGITS_NULL;
-        if (!h->y && !h->dx)
+        if (!h->y && !h->dx && !h->visited)
             return CMM_ERROR_Y_NULL;
         if (!h->dy && h->dx)
             return CMM_ERROR_DY_NULL;
@@ -308,10 +308,11 @@ static cmm_status check_hidden(const cmm_cuda_problem *problem, const cmm_cuda_h
     const cmm_extent arrays[] = {cmm_extent_of(h->logits, h->path ? path * logit_size : all),
                                  cmm_extent_of(h->dx ? h->dy : nullptr, all), cmm_extent_of(h->path, path * int_size),
                                  cmm_extent_of(h->y, all), cmm_extent_of(h->dx, all),
-                                 cmm_extent_of(h->nodes_out, path * int_size)};
-    const cmm_status overlaps[] = {CMM_ERROR_Y_OVERLAP, CMM_ERROR_DX_OVERLAP, CMM_ERROR_NODES_OVERLAP};
-    const int inputs = 3;
-    for (int output = 0; output < 3; output++)
+                                 cmm_extent_of(h->visited, all / size), cmm_extent_of(h->nodes_out, path * int_size)};
+    const cmm_status overlaps[] = {CMM_ERROR_Y_OVERLAP, CMM_ERROR_DX_OVERLAP, CMM_ERROR_NODES_OVERLAP,
+                                   CMM_ERROR_NODES_OVERLAP};
+    const int inputs = 3, outputs = 4;
+    for (int output = 0; output < outputs; output++)
         for (int before = 0; before < inputs + output; before++)
             if (cmm_overlap(arrays[inputs + output], arrays[before]))
                 return overlaps[output];
@@ -412,7 +413,8 @@ cmm_status cmm_cuda_fff_backward(const cmm_fff *layer, const cmm_cuda_run *run, 
 }
 
 cmm_status cmm_cuda_fff_hidden(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, const void *logits,
-                               const int32_t *path, const void *dy, void *y, void *dx, int32_t *nodes)
+                               const int32_t *path, const void *dy, void *y, void *dx, uint8_t *visited,
+                               int32_t *nodes)
 {
     cmm_cuda_hidden h = {};
     h.path = path;
@@ -420,6 +422,7 @@ cmm_status cmm_cuda_fff_hidden(const cmm_fff *layer, const cmm_cuda_run *run, in
     h.dy = dy;
     h.y = y;
     h.dx = dx;
+    h.visited = visited;
     h.nodes_out = nodes;
     return hidden(layer, run, batch, &h);
 }

@@ -5,13 +5,14 @@
 #include "params.cuh"
 
 /* Checked arrays, of the types that cmm_cuda.h says. Trees are counted through all tokens, for they lie one behind the
- * other: logits, y, dy and dx are [trees][nodes], path and nodes_out [trees][depth+1]. */
+ * other: logits, y, dy, dx and visited are [trees][nodes], path and nodes_out [trees][depth+1]. */
 struct cmm_cuda_hidden {
     int32_t dtype, activation, tie, depth;
     int64_t trees, nodes;
     const int32_t *path; /* NULL: logits are of all nodes, and trees are walked */
     const void *logits, *dy;
     void *y, *dx;
+    uint8_t *visited;
     int32_t *nodes_out;
 };
 

@@ -10,7 +10,8 @@ the first has a gradient: through visited rows, and through the logits. libcmm i
 view by NumPy or DLPack, which would pin a tensor's storage to its size.
 
 Where all neurons are computed on a GPU, by products of PyTorch, what lies between the products is an operator, too:
-``cmm::fff_hidden``, with a gradient, from all logits, and ``cmm::fff_hidden_of_path`` from those of a path.
+``cmm::fff_hidden``, with a gradient, from all logits, and ``cmm::fff_hidden_of_path`` from those of a path;
+``cmm::fff_visited`` says which nodes are visited.
 """
 
 from collections.abc import Callable
@@ -42,6 +43,7 @@ __all__ = [
     "fff_backward",
     "fff_forward",
     "fff_hidden",
+    "fff_visited",
 ]
 
 Codes: TypeAlias = tuple[int, ...]
@@ -60,6 +62,7 @@ _LIBRARY.define(
     "(Tensor hidden, Tensor nodes)"
 )
 _LIBRARY.define("fff_hidden_backward(Tensor dhidden, Tensor logits, int trees, str activation, str tie) -> Tensor")
+_LIBRARY.define("fff_visited(Tensor logits, int trees, str tie) -> (Tensor visited, Tensor nodes)")
 _LIBRARY.define(
     "fff_hidden_of_path(Tensor? dhidden, Tensor nodes, Tensor logits, str activation, ScalarType dtype, "
     "bool wants_hidden) -> (Tensor hidden, Tensor dlogits)"
@@ -68,6 +71,7 @@ fff_forward = torch.ops.cmm.fff_forward.default
 fff_backward = torch.ops.cmm.fff_backward.default
 fff_hidden = torch.ops.cmm.fff_hidden.default
 fff_hidden_backward = torch.ops.cmm.fff_hidden_backward.default
+fff_visited = torch.ops.cmm.fff_visited.default
 fff_hidden_of_path = torch.ops.cmm.fff_hidden_of_path.default
 
 # Those that libcmm computes with on a CPU, and libcmm_cuda on a GPU, with the names that its errors have.
@@ -576,6 +580,21 @@ def _hidden_backward_fake(dhidden: Tensor, logits: Tensor, trees: int, activatio
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
+def _visited_cuda(logits: Tensor, trees: int, tie: str) -> tuple[Tensor, Tensor]:
+    """Walk the trees of all tokens: which of all nodes are visited, bool (..., K*N), and their numbers."""
+    codes = _hidden_codes(logits.dtype, logits.shape[-1], trees, "identity", tie)
+    logits = _usable(logits)
+    visited, nodes = _visited_fake(logits, trees, tie)
+    _queue_hidden(codes, logits, logits=logits, visited=visited, nodes=nodes)
+    return visited, nodes
+
+
+def _visited_fake(logits: Tensor, trees: int, tie: str) -> tuple[Tensor, Tensor]:
+    """Return tensors like those, with nothing in them."""
+    nodes = logits.new_empty((*logits.shape[:-1], trees, _depth_of(logits.shape[-1], trees) + 1), dtype=torch.int32)
+    return torch.empty_like(logits, memory_format=torch.contiguous_format, dtype=torch.bool), nodes
+
+
 def _hidden_of_path_cuda(
     dhidden: Tensor | None, nodes: Tensor, logits: Tensor, activation: str, dtype: torch.dtype, wants_hidden: bool
 ) -> tuple[Tensor, Tensor]:
@@ -660,7 +679,7 @@ def _check_hidden_path(dhidden: Tensor | None, nodes: Tensor, logits: Tensor, dt
 def _queue_hidden(codes: Codes, like: Tensor, **arrays: Tensor | None) -> None:
     """Queue what lies between the products on the current stream of a GPU."""
     choose_cuda("cuda", None)
-    at = [_address(arrays.get(name)) for name in ("logits", "path", "dy", "y", "dx", "nodes")]
+    at = [_address(arrays.get(name)) for name in ("logits", "path", "dy", "y", "dx", "visited", "nodes")]
     elements = like.shape[-1] * (like.shape[-2] if "path" in arrays else 1)
     tokens = like.numel() // elements
     with torch.cuda.device(like.device):
@@ -961,10 +980,12 @@ _LIBRARY.impl("fff_backward", _backward_cpu, "CPU")
 _LIBRARY.impl("fff_backward", _backward_cuda, "CUDA")
 _LIBRARY.impl("fff_hidden", _hidden_cuda, "CUDA")
 _LIBRARY.impl("fff_hidden_backward", _hidden_backward_cuda, "CUDA")
+_LIBRARY.impl("fff_visited", _visited_cuda, "CUDA")
 _LIBRARY.impl("fff_hidden_of_path", _hidden_of_path_cuda, "CUDA")
 _LIBRARY.impl("fff_hidden_of_path", _hidden_of_path_cpu, "CPU")
 torch.library.register_fake("cmm::fff_hidden", _hidden_fake, lib=_LIBRARY)
 torch.library.register_fake("cmm::fff_hidden_backward", _hidden_backward_fake, lib=_LIBRARY)
+torch.library.register_fake("cmm::fff_visited", _visited_fake, lib=_LIBRARY)
 torch.library.register_fake("cmm::fff_hidden_of_path", _hidden_of_path_fake, lib=_LIBRARY)
 torch.library.register_autograd("cmm::fff_hidden", _gradient_of_hidden, setup_context=_keep_hidden, lib=_LIBRARY)
 torch.library.register_autograd("cmm::fff_hidden_backward", _no_second, lib=_LIBRARY)
