@@ -11,6 +11,7 @@ import torch
 from between_products import activated, on_path, sloped, spread, walked
 from device import DTYPES, hidden, to_numpy
 from reference import ACTIVATIONS, TIES
+from torch.func import functional_call, grad, vmap
 from torch.library import opcheck
 
 # tokens, trees, depth
@@ -212,3 +213,23 @@ def test_the_dense_way_has_second_derivatives_and_forward_mode() -> None:
     assert float(z.abs().min()) > 1e-5  # a step of gradgradcheck crosses no decision
     assert torch.autograd.gradcheck(layer, (x,), check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(layer, (x,))
+
+
+def test_gradients_of_each_token_by_torch_func() -> None:
+    """Of a forest whose gradients are products, on small whole numbers, of which no sum is rounded."""
+    torch.manual_seed(5)
+    layer = cmm.torch.FFF(8, 3, 2, 4, activation="relu", device="cuda", dtype=torch.float64)
+    parameters = {name: torch.randint_like(value, -1, 2) for name, value in layer.named_parameters()}
+    x = torch.randint(-1, 2, (33, 8), device="cuda").double()
+
+    def total(parameters: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return functional_call(layer, parameters, (x,)).sum()
+
+    whole = grad(total)(parameters, x)
+    each = vmap(grad(total), (None, 0))(parameters, x)
+    leaves = {name: value.requires_grad_() for name, value in parameters.items()}
+    want = torch.autograd.grad(total(leaves, x), list(leaves.values()))
+    for name, one in zip(whole, want, strict=True):
+        assert one.any()
+        assert torch.equal(whole[name], one)
+        assert torch.equal(each[name].sum(0), one)

@@ -616,10 +616,15 @@ def test_the_ways_are_chosen():
     assert "backward='dense'" in repr(make("dense"))
 
 
-@pytest.mark.parametrize("way", ["visited", "dense"])
-def test_functional_transforms(way):
-    """torch.func: gradients of one token each, and of layers in a stack, are those of calls one by one."""
-    layer, x = make(way), tokens()
+@pytest.mark.parametrize("way", ["visited", "products", "dense"])
+def test_functional_transforms(way, monkeypatch):
+    """torch.func: gradients of one token each, and of layers in a stack, are those of calls one by one.
+
+    Also where gradients are products of all neurons, as forests have them on a GPU.
+    """
+    if way == "products":
+        monkeypatch.setattr(operators, "_products_are_faster", lambda *_: True)
+    layer, x = make("visited" if way == "products" else way), tokens()
     parameters = {name: value.detach() for name, value in layer.named_parameters()}
 
     def loss(parameters, x):

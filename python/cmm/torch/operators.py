@@ -514,7 +514,9 @@ def _gradients_by_products(
     path = len(x), trees, nodes.shape[-1]
     dhidden = dy @ w_out.to(x.dtype).t() if any(wanted[:3]) else None  # (T, K*N)
     how = activation, x.dtype, wanted[3]
-    hidden, dlogits = fff_hidden_of_path(dhidden, nodes.reshape(path), logits.reshape(path), *how)
+    is_in_func = not torch.compiler.is_compiling() and get_interpreter_stack()
+    between = HiddenOfPath.apply if is_in_func else fff_hidden_of_path
+    hidden, dlogits = between(dhidden, nodes.reshape(path), logits.reshape(path), *how)
     dx = dw_in = dbias = dw_out = None
     if wanted[0]:
         rows = w_in.to(x.dtype)
@@ -833,6 +835,27 @@ class Backward(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """Compute the gradients of each of a batch."""
         return _one_by_one(Backward.apply, info, in_dims, inputs)
+
+
+class HiddenOfPath(Backward):
+    """What lies between products of all neurons, for torch.func, which cannot see an operator's gradient."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        """Compute activations and gradients."""
+        return fff_hidden_of_path(*inputs)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+        """Compute those of a batch of batches as of one: each token has its own."""
+        tokens = [
+            one
+            if one is None
+            else (one.expand(info.batch_size, *one.shape) if dim is None else one.movedim(dim, 0)).flatten(0, 1)
+            for one, dim in zip(inputs[:3], in_dims[:3], strict=True)
+        ]
+        found = HiddenOfPath.apply(*tokens, *inputs[3:])
+        return tuple(one.unflatten(0, (info.batch_size, -1)) for one in found), (0, 0)
 
 
 class SparseConditional(Conditional):
