@@ -102,6 +102,7 @@ static struct {
     __typeof__(cmm_cuda_ff_forward) *ff;
     __typeof__(cmm_cuda_fff_backward) *backward;
     __typeof__(cmm_cuda_fff_backward_workspace) *backward_workspace;
+    __typeof__(cmm_cuda_fff_hidden) *hidden;
 } cuda;
 
 static cmm_status cmm_py_cuda_load(const char *file, char *why, int32_t size)
@@ -118,6 +119,7 @@ static cmm_status cmm_py_cuda_load(const char *file, char *why, int32_t size)
     FIND(ff, cmm_cuda_ff_forward);
     FIND(backward, cmm_cuda_fff_backward);
     FIND(backward_workspace, cmm_cuda_fff_backward_workspace);
+    FIND(hidden, cmm_cuda_fff_hidden);
     const char *const error = missing ? dlerror() : NULL;
     (void)snprintf(why, (size_t)size, "%s", error ? error : "");
     return missing ? CMM_ERROR_CUDA_ABSENT : cuda.usable();
@@ -166,6 +168,19 @@ static cmm_status cmm_py_cuda_fff_backward(int32_t dtype, int32_t activation, in
     if (needed)
         return cuda.backward_workspace(&layer, &run, batch, &gradients, needed);
     return cuda.backward(&layer, &run, batch, (void *)x, (void *)nodes, (void *)logits, (void *)dy, &gradients);
+}
+
+/* Between two products: no weights, no workspace. */
+static cmm_status cmm_py_cuda_fff_hidden(int32_t dtype, int32_t activation, int32_t tie, int32_t depth, int64_t trees,
+                                         uintptr_t stream, int64_t batch, uintptr_t logits, uintptr_t path,
+                                         uintptr_t dy, uintptr_t y, uintptr_t dx, uintptr_t visited,
+                                         uintptr_t nodes)
+{
+    const cmm_fff layer = {.size = sizeof layer, .dtype = dtype, .activation = activation, .tie = tie,
+                           .depth = depth, .trees = trees, .d_in = 1, .d_out = 1};
+    const cmm_cuda_run run = {.size = sizeof run, .stream = (void *)stream};
+    return cuda.hidden(&layer, &run, batch, (void *)logits, (void *)path, (void *)dy, (void *)y, (void *)dx,
+                       (void *)visited, (void *)nodes);
 }
 
 static cmm_status cmm_py_cuda_ff(int32_t dtype, int32_t activation, int64_t neurons, int64_t d_in, int64_t d_out,

@@ -72,6 +72,22 @@ CMM_API cmm_status cmm_cuda_fff_backward(const cmm_fff *layer, const cmm_cuda_ru
 CMM_API cmm_status cmm_cuda_fff_backward_workspace(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch,
                                                    const cmm_gradients *gradients, int64_t *bytes);
 
+/* What lies between the two products of a layer, where the caller makes products of all neurons. The layer is only its dtype,
+ * activation, tie, depth and trees; of run the stream is looked at, algorithm is NULL, and there is no workspace.
+ *     path    NULL: every tree is walked. Or [batch][trees][depth+1], as a forward pass gives it, of which the leaves are read;
+ *             a tree whose leaf is none is one of which nothing was visited.
+ *     logits  [batch][trees][nodes], of the layer's dtype; with path, as the forward pass gives them: [batch][trees][depth+1],
+ *             float, or double for CMM_F64.
+ *     y       [batch][trees][nodes]: the activations of visited nodes, 0 elsewhere; or NULL.
+ *     dx      the same of the gradients of the logits, dy times the slope of the activation; or NULL.
+ *     dy      [batch][trees][nodes]: the gradients of y, read where dx is wanted; of what is not visited not looked at.
+ *     visited [batch][trees][nodes]: 1 for visited nodes, 0 elsewhere; or NULL. One of y, dx and visited is wanted.
+ *     nodes   [batch][trees][depth+1], or NULL: the path that was walked. NULL where path is given.
+ * y and dx are computed in float, or double for CMM_F64, and rounded once to the layer's dtype. */
+CMM_API cmm_status cmm_cuda_fff_hidden(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, const void *logits,
+                                       const int32_t *path, const void *dy, void *y, void *dx, uint8_t *visited,
+                                       int32_t *nodes);
+
 /* CMM_OK where the current device can run this library's kernels, else CMM_ERROR_CUDA_DEVICE. */
 CMM_API cmm_status cmm_cuda_usable(void);
 

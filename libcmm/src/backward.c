@@ -185,8 +185,10 @@ static void run_trees(cmm_backward *b, const cmm_kernel *kernel, places *p, int3
 {
     const cmm_problem *const problem = b->problem;
     phase work = {.b = b, .kernel = kernel};
-    /* two strips for each thread, where they are not too wide: the columns of one row for one thread */
-    work.strip = cmm_padded((problem->d_in + problem->d_out) / (2 * threads) + 1, 1 << STRIP_BITS);
+    /* A strip for each thread, where it is not too wide. Two for each would share out the work more evenly, but every strip
+     * walks the tokens again. */
+    const int64_t columns = (b->dw_in ? problem->d_in : 0) + (b->dw_out ? problem->d_out : 0);
+    work.strip = cmm_padded((columns + threads - 1) / threads, 1 << STRIP_BITS);
     work.strip = cmm_least(work.strip, STRIP_BYTES / cmm_element_size(problem->dtype));
     work.strips_in = b->dw_in ? (problem->d_in + work.strip - 1) / work.strip : 0;
     work.strips_out = b->dw_out ? (problem->d_out + work.strip - 1) / work.strip : 0;

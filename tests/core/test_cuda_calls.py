@@ -192,6 +192,98 @@ def test_backward_calls_that_are_wrong_in_two_ways() -> None:
     assert pairs >= 200
 
 
+# Of what lies between two products; codes of a layer, stream, batch, arrays.
+GOOD_HIDDEN: dict[str, Any] = {
+    **{name: GOOD[name] for name in ("dtype", "activation", "tie", "depth", "trees", "stream", "batch")},
+    "logits": 0x30000,
+    "path": 0,
+    "dy": 0x40000,
+    "y": 0x50000,
+    "dx": 0x60000,
+    "visited": 0,
+    "nodes": 0x70000,
+}
+
+
+def hidden_status(**changes: Any) -> str:
+    code = lib.cmm_py_cuda_fff_hidden(*{**GOOD_HIDDEN, **changes}.values())
+    return text(lib.cmm_status_name(code)).removeprefix("CMM_ERROR_")
+
+
+WRONG_HIDDEN: list[tuple[dict[str, Any], str]] = [
+    ({"dtype": 4}, "DTYPE"),
+    ({"activation": 5}, "ACTIVATION"),
+    ({"tie": 2}, "TIE"),
+    ({"depth": 31}, "DEPTH"),
+    ({"trees": 0}, "TREES"),
+    ({"path": 0x80000, "nodes": 0x70000}, "PATH_TWICE"),
+    ({"batch": -1}, "BATCH"),
+    ({"batch": 2**62}, "BATCH_TOO_LARGE"),
+    ({"batch": 2**57, "depth": 4}, "BATCH_TOO_LARGE"),  # of a number for each tree, not for each node
+    ({"logits": 0}, "LOGITS_NULL"),
+    ({"y": 0, "dx": 0}, "Y_NULL"),
+    ({"dy": 0}, "DY_NULL"),
+    ({"dtype": 0, "logits": 0x30002}, "LOGITS_ALIGN"),
+    ({"dtype": 2, "logits": 0x30001}, "LOGITS_ALIGN"),
+    ({"dtype": 2, "logits": 0x30002, "path": 0x80000, "nodes": 0}, "LOGITS_ALIGN"),  # they are float
+    ({"dtype": 2, "dy": 0x40001}, "DY_ALIGN"),
+    ({"path": 0x80002, "nodes": 0}, "PATH_ALIGN"),
+    ({"dtype": 1, "y": 0x50004}, "Y_ALIGN"),
+    ({"dtype": 3, "dx": 0x60001}, "DX_ALIGN"),
+    ({"nodes": 0x70002}, "NODES_ALIGN"),
+    ({"y": 0x300EC, "logits": 0x30000}, "Y_OVERLAP"),
+    ({"y": 0x40000, "dy": 0x40000}, "Y_OVERLAP"),
+    ({"y": 0x8003C, "path": 0x80000, "nodes": 0}, "Y_OVERLAP"),
+    ({"dx": 0x40000, "dy": 0x40000}, "DX_OVERLAP"),
+    ({"dx": 0x50000, "y": 0x50000}, "DX_OVERLAP"),
+    ({"nodes": 0x60010, "dx": 0x60000}, "NODES_OVERLAP"),
+    ({"visited": 0x600EF, "dx": 0x60000}, "NODES_OVERLAP"),
+    ({"visited": 0x6FFC5, "nodes": 0x70000}, "NODES_OVERLAP"),
+]
+
+
+@pytest.mark.parametrize(("changes", "want"), WRONG_HIDDEN, ids=str)
+def test_wrong_calls_between_two_products(changes: dict[str, Any], want: str) -> None:
+    assert hidden_status(**changes) == want
+
+
+def test_calls_between_two_products_that_are_not_wrong() -> None:
+    """As far as they go without a GPU: what they do not need, and what lies beside another array."""
+    for right in (
+        {},
+        {"y": 0},
+        {"dx": 0, "dy": 0, "nodes": 0},
+        {"y": 0, "dx": 0, "visited": 0x80001},
+        {"visited": 0x6FFC4},  # 60 bytes
+        {"dx": 0, "dy": 0x50000},  # which is not read
+        {"dtype": 2, "path": 0x80000, "nodes": 0},
+        {"y": 0x300F0},  # 4 tokens, 15 nodes, float
+        {"batch": 0, "logits": 0, "dy": 0, "y": 0, "dx": 0, "nodes": 0},
+    ):
+        assert hidden_status(**right, stream=1) in ("CUDA_DEVICE", "CUDA_LAUNCH", "CMM_OK"), right
+
+
+def test_between_two_products_a_run_is_a_stream() -> None:
+    """As a program would call it: other fields of the run are refused, and layers of other versions are read."""
+    c, library = interface()
+    logits, y, path = (c.cast("void *", at) for at in (0x30000, 0x50000, 0x80000))
+
+    def code(run: Any = None, **changes: Any) -> str:
+        layer = {"size": c.sizeof("cmm_fff"), "depth": 3, "trees": 1, "d_in": 1, "d_out": 1, **changes}
+        how = c.NULL if run is None else c.new("cmm_cuda_run *", {"size": c.sizeof("cmm_cuda_run"), **run})
+        arrays = logits, c.NULL, c.NULL, y, c.NULL, c.NULL, c.NULL
+        found = library.cmm_cuda_fff_hidden(c.new("cmm_fff *", layer), how, 4, *arrays)
+        return text(lib.cmm_status_name(found)).removeprefix("CMM_ERROR_")
+
+    assert library.cmm_cuda_fff_hidden(*[c.NULL] * 2, 4, *[c.NULL] * 7) == lib.CMM_ERROR_LAYER_NULL
+    assert code(size=72) == "LAYER_SIZE"
+    assert code(run={"size": 8}) == "RUN_SIZE"
+    for field in ("path_nodes", "path_leaves"):
+        assert code(run={field: c.cast("int32_t *", path)}) == "PATH_TWICE"
+    assert code(weight_dtype=lib.CMM_BF16) == "LEVEL_WEIGHT_DTYPE"
+    assert code(run={"algorithm": c.new("char[]", b"grouped")}) in ("METHOD", "CUDA_DEVICE")
+
+
 def test_wrong_in_two_ways() -> None:
     """The status is that of what is checked first, in the order that docs/reference/status-codes.md promises."""
     table = (

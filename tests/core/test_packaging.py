@@ -171,7 +171,7 @@ needs_no_cuda = pytest.mark.skipif(native_cuda.built(), reason="this package was
 def test_the_library_is_found_where_it_is_installed(tmp_path: Path) -> None:
     """One that finds no GPU, and says so: it was loaded, and asked."""
     names = re.findall(r"(cmm_cuda_\w+)\(", (ROOT / "libcmm/include/cmm_cuda.h").read_text(encoding="utf-8"))
-    assert len(set(names)) == 11
+    assert len(set(names)) == 12
     number = lib.CMM_ERROR_CUDA_DEVICE
     (tmp_path / "a.c").write_text(
         "".join(f"int {name}(void) {{ return {number}; }}\n" for name in sorted(set(names)))

@@ -122,6 +122,33 @@ def backward(
     return int(kept[-1][:8].view(torch.int64)) if memory is None and needed[0] else -1
 
 
+def hidden(
+    logits: torch.Tensor,
+    trees: int,
+    depth: int,
+    *,
+    path: torch.Tensor | None = None,
+    dy: torch.Tensor | None = None,
+    y: torch.Tensor | None = None,
+    dx: torch.Tensor | None = None,
+    visited: torch.Tensor | None = None,
+    nodes: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    activation: str = "gelu",
+    tie: str = "left",
+) -> None:
+    """Fill in y, dx, visited and nodes, where they are there, by what lies between two products.
+
+    dtype: of the layer, where logits are of a path.
+    """
+    choose_cuda("cuda", None)
+    codes = (DTYPES[dtype or logits.dtype], ACTIVATIONS[activation], TIES[tie], depth, trees)
+    at = (0 if one is None else one.data_ptr() for one in (logits, path, dy, y, dx, visited, nodes))
+    status = lib.cmm_py_cuda_fff_hidden(*codes, torch.cuda.current_stream().cuda_stream, len(logits), *at)
+    if status:
+        raise failure(status)
+
+
 def plan_of(
     x: torch.Tensor,
     w_in: torch.Tensor,

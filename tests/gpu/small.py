@@ -4,7 +4,7 @@ import cmm.bert
 import cupy
 import numpy as np
 import torch
-from device import ALGORITHMS, DTYPES, backward, fff, gradients_like
+from device import ALGORITHMS, DTYPES, backward, fff, gradients_like, hidden
 
 CASES = (
     (3, 33, 17, 2, 2),
@@ -36,7 +36,13 @@ for dtype in DTYPES:
         for accumulate, gradients in zip((0, 15), found, strict=True):
             assert backward(x, w_in, w_out, nodes, logits, dy, gradients, accumulate=accumulate) == -1
         assert not any(bool(one.isnan().any()) for each in found for one in each.values()), dtype
+        size = 2 ** (depth + 1) - 1
+        z, dz, y, dx = (torch.randn(batch, trees * size, device="cuda").to(dtype) for _ in range(4))
+        hidden(z, trees, depth, dy=dz, y=y, dx=dx, visited=z > 0, nodes=torch.empty_like(nodes))
+        hidden(logits, trees, depth, path=nodes, dtype=dtype, dy=dz, y=y, dx=dx)
+        assert int((y != 0).sum()) <= nodes.numel(), dtype
         nodes[batch // 2, 0, depth] = -1
+        hidden(logits, trees, depth, path=nodes, dtype=dtype, dy=dz, y=y, dx=dx)
         assert backward(x, w_in, w_out, nodes, logits, dy, found[0]) == batch // 2 * trees, dtype
 torch.cuda.synchronize()
 

@@ -14,10 +14,12 @@ import threading
 from functools import partial
 from pathlib import Path
 
+import between_products
 import cmm
 import numpy as np
 import pytest
 from building import ROOT
+from cmm._native import ACTIVATIONS, TIES
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from cmm.torch import FFF, operators  # noqa: E402
@@ -348,6 +350,148 @@ def test_the_gpus_passes_take_any_layout_and_refuse_wrong_shapes(monkeypatch):
             operators._backward_cuda(*given[:place], wrong, *given[place + 1 :])
 
 
+def hidden_on_cpu(codes, like, *, logits, y=None, dx=None, dy=None, path=None, visited=None, nodes=None):
+    """Stand in for cmm_cuda_fff_hidden, of float64."""
+    _, activation, tie, depth, trees = codes
+    activation, tie = list(ACTIVATIONS)[activation], list(TIES)[tie]
+    size = 2 ** (depth + 1) - 1
+    for one in (logits, y, dx, dy, path, visited, nodes):
+        assert one is None or one.is_contiguous()
+    if path is None:
+        z = logits.detach().numpy().reshape(-1, trees, size)
+        own = between_products.walked(z, tie)
+        z = between_products.on_path(z, own)
+    else:
+        z, own = logits.numpy(), path.numpy()
+    if nodes is not None:
+        nodes.copy_(torch.from_numpy(own).reshape(nodes.shape))
+    values = [(y, between_products.activated(z, activation)), (visited, np.ones_like(z, bool))]
+    if dx is not None:
+        on_path = between_products.on_path(dy.detach().numpy().reshape(-1, trees, size), own)
+        values.append((dx, between_products.sloped(z, on_path, activation)))
+    for into, value in values:
+        if into is not None:
+            into.copy_(torch.from_numpy(between_products.spread(value, own, size)).reshape(into.shape))
+
+
+@pytest.fixture
+def a_gpus_hidden(monkeypatch):
+    """Register what a GPU has on the CPU, too, as far as it goes without one."""
+    library = torch.library.Library("cmm", "IMPL")
+    library.impl("fff_hidden", operators._hidden_cuda, "CPU")
+    library.impl("fff_hidden_backward", operators._hidden_backward_cuda, "CPU")
+    library.impl("fff_visited", operators._visited_cuda, "CPU")
+    monkeypatch.setattr(operators, "_queue_hidden", hidden_on_cpu)
+    yield
+    library._destroy()
+
+
+@pytest.mark.parametrize("tie", sorted(TIES))
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_what_lies_between_products_on_a_gpu(a_gpus_hidden, activation, tie):
+    """Any layout, leading dimensions, no tokens; gradients, of every order; from all logits and from a path."""
+    z = torch.randn(4, 5, ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    z[0, 0, :4] = 0
+    how = TREES, activation, tie
+    hidden, nodes = operators.fff_hidden(z, *how, True)
+    flat = z.numpy().reshape(20, TREES, -1)
+    assert (nodes.numpy().reshape(20, TREES, -1) == between_products.walked(flat, tie)).all()
+    visited, same_nodes = operators.fff_visited(z, TREES, tie)
+    assert torch.equal(same_nodes, nodes)
+    own = nodes.numpy().reshape(20, TREES, -1)
+    ones = between_products.spread(np.ones(own.shape, bool), own, ROWS // TREES)
+    assert torch.equal(visited, torch.from_numpy(ones).reshape(z.shape))
+    again, none = operators.fff_hidden(z.permute(2, 0, 1).contiguous().permute(1, 2, 0), *how, False)
+    assert torch.equal(again, hidden)
+    assert none.shape == (0,)
+    assert operators.fff_hidden(z[:0], *how, True)[1].shape == (0, 5, TREES, DEPTH + 1)
+    dy = torch.randn_like(z)
+    z.requires_grad_()
+    y, _ = operators.fff_hidden(z, *how, False)
+    (dz,) = torch.autograd.grad(y, z, dy)
+    of_path = torch.from_numpy(between_products.on_path(flat, nodes.numpy().reshape(20, TREES, -1)))
+    given = dy.flatten(0, 1), nodes.flatten(0, 1), of_path, activation, torch.float64
+    found = operators._hidden_of_path_cuda(*given, True)
+    assert equal(found, (hidden.flatten(0, 1), dz.flatten(0, 1)))
+    assert equal(operators._hidden_of_path_cuda(*given, False), (hidden.new_empty(0), found[1]))
+    assert equal(operators._hidden_of_path_cuda(None, *given[1:], True), (found[0], hidden.new_empty(0)))
+    # PyTorch's activations and slopes, which are off by roundings of 1, or of |z|, and times |dy| where it is large.
+    roundings = 32 * 2.0**-53 * (1 + z.detach().abs().max()) * (1 + dy.abs().max())
+    for one, other in zip(operators.fff_hidden_of_path(*given, True), found, strict=True):
+        assert float((one - other).abs().max()) <= roundings
+    (dz_again,) = torch.autograd.grad(operators.fff_hidden(z, *how, False)[0], z, dy, create_graph=True)
+    assert float((dz_again.detach() - dz).abs().max()) <= roundings
+    if activation in ("gelu", "silu"):
+        assert torch.autograd.grad(dz_again.sum(), z)[0].any()
+    batches = torch.autograd.grad(
+        operators.fff_hidden(z, *how, False)[0], z, torch.stack((dy, dy)), is_grads_batched=True
+    )
+    assert float((batches[0] - dz).abs().max()) <= roundings
+
+
+OF_PATH = "gelu", torch.float64, True
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda z, **_: operators.fff_hidden(z.int(), TREES, "gelu", "left", True), "logits has dtype torch.int32"),
+        (lambda z, **_: operators.fff_hidden(z[:, 1:], TREES, "gelu", "left", True), "rows; it should have 3 times"),
+        (lambda z, **_: operators.fff_hidden(z, 0, "gelu", "left", True), "trees is 0"),
+        (lambda z, **_: operators.fff_hidden(z, TREES, "tanh", "left", True), "activation is 'tanh'"),
+        (lambda z, **_: operators.fff_hidden(z, TREES, "gelu", "up", True), "tie is 'up'"),
+        (
+            lambda z, dy, **_: operators.fff_hidden_backward(dy.float(), z, TREES, "gelu", "left"),
+            "dhidden is (6, 93) of torch.float32; it should be (6, 93) of torch.float64, for logits",
+        ),
+        (
+            lambda dy, path, of_path, **_: operators._hidden_of_path_cuda(dy, path.long(), of_path, *OF_PATH),
+            "nodes is (6, 3, 5) of torch.int64; it should be (T, K, D+1) of torch.int32",
+        ),
+        (
+            lambda dy, path, of_path, **_: operators._hidden_of_path_cuda(dy, path, of_path.float(), *OF_PATH),
+            "logits is (6, 3, 5) of torch.float32; it should be (6, 3, 5) of torch.float64",
+        ),
+        (
+            lambda dy, path, of_path, **_: operators.fff_hidden_of_path(dy[:, 1:], path, of_path, *OF_PATH),
+            "dhidden is (6, 92) of torch.float64; it should be (6, 93)",
+        ),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_what_lies_between_products_is_refused(a_gpus_hidden, change, said):
+    z, dy = torch.randn(2, 6, ROWS, dtype=torch.float64)
+    path = torch.zeros(6, TREES, DEPTH + 1, dtype=torch.int32)
+    with pytest.raises(cmm.CmmError, match=re.escape(said)):
+        change(z=z, dy=dy, path=path, of_path=torch.zeros(path.shape, dtype=torch.float64))
+
+
+def test_the_dense_way_by_one_kernel(a_gpus_hidden, monkeypatch):
+    """As on a GPU: a layer gives what it gives without, also where it is compiled or weights are not finite."""
+    x, dy = tokens(), torch.randn(TOKENS, D_OUT, dtype=torch.float64)
+    layer = make("dense")
+    with torch.no_grad():
+        layer.linear_out.weight[2, 5] = torch.inf
+    found = []
+    for is_one in (False, True, True):
+        monkeypatch.setattr(FFF, "_has_kernel", lambda self, logits, is_one=is_one: is_one)
+        torch._dynamo.reset()
+        call = torch.compile(layer, fullgraph=True, backend="aot_eager") if len(found) == 2 else layer
+        layer.zero_grad()
+        x.grad = None
+        y = call(x.requires_grad_())
+        y.backward(dy)
+        found.append([y.detach(), x.grad, *(parameter.grad.clone() for parameter in layer.parameters())])
+    assert found[0][0].isnan().any()
+    # Activations and slopes are off by few roundings of 1 or of |z|; sums of at most TOKENS or ROWS products follow.
+    bound = 64 * (TOKENS + ROWS) * 2.0**-53
+    for other in found[1:]:
+        for one, want in zip(other, found[0], strict=True):
+            assert torch.equal(one.isnan(), want.isnan())
+            size = float(want.nan_to_num().abs().max())
+            assert float((one - want).nan_to_num().abs().max()) <= bound * (1 + size)
+
+
 @pytest.mark.parametrize("activation", sorted(operators.ACTIVATIONS_OF_TENSORS))
 def test_products_of_all_neurons_have_the_same_gradients(activation):
     """In float64, by sums of at most 100 terms of the order of 1, each of which is rounded at most so often."""
@@ -472,10 +616,15 @@ def test_the_ways_are_chosen():
     assert "backward='dense'" in repr(make("dense"))
 
 
-@pytest.mark.parametrize("way", ["visited", "dense"])
-def test_functional_transforms(way):
-    """torch.func: gradients of one token each, and of layers in a stack, are those of calls one by one."""
-    layer, x = make(way), tokens()
+@pytest.mark.parametrize("way", ["visited", "products", "dense"])
+def test_functional_transforms(way, monkeypatch):
+    """torch.func: gradients of one token each, and of layers in a stack, are those of calls one by one.
+
+    Also where gradients are products of all neurons, as forests have them on a GPU.
+    """
+    if way == "products":
+        monkeypatch.setattr(operators, "_products_are_faster", lambda *_: True)
+    layer, x = make("visited" if way == "products" else way), tokens()
     parameters = {name: value.detach() for name, value in layer.named_parameters()}
 
     def loss(parameters, x):

@@ -1,6 +1,7 @@
 /* The entry point of libcmm_cuda: every check (../validate.h), every default, the choice of a kernel. */
 #include "../dispatch.h"
 #include "../validate.h"
+#include "hidden.cuh"
 #include "params.cuh"
 
 #include <cstddef>
@@ -278,6 +279,82 @@ static cmm_status ff(const cmm_ff *layer, const cmm_cuda_run *run, int64_t batch
     return status == CMM_OK ? forward(CMM_OP_FF, &problem, run, bytes) : status;
 }
 
+/* Checked against inputs, and against the outputs before them. */
+static cmm_status check_hidden(const cmm_cuda_problem *problem, const cmm_cuda_hidden *h)
+{
+    const int64_t size = cmm_element_size(problem->dtype), int_size = (int64_t)sizeof(int32_t);
+    const int64_t logit_size = h->path ? cmm_logit_size(problem->dtype) : size;
+    const int64_t all = h->trees * problem->nodes * size, path = h->trees * (problem->depth + 1);
+    if (problem->batch > 0) {
+        if (!h->logits)
+            return CMM_ERROR_LOGITS_NULL;
+        if (!h->y && !h->dx && !h->visited)
+            return CMM_ERROR_Y_NULL;
+        if (!h->dy && h->dx)
+            return CMM_ERROR_DY_NULL;
+    }
+    if (cmm_misaligned(h->logits, logit_size))
+        return CMM_ERROR_LOGITS_ALIGN;
+    if (cmm_misaligned(h->dy, size))
+        return CMM_ERROR_DY_ALIGN;
+    if (cmm_misaligned(h->path, int_size))
+        return CMM_ERROR_PATH_ALIGN;
+    if (cmm_misaligned(h->y, size))
+        return CMM_ERROR_Y_ALIGN;
+    if (cmm_misaligned(h->dx, size))
+        return CMM_ERROR_DX_ALIGN;
+    if (cmm_misaligned(h->nodes_out, int_size))
+        return CMM_ERROR_NODES_ALIGN;
+    const cmm_extent arrays[] = {cmm_extent_of(h->logits, h->path ? path * logit_size : all),
+                                 cmm_extent_of(h->dx ? h->dy : nullptr, all), cmm_extent_of(h->path, path * int_size),
+                                 cmm_extent_of(h->y, all), cmm_extent_of(h->dx, all),
+                                 cmm_extent_of(h->visited, all / size), cmm_extent_of(h->nodes_out, path * int_size)};
+    const cmm_status overlaps[] = {CMM_ERROR_Y_OVERLAP, CMM_ERROR_DX_OVERLAP, CMM_ERROR_NODES_OVERLAP,
+                                   CMM_ERROR_NODES_OVERLAP};
+    const int inputs = 3, outputs = 4;
+    for (int output = 0; output < outputs; output++)
+        for (int before = 0; before < inputs + output; before++)
+            if (cmm_overlap(arrays[inputs + output], arrays[before]))
+                return overlaps[output];
+    return CMM_OK;
+}
+
+static cmm_status hidden(const cmm_fff *layer, const cmm_cuda_run *given, int64_t batch, cmm_cuda_hidden *h)
+{
+    cmm_cuda_run run;
+    cmm_cuda_problem problem = {};
+    cmm_status status = cmm_read_fff(layer, 0, &problem);
+    problem.batch = batch;
+    if (status == CMM_OK)
+        status = cmm_check_layer(&problem, DTYPES);
+    if (status == CMM_OK)
+        status = read_run(given, &run);
+    if (status == CMM_OK && (run.path_nodes || run.path_leaves || (h->path && h->nodes_out)))
+        status = CMM_ERROR_PATH_TWICE;
+    if (status == CMM_OK && problem.weight_dtype != problem.dtype)
+        status = CMM_ERROR_LEVEL_WEIGHT_DTYPE;
+    if (status == CMM_OK)
+        status = cmm_check_batch(&problem);
+    if (status == CMM_OK && cmm_bytes_of(batch, problem.trees * problem.nodes, cmm_element_size(problem.dtype)) < 0)
+        status = CMM_ERROR_BATCH_TOO_LARGE;
+    if (status != CMM_OK)
+        return status;
+    h->dtype = problem.dtype;
+    h->activation = problem.activation;
+    h->tie = problem.tie;
+    h->depth = problem.depth;
+    h->nodes = problem.nodes;
+    h->trees = batch * problem.trees;
+    status = check_hidden(&problem, h);
+    if (status == CMM_OK)
+        status = find_device(&problem);
+    if (status == CMM_OK && run.algorithm)
+        status = CMM_ERROR_METHOD;
+    if (status != CMM_OK || batch == 0)
+        return status;
+    return status_of(cmm_cuda_run_hidden(h, (cudaStream_t)run.stream));
+}
+
 /* ---- the interface --------------------------------------------------------------------------------------------- */
 
 cmm_status cmm_cuda_fff_workspace(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, int64_t *bytes)
@@ -333,6 +410,21 @@ cmm_status cmm_cuda_fff_backward(const cmm_fff *layer, const cmm_cuda_run *run, 
     b.logits = logits;
     b.dy = dy;
     return backward(layer, run, gradients, &problem, &b, nullptr);
+}
+
+cmm_status cmm_cuda_fff_hidden(const cmm_fff *layer, const cmm_cuda_run *run, int64_t batch, const void *logits,
+                               const int32_t *path, const void *dy, void *y, void *dx, uint8_t *visited,
+                               int32_t *nodes)
+{
+    cmm_cuda_hidden h = {};
+    h.path = path;
+    h.logits = logits;
+    h.dy = dy;
+    h.y = y;
+    h.dx = dx;
+    h.visited = visited;
+    h.nodes_out = nodes;
+    return hidden(layer, run, batch, &h);
 }
 
 __global__ void cmm_cuda_probe(void) {}

@@ -24,6 +24,8 @@ from cmm.torch.operators import (
     apply,
     autocast,
     fff_forward,
+    fff_hidden,
+    fff_visited,
 )
 from cmm.typing import Activation, Tie
 
@@ -363,14 +365,33 @@ class FFF(nn.Module):
             bias = None if bias is None else bias.to(dtype)
         to_nodes = _ToNodes if torch.compiler.is_compiling() else _ToNodesForward
         logits = to_nodes.apply(x, w_in, bias)  # (T, K*N)
-        nodes = self._walk(logits.detach())  # (T, K*(D+1))
-        hidden = self._hidden(logits, nodes)
+        if self._has_kernel(logits) and not self._needs_more():
+            hidden, path = fff_hidden(logits, self.trees, self.activation, self.tie, True)
+            nodes = (path + self._roots(path)).flatten(1)
+        else:
+            nodes, visited = self._walk(logits.detach())
+            hidden = self._hidden(logits, nodes, visited)
         if self.training and self._is_soft:
             return functional.linear(hidden, w_out).reshape(*lead, self.d_out)
         y = functional.linear(hidden, _finite(w_out))  # (T, d_out)
         broken = (~torch.isfinite(w_out).all(dim=0))[nodes].any(dim=1)  # (T,)
         # Its last step makes a new tensor: a view would not do for FSDP.
         return torch.where(broken.reshape(*lead, 1), torch.nan, y.reshape(*lead, self.d_out))
+
+    def _has_kernel(self, logits: Tensor) -> bool:
+        """Whether libcmm_cuda walks trees by these logits."""
+        return (
+            logits.is_cuda
+            and self.depth > 0
+            and type(logits) is Tensor
+            and (torch.compiler.is_compiling() or not is_functorch_wrapped_tensor(logits))
+            and not _is_forward_mode(logits)
+            and _computable("cuda", logits.dtype)
+        )
+
+    def _needs_more(self) -> bool:
+        """Whether hidden neurons are more than the activations of visited ones."""
+        return self._tracks or (self.training and (self._is_soft or self.straight_through))
 
     def _by_calls(self, x: Tensor) -> Tensor:
         """Compute as the modules in place of linear_in and linear_out do."""
@@ -389,16 +410,17 @@ class FFF(nn.Module):
             should = (*x.shape[:-1], rows)
             raise ShapeError(f"linear_in has given shape {tuple(logits.shape)}; it should be {should}")
         flat = logits.reshape(-1, rows)
-        hidden = self._hidden(flat, self._walk(flat.detach()))
+        if self._has_kernel(flat) and not self._needs_more():
+            hidden, _ = fff_hidden(flat, self.trees, self.activation, self.tie, False)
+        else:
+            hidden = self._hidden(flat, *self._walk(flat.detach()))
         y: Tensor = self.linear_out(hidden.reshape(logits.shape))
         return y
 
-    def _hidden(self, logits: Tensor, nodes: Tensor) -> Tensor:
-        """Return what neurons (T, K*N) give to the output, for the flat numbers of the visited ones."""
-        visited = torch.zeros_like(logits, dtype=torch.bool).scatter(1, nodes, 1)
+    def _hidden(self, logits: Tensor, nodes: Tensor, visited: Tensor) -> Tensor:
+        """Return what neurons (T, K*N) give to the output, for the rows of the visited ones, and which those are."""
         if self._tracks:
-            first = torch.arange(self.trees, device=nodes.device) * self.nodes
-            own = (nodes.reshape(-1, self.depth + 1, self.trees) - first).transpose(1, 2).to(torch.int32)
+            own = (nodes.reshape(-1, self.trees, self.depth + 1) - self._roots(nodes)).to(torch.int32)
             # Sums over the rows of what is there anyway: on a GPU additions to single nodes wait for each other.
             count = visited.sum(0, dtype=_wide(logits).dtype)
             # Masked before the sigmoid: a row off the path may be NaN, and so would its share and its gradient be.
@@ -413,17 +435,25 @@ class FFF(nn.Module):
             hidden = hidden + _Choice.apply(logits, visited, self.trees, self.depth, self.activation, self.tie)
         return hidden
 
-    def _walk(self, logits: Tensor) -> Tensor:
-        """Return the flat numbers of the visited nodes, (T, K*(D+1)), for logits (T, K*N)."""
-        first = torch.arange(self.trees, device=logits.device) * self.nodes  # the roots
+    def _roots(self, beside: Tensor) -> Tensor:
+        """Return the row of each tree's root, (K, 1)."""
+        return torch.arange(self.trees, device=beside.device)[:, None] * self.nodes
+
+    def _walk(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of visited nodes, (T, K*(D+1)), and which are visited, (T, K*N), for logits (T, K*N)."""
+        if self._has_kernel(logits):
+            visited, path = fff_visited(logits, self.trees, self.tie)
+            return (path + self._roots(path)).flatten(1), visited
+        first = self._roots(logits).flatten()
         node = torch.zeros(logits.shape[0], self.trees, dtype=torch.int64, device=logits.device)
-        path = [node + first]
+        levels = [node + first]
         for _ in range(self.depth):
-            logit = logits.gather(1, path[-1])
+            logit = logits.gather(1, levels[-1])
             right = logit > 0 if self.tie == "left" else logit >= 0
             node = 2 * node + 1 + right
-            path.append(node + first)
-        return torch.cat(path, dim=1)
+            levels.append(node + first)
+        nodes = torch.stack(levels, dim=2).flatten(1)
+        return nodes, torch.zeros_like(logits, dtype=torch.bool).scatter(1, nodes, 1)
 
     # ---- softness, balance ----------------------------------------------------------------------------------------
 

@@ -8,6 +8,10 @@ With the last argument ``nodes`` and ``logits``, both ``(..., K, D+1)``, are the
 Both operators have fake kernels, so that they are traced and compiled as they stand, rules for vmap and autocast, and
 the first has a gradient: through visited rows, and through the logits. libcmm is handed addresses and shapes, never a
 view by NumPy or DLPack, which would pin a tensor's storage to its size.
+
+Where all neurons are computed on a GPU, by products of PyTorch, what lies between the products is an operator, too:
+``cmm::fff_hidden``, with a gradient, from all logits, and ``cmm::fff_hidden_of_path`` from those of a path;
+``cmm::fff_visited`` says which nodes are visited.
 """
 
 from collections.abc import Callable
@@ -38,6 +42,8 @@ __all__ = [
     "autocast",
     "fff_backward",
     "fff_forward",
+    "fff_hidden",
+    "fff_visited",
 ]
 
 Codes: TypeAlias = tuple[int, ...]
@@ -51,8 +57,22 @@ _LIBRARY.define(
     "fff_backward(Tensor dy, Tensor x, Tensor w_in, Tensor w_out, Tensor nodes, Tensor logits, int trees, "
     "str activation, bool[] wanted) -> (Tensor dx, Tensor dw_in, Tensor dbias, Tensor dw_out)"
 )
+_LIBRARY.define(
+    "fff_hidden(Tensor logits, int trees, str activation, str tie, bool return_nodes) -> "
+    "(Tensor hidden, Tensor nodes)"
+)
+_LIBRARY.define("fff_hidden_backward(Tensor dhidden, Tensor logits, int trees, str activation, str tie) -> Tensor")
+_LIBRARY.define("fff_visited(Tensor logits, int trees, str tie) -> (Tensor visited, Tensor nodes)")
+_LIBRARY.define(
+    "fff_hidden_of_path(Tensor? dhidden, Tensor nodes, Tensor logits, str activation, ScalarType dtype, "
+    "bool wants_hidden) -> (Tensor hidden, Tensor dlogits)"
+)
 fff_forward = torch.ops.cmm.fff_forward.default
 fff_backward = torch.ops.cmm.fff_backward.default
+fff_hidden = torch.ops.cmm.fff_hidden.default
+fff_hidden_backward = torch.ops.cmm.fff_hidden_backward.default
+fff_visited = torch.ops.cmm.fff_visited.default
+fff_hidden_of_path = torch.ops.cmm.fff_hidden_of_path.default
 
 # Those that libcmm computes with on a CPU, and libcmm_cuda on a GPU, with the names that its errors have.
 CPU_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -489,40 +509,24 @@ def _gradients_by_products(
 
     But for what is not finite: an infinity or NaN of one token's x or dy reaches the gradients of all rows, and
     one of a row of w_in is taken as 0 for dx.
-
-    These are operations of PyTorch, so that its compiler makes one kernel of what stands between the products.
     """
-    levels, neurons = nodes.shape[-1], len(w_in)
     x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    z, own = logits.reshape(len(x), trees, levels), nodes.reshape(len(x), trees, levels)
-    one_hot = []
-    for level in range(levels):
-        number = torch.arange(2**level - 1, 2 ** (level + 1) - 1, dtype=torch.int32, device=x.device)
-        one_hot.append(own[..., level, None] == number)
-
-    def on_path(values: list[Tensor]) -> Tensor:
-        """Return values of each level, 0 off the path, as (T, K*N)."""
-        parts = [torch.where(here, one, 0).to(x.dtype) for here, one in zip(one_hot, values, strict=True)]
-        return torch.cat(parts, dim=-1).reshape(len(x), neurons)
-
+    path = len(x), trees, nodes.shape[-1]
+    dhidden = dy @ w_out.to(x.dtype).t() if any(wanted[:3]) else None  # (T, K*N)
+    how = activation, x.dtype, wanted[3]
+    is_in_func = not torch.compiler.is_compiling() and get_interpreter_stack()
+    between = HiddenOfPath.apply if is_in_func else fff_hidden_of_path
+    hidden, dlogits = between(dhidden, nodes.reshape(path), logits.reshape(path), *how)
     dx = dw_in = dbias = dw_out = None
-    if any(wanted[:3]):
-        da = (dy @ w_out.to(x.dtype).t()).reshape(len(x), trees, neurons // trees)
-        slope = _SLOPES[activation](z)
-        dz = on_path(
-            [
-                da[..., 2**level - 1 : 2 ** (level + 1) - 1].to(z.dtype) * slope[..., level, None]
-                for level in range(levels)
-            ]
-        )
-        if wanted[0]:
-            rows = w_in.to(x.dtype)
-            dx = (dz @ torch.where(torch.isfinite(rows), rows, 0)).reshape(nodes.shape[:-2] + x.shape[-1:])
-        dw_in = dz.t() @ x if wanted[1] else None
-        dbias = dz.sum(0, dtype=z.dtype) if wanted[2] else None
+    if wanted[0]:
+        rows = w_in.to(x.dtype)
+        dx = (dlogits @ torch.where(torch.isfinite(rows), rows, 0)).reshape(nodes.shape[:-2] + x.shape[-1:])
+    if wanted[1]:
+        dw_in = dlogits.t() @ x
+    if wanted[2]:
+        dbias = dlogits.sum(0, dtype=logits.dtype)
     if wanted[3]:
-        a = ACTIVATIONS_OF_TENSORS[activation](z)
-        dw_out = on_path([a[..., level, None] for level in range(levels)]).t() @ dy
+        dw_out = hidden.t() @ dy
     return dx, dw_in, dbias, dw_out
 
 
@@ -542,6 +546,173 @@ _SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": torch.ones_like,
 }
 assert ACTIVATIONS_OF_TENSORS.keys() == _SLOPES.keys() == ACTIVATIONS.keys()
+
+
+# ---- between the products of all neurons ---------------------------------------------------------------------------
+
+
+def _hidden_cuda(logits: Tensor, trees: int, activation: str, tie: str, return_nodes: bool) -> tuple[Tensor, Tensor]:
+    """Walk the trees of all tokens: activations (..., K*N) of visited nodes, 0 elsewhere, and the nodes."""
+    codes = _hidden_codes(logits.dtype, logits.shape[-1], trees, activation, tie)
+    logits = _usable(logits)
+    hidden, nodes = _hidden_fake(logits, trees, activation, tie, return_nodes)
+    _queue_hidden(codes, logits, logits=logits, y=hidden, nodes=nodes if return_nodes else None)
+    return hidden, nodes
+
+
+def _hidden_fake(logits: Tensor, trees: int, activation: str, tie: str, return_nodes: bool) -> tuple[Tensor, Tensor]:
+    """Return tensors like those, with nothing in them."""
+    depth = _depth_of(logits.shape[-1], trees)
+    nodes = logits.new_empty((*logits.shape[:-1], trees, depth + 1) if return_nodes else (0,), dtype=torch.int32)
+    return torch.empty_like(logits, memory_format=torch.contiguous_format), nodes
+
+
+def _hidden_backward_cuda(dhidden: Tensor, logits: Tensor, trees: int, activation: str, tie: str) -> Tensor:
+    """Walk them again: the gradient of the logits, 0 where they were not visited."""
+    codes = _hidden_codes(logits.dtype, logits.shape[-1], trees, activation, tie)
+    _check_like(dhidden, logits, "logits", logits.shape, logits.dtype)
+    dhidden, logits = _usable(dhidden), _usable(logits)
+    dlogits = _hidden_backward_fake(dhidden, logits, trees, activation, tie)
+    _queue_hidden(codes, logits, logits=logits, dy=dhidden, dx=dlogits)
+    return dlogits
+
+
+def _hidden_backward_fake(dhidden: Tensor, logits: Tensor, trees: int, activation: str, tie: str) -> Tensor:
+    """Return a tensor like it, with nothing in it."""
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _visited_cuda(logits: Tensor, trees: int, tie: str) -> tuple[Tensor, Tensor]:
+    """Walk the trees of all tokens: which of all nodes are visited, bool (..., K*N), and their numbers."""
+    codes = _hidden_codes(logits.dtype, logits.shape[-1], trees, "identity", tie)
+    logits = _usable(logits)
+    visited, nodes = _visited_fake(logits, trees, tie)
+    _queue_hidden(codes, logits, logits=logits, visited=visited, nodes=nodes)
+    return visited, nodes
+
+
+def _visited_fake(logits: Tensor, trees: int, tie: str) -> tuple[Tensor, Tensor]:
+    """Return tensors like those, with nothing in them."""
+    nodes = logits.new_empty((*logits.shape[:-1], trees, _depth_of(logits.shape[-1], trees) + 1), dtype=torch.int32)
+    return torch.empty_like(logits, memory_format=torch.contiguous_format, dtype=torch.bool), nodes
+
+
+def _hidden_of_path_cuda(
+    dhidden: Tensor | None, nodes: Tensor, logits: Tensor, activation: str, dtype: torch.dtype, wants_hidden: bool
+) -> tuple[Tensor, Tensor]:
+    """Return activations of logits of paths, (T, K, D+1), and gradients, where those of the former are given."""
+    _, trees, levels = _check_hidden_path(dhidden, nodes, logits, dtype)
+    codes = _hidden_codes(dtype, trees * _nodes_of(levels), trees, activation, "left")
+    nodes, logits, dhidden = _usable(nodes), _usable(logits), None if dhidden is None else _usable(dhidden)
+    hidden, dlogits = made = _hidden_of_path_fake(dhidden, nodes, logits, activation, dtype, wants_hidden)
+    into = {"y": hidden if wants_hidden else None, "dx": None if dhidden is None else dlogits}
+    _queue_hidden(codes, nodes, logits=logits, path=nodes, dy=dhidden, **into)
+    return made
+
+
+def _hidden_of_path_cpu(
+    dhidden: Tensor | None, nodes: Tensor, logits: Tensor, activation: str, dtype: torch.dtype, wants_hidden: bool
+) -> tuple[Tensor, Tensor]:
+    """Compute the same by operations of PyTorch."""
+    _, trees, levels = _check_hidden_path(dhidden, nodes, logits, dtype)
+    made = _hidden_of_path_fake(dhidden, nodes, logits, activation, dtype, wants_hidden)
+    visited = _flat(nodes, trees, trees * _nodes_of(levels)).long()
+    hidden, dlogits = (one.zero_() for one in made)
+    z = logits.reshape(visited.shape)
+    if wants_hidden:
+        hidden.scatter_(1, visited, ACTIVATIONS_OF_TENSORS[activation](z).to(dtype))
+    if dhidden is not None:
+        slope = _SLOPES[activation](z)
+        dlogits.scatter_(1, visited, (dhidden.gather(1, visited).to(z.dtype) * slope).to(dtype))
+    return hidden, dlogits
+
+
+def _hidden_of_path_fake(
+    dhidden: Tensor | None, nodes: Tensor, logits: Tensor, activation: str, dtype: torch.dtype, wants_hidden: bool
+) -> tuple[Tensor, Tensor]:
+    """Return tensors like both, with nothing in them."""
+    tokens, trees, levels = nodes.shape
+    all_neurons = tokens, trees * _nodes_of(levels)
+    made = [
+        logits.new_empty(all_neurons if is_wanted else (0,), dtype=dtype)
+        for is_wanted in (wants_hidden, dhidden is not None)
+    ]
+    return made[0], made[1]
+
+
+def _nodes_of(levels: int) -> int:
+    return int(2**levels) - 1
+
+
+def _depth_of(neurons: int, trees: int) -> int:
+    return (neurons // max(trees, 1) + 1).bit_length() - 2
+
+
+def _hidden_codes(dtype: torch.dtype, neurons: int, trees: int, activation: str, tie: str) -> Codes:
+    """Return what libcmm_cuda takes of a layer with so many neurons, or say what is wrong with it."""
+    if dtype not in CUDA_DTYPES:
+        raise DtypeError(f"logits has dtype {dtype}; it should be torch.float64, float32, bfloat16 or float16")
+    shape = torch.Size((neurons, 1))
+    dtype_code, *choices = _codes(dtype, shape, None, shape, trees, activation, tie, True)[:5]
+    return (dtype_code, *choices)
+
+
+def _check_like(tensor: Tensor, other: Tensor, name: str, shape: torch.Size, dtype: torch.dtype) -> None:
+    if tensor.shape != shape or tensor.dtype is not dtype:
+        found = f"{tuple(tensor.shape)} of {tensor.dtype}"
+        raise ShapeError(f"dhidden is {found}; it should be {tuple(shape)} of {dtype}, for {name}")
+    _beside(other, dhidden=tensor)
+
+
+def _check_hidden_path(dhidden: Tensor | None, nodes: Tensor, logits: Tensor, dtype: torch.dtype) -> torch.Size:
+    """Return T, K, D+1."""
+    if nodes.ndim != 3 or nodes.dtype is not torch.int32:
+        raise ShapeError(f"nodes is {tuple(nodes.shape)} of {nodes.dtype}; it should be (T, K, D+1) of torch.int32")
+    if logits.shape != nodes.shape or logits.dtype is not _sum_dtype(dtype):
+        found, should = f"{tuple(logits.shape)} of {logits.dtype}", f"{tuple(nodes.shape)} of {_sum_dtype(dtype)}"
+        raise ShapeError(f"logits is {found}; it should be {should}")
+    _beside(nodes, logits=logits)
+    if dhidden is not None:
+        shape = torch.Size((nodes.shape[0], nodes.shape[1] * _nodes_of(nodes.shape[2])))
+        _check_like(dhidden, nodes, "nodes", shape, dtype)
+    return nodes.shape
+
+
+def _queue_hidden(codes: Codes, like: Tensor, **arrays: Tensor | None) -> None:
+    """Queue what lies between the products on the current stream of a GPU."""
+    choose_cuda("cuda", None)
+    at = [_address(arrays.get(name)) for name in ("logits", "path", "dy", "y", "dx", "visited", "nodes")]
+    elements = like.shape[-1] * (like.shape[-2] if "path" in arrays else 1)
+    tokens = like.numel() // elements
+    with torch.cuda.device(like.device):
+        stream = torch.cuda.current_stream(like.device).cuda_stream
+        status = lib.cmm_py_cuda_fff_hidden(*codes, stream, tokens, *at)
+    if status:
+        raise failure(status)
+
+
+def _keep_hidden(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Keep for the backward pass what it reads."""
+    logits, *ctx.how, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(logits)
+
+
+def _gradient_of_hidden(ctx: Any, dhidden: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    """Return the gradient of the logits; where it is to have one itself, or batches of it, by operations that can."""
+    (logits,) = ctx.saved_tensors
+    trees, activation, tie = ctx.how
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or get_interpreter_stack()):
+        dlogits = fff_hidden_backward(dhidden, logits, trees, activation, tie)
+    else:
+        _, nodes = fff_hidden(logits.detach(), trees, activation, tie, True)
+        rows = _flat(nodes, trees, logits.shape[-1]).long().reshape(*logits.shape[:-1], -1)
+        visited = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, rows, 1)
+        wants_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            hidden = ACTIVATIONS_OF_TENSORS[activation](torch.where(visited, logits, 0))
+            (dlogits,) = torch.autograd.grad(hidden, logits, dhidden, create_graph=wants_graph)
+    return dlogits, None, None, None, None
 
 
 def _through_logits(
@@ -664,6 +835,27 @@ class Backward(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """Compute the gradients of each of a batch."""
         return _one_by_one(Backward.apply, info, in_dims, inputs)
+
+
+class HiddenOfPath(Backward):
+    """What lies between products of all neurons, for torch.func, which cannot see an operator's gradient."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        """Compute activations and gradients."""
+        return fff_hidden_of_path(*inputs)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+        """Compute those of a batch of batches as of one: each token has its own."""
+        tokens = [
+            one
+            if one is None
+            else (one.expand(info.batch_size, *one.shape) if dim is None else one.movedim(dim, 0)).flatten(0, 1)
+            for one, dim in zip(inputs[:3], in_dims[:3], strict=True)
+        ]
+        found = HiddenOfPath.apply(*tokens, *inputs[3:])
+        return tuple(one.unflatten(0, (info.batch_size, -1)) for one in found), (0, 0)
 
 
 class SparseConditional(Conditional):
@@ -809,6 +1001,18 @@ _LIBRARY.impl("fff_forward", _forward_cpu, "CPU")
 _LIBRARY.impl("fff_forward", _forward_cuda, "CUDA")
 _LIBRARY.impl("fff_backward", _backward_cpu, "CPU")
 _LIBRARY.impl("fff_backward", _backward_cuda, "CUDA")
+_LIBRARY.impl("fff_hidden", _hidden_cuda, "CUDA")
+_LIBRARY.impl("fff_hidden_backward", _hidden_backward_cuda, "CUDA")
+_LIBRARY.impl("fff_visited", _visited_cuda, "CUDA")
+_LIBRARY.impl("fff_hidden_of_path", _hidden_of_path_cuda, "CUDA")
+_LIBRARY.impl("fff_hidden_of_path", _hidden_of_path_cpu, "CPU")
+torch.library.register_fake("cmm::fff_hidden", _hidden_fake, lib=_LIBRARY)
+torch.library.register_fake("cmm::fff_hidden_backward", _hidden_backward_fake, lib=_LIBRARY)
+torch.library.register_fake("cmm::fff_visited", _visited_fake, lib=_LIBRARY)
+torch.library.register_fake("cmm::fff_hidden_of_path", _hidden_of_path_fake, lib=_LIBRARY)
+torch.library.register_autograd("cmm::fff_hidden", _gradient_of_hidden, setup_context=_keep_hidden, lib=_LIBRARY)
+torch.library.register_autograd("cmm::fff_hidden_backward", _no_second, lib=_LIBRARY)
+torch.library.register_autograd("cmm::fff_hidden_of_path", _no_second, lib=_LIBRARY)
 torch.library.register_fake("cmm::fff_forward", _forward_fake, lib=_LIBRARY)
 torch.library.register_fake("cmm::fff_backward", _backward_fake, lib=_LIBRARY)
 torch.library.register_autograd("cmm::fff_forward", _gradient, setup_context=_keep, lib=_LIBRARY)
