@@ -83,7 +83,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
                 public = {one for one, it in vars(kind).items() if inspect.isfunction(it) and one[0] != "_"}
                 expected |= {f"{module.__name__}.{name}.{one}" for one in public if getattr(kind, one).__doc__}
     source = (ROOT / "python/cmm/torch/__init__.py").read_text(encoding="utf-8")  # PyTorch may not be installed
-    listed = re.search(r"^__all__ = \[(.+)\]$", source, re.MULTILINE)
+    listed = re.search(r"^__all__ = \[(.+?)\]$", source, re.MULTILINE | re.DOTALL)
     assert listed is not None
     expected |= {f"cmm.torch.{name}" for name in re.findall(r'"(\w+)"', listed[1])}
     assert len(expected) > 60

@@ -16,5 +16,16 @@ except ImportError as error:
 
 from cmm.torch.fff import FFF, Routing, set_softness
 from cmm.torch.model import Classifier, Encoder, MaskedLanguageModel
+from cmm.torch.sharded import ShardedFFF, balanced_placement, sharded_parameters
 
-__all__ = ["FFF", "Classifier", "Encoder", "MaskedLanguageModel", "Routing", "set_softness"]
+__all__ = [
+    "FFF",
+    "Classifier",
+    "Encoder",
+    "MaskedLanguageModel",
+    "Routing",
+    "ShardedFFF",
+    "balanced_placement",
+    "set_softness",
+    "sharded_parameters",
+]

@@ -175,10 +175,7 @@ class FFF(nn.Module):
     ) -> None:
         super().__init__()
         d_out = d_in if d_out is None else d_out
-        limits = {"d_in": (1, 2**31), "trees": (1, 2**31), "depth": (0, lib.CMM_MAX_DEPTH), "d_out": (1, 2**31)}
-        for (name, (low, high)), value in zip(limits.items(), (d_in, trees, depth, d_out), strict=True):
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ArgumentError(f"{name} is {value!r}; it should be a whole number from {low} to {high}")
+        check_sizes(d_in, trees, depth, d_out)
         check_choice("activation", activation, ACTIVATIONS)
         check_choice("tie", tie, TIES)
         _check_way(backward)
@@ -588,6 +585,19 @@ class FFF(nn.Module):
         super()._apply(*arguments, **how)
         self._prepare()
         return self
+
+
+def check_sizes(d_in: int, trees: int, depth: int, d_out: int) -> None:
+    """Check the sizes of a layer."""
+    limits = {"d_in": (1, 2**31), "trees": (1, 2**31), "depth": (0, lib.CMM_MAX_DEPTH), "d_out": (1, 2**31)}
+    for (name, (low, high)), value in zip(limits.items(), (d_in, trees, depth, d_out), strict=True):
+        check_whole(name, value, low, high)
+
+
+def check_whole(name: str, value: int, low: int, high: int) -> None:
+    """Check a whole number."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ArgumentError(f"{name} is {value!r}; it should be a whole number from {low} to {high}")
 
 
 def set_softness(model: nn.Module, alpha: float) -> None:
