@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr int THREADS = 128, TILE_BYTES = 16 << 10; /* of one output: 13 blocks fit on a processor */
+constexpr int THREADS = 128, TILE_BYTES = 8 << 10; /* of one output; larger ones leave room for fewer blocks */
 constexpr int VECTOR = sizeof(uint4);
 
 struct piece {
