@@ -199,7 +199,15 @@ def check_errors(rank: int, ranks: int) -> None:
         lambda: layer(x.double() if last else x),
     )
     raises(ArgumentError, f"{where}is a list; it should be a tensor", lambda: layer([] if last else x))
-    raises(ArgumentError, "x or return_path is not of the same", lambda: layer(x, return_path=last))
+    differs = "the dtype of x, return_path, or whether gradients are recorded is not the same on all ranks"
+    raises(ArgumentError, differs, lambda: layer(x, return_path=last))
+    with torch.set_grad_enabled(last):
+        raises(ArgumentError, differs, lambda: layer(x))
+    raises(
+        ArgumentError,
+        f"rank {ranks - 1}: placement is 5; it should be 'contiguous' or a whole number for each subtree",
+        lambda: ShardedFFF(8, 4, 0, placement=5 if last else "contiguous"),
+    )
     assert layer(x).shape == x.shape
 
 
@@ -260,6 +268,11 @@ def check_ddp(rank: int, ranks: int) -> None:
         parameter.grad = None
     ignored = sharded_parameters(model)
     assert set(ignored) == {name for name in want if ".subtrees." in name}
+    careless = DistributedDataParallel(
+        ShardedFFF(D_IN, ranks, 2)
+    )  # with other numbers on each rank it refuses itself
+    words = "rank 0: DistributedDataParallel treats subtrees.0.w_in as the same on all ranks; before it wraps"
+    raises(ArgumentError, words, lambda: careless(x))
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
     wrapped = DistributedDataParallel(model)
     wrapped(x).backward(dy)

@@ -13,6 +13,7 @@ subtree before is computed. docs/internals/sharding.md says what that costs.
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 from typing import Any, Literal, TypeAlias, overload
 
 import torch
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
 
 from cmm._check import check_choice, check_tokens
 from cmm._native import ACTIVATIONS, TIES
@@ -86,6 +88,7 @@ class ShardedFFF(nn.Module):
     ------
     ArgumentError
         An argument is not one of those that it can be, or there are more ranks than subtrees. All ranks raise alike.
+        In a forward pass: ``DistributedDataParallel`` was not told of the subtrees.
     """
 
     _keys: Tensor
@@ -137,6 +140,7 @@ class ShardedFFF(nn.Module):
         self.register_buffer("_keys", torch.tensor(keys, device=device), persistent=False)
         bounds = torch.arange(self._turns * self.ranks + 1, device=device)
         self.register_buffer("_bounds", bounds, persistent=False)
+        self._replicas = 0  # which DistributedDataParallel has been checked
         self._loads = [0] * self._turns  # tokens of the last forward pass, of each of this rank's subtrees
         self.reset_parameters()
 
@@ -172,7 +176,12 @@ class ShardedFFF(nn.Module):
             if placement != "contiguous":
                 raise ArgumentError(f"placement is {placement!r}; it should be 'contiguous' or the ranks of subtrees")
             return top_depth, tuple(number * self.ranks // count for number in range(count))
-        ranks = tuple(placement)
+        try:
+            ranks = tuple(map(index, placement))
+        except TypeError:
+            raise ArgumentError(
+                f"placement is {placement!r}; it should be 'contiguous' or a whole number for each subtree, its rank"
+            ) from None
         if len(ranks) != count:
             raise ArgumentError(f"placement has {len(ranks)} ranks; it should have {count}, one for each subtree")
         for number, rank in enumerate(ranks):
@@ -237,7 +246,7 @@ class ShardedFFF(nn.Module):
         else:
             counts = self._bounds[1:].new_zeros(self._turns, self.ranks)
         needs_gradient = not refused and self._needs_gradient(x)
-        code = -1 if refused else 2 * _CODES[tokens.dtype] + return_path
+        code = -1 if refused else 4 * _CODES[tokens.dtype] + 2 * return_path + torch.is_grad_enabled()
         sent, received, needs_gradient = self._agree(code, needs_gradient, counts, walked)
         assert not refused
         self._loads = [sum(counts) for counts in received]
@@ -252,8 +261,23 @@ class ShardedFFF(nn.Module):
             return y
         return y, *self._whole_path(x, nodes, logits, subtree, results, sent, received, inverse)
 
+    def _check_replicas(self) -> None:
+        """Refuse a DistributedDataParallel that would give each rank the subtrees of rank 0 and average gradients."""
+        replicas = getattr(DistributedDataParallel, "_get_active_ddp_module", lambda: None)()
+        if self.ranks == 1 or replicas is None or id(replicas) == self._replicas:
+            return
+        own = {id(parameter) for parameter in self.subtrees.parameters()}
+        for name, parameter in replicas.module.named_parameters():
+            if id(parameter) in own and name not in replicas.parameters_to_ignore:
+                raise ArgumentError(
+                    f"DistributedDataParallel treats {name} as the same on all ranks; before it wraps the model, "
+                    "sharded_parameters(model) should name what it is to leave alone"
+                )
+        self._replicas = id(replicas)
+
     def _walk_top(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]:
         """Return tokens (T, d_in), what the top gives to y, its nodes and logits, and where tokens arrive (T, K)."""
+        self._check_replicas()
         if not isinstance(x, Tensor):
             raise ArgumentError(f"x is a {type(x).__name__}; it should be a tensor")
         check_tokens(x, self.d_in)
@@ -282,7 +306,7 @@ class ShardedFFF(nn.Module):
     def _sorted(self, subtree: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the order in which pairs of token and tree are sent, its inverse, and counts (turns, ranks)."""
         keys, order = self._keys[subtree.reshape(-1)].sort(stable=True)
-        counts = torch.searchsorted(keys, self._bounds).diff().reshape(self._turns, self.ranks)
+        counts = torch.searchsorted(keys.contiguous(), self._bounds).diff().reshape(self._turns, self.ranks)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(len(order), device=order.device)
         return order, inverse, counts
@@ -306,7 +330,10 @@ class ShardedFFF(nn.Module):
         codes = [row[0] for row in others]
         if min(codes) < max(codes):
             self._raise_alike(error)
-            raise ArgumentError("x or return_path is not of the same dtype or value on all ranks; they should be")
+            raise ArgumentError(
+                "the dtype of x, return_path, or whether gradients are recorded is not the same on all ranks; "
+                "it should be"
+            )
         if code < 0:
             self._raise_alike(error)
         by_turn = [[list(turn) for turn in zip(*(row[2:] for row in table), strict=True)] for table in (mine, others)]
@@ -687,9 +714,10 @@ class _Transfer:
         self.parts: dict[int, Tensor] = {}
         self.whole: Tensor | None = None
 
-    def scatter(self, whole: Tensor) -> None:
-        """Start sending all turns' rows."""
-        for turn, rows in enumerate(whole.contiguous().split(self.sizes)):
+    def scatter(self, whole: Tensor, *, last_first: bool = False) -> None:
+        """Start sending all turns' rows, in the order in which they are awaited."""
+        all_rows = list(enumerate(whole.contiguous().split(self.sizes)))
+        for turn, rows in reversed(all_rows) if last_first else all_rows:
             part = whole.new_empty(sum(self.received[turn]), whole.shape[1])
             self.parts[turn] = part
             self._start(turn, part, rows, self.received[turn], self.sent[turn])
@@ -778,5 +806,5 @@ class _Arrive(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.back.scatter(gradient)
+        ctx.back.scatter(gradient, last_first=True)  # autograd goes through the turns from the last
         return None, *(gradient.new_empty(0) for _ in ctx.back.sizes)
