@@ -1,4 +1,4 @@
-"""One of two processes that train a layer together, by FSDP2 and by DDP: ``python torch_process.py rank meeting``.
+"""One of two processes that train a layer together, by FSDP2 and by DDP: ``python torch_process.py rank 2 meeting``.
 
 The meeting is a file that both know. The last line says that everything was as it should be.
 
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from cmm.torch import FFF
+from ranks import LAST
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -83,13 +84,14 @@ def train(kind: str, rank: int) -> None:
 
 
 def main() -> None:
-    rank, meeting = int(sys.argv[1]), sys.argv[2]
+    rank, ranks, meeting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    assert ranks == WORLD  # the sums above are theirs
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=WORLD)
     train("fully_shard", rank)
     train("ddp", rank)
     dist.barrier()
-    print("as it should be", flush=True)
+    print(LAST, flush=True)
     os._exit(0)  # gloo's own threads sometimes keep a process from its end
 
 

@@ -8,18 +8,16 @@ import math
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 import threading
 from functools import partial
-from pathlib import Path
 
 import between_products
 import cmm
 import numpy as np
 import pytest
-from building import ROOT
 from cmm._native import ACTIVATIONS, TIES
+from ranks import run_ranks
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from cmm.torch import FFF, operators  # noqa: E402
@@ -762,24 +760,7 @@ def test_no_hook_is_left_in_pytorch():
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 def test_two_processes(tmp_path):
     """FSDP2 and DDP, by gloo: the gradients of the whole batch, and forward passes in training and eval."""
-    program = Path(ROOT, "tests/support/torch_process.py")
-    started = [
-        subprocess.Popen(
-            [sys.executable, program, str(rank), str(tmp_path / "meeting")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=120)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-    for process, words in zip(started, said, strict=True):
-        assert (process.returncode, words.splitlines()[-1:]) == (0, ["as it should be"]), "".join(said)
+    run_ranks("torch_process.py", 2, tmp_path)
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -1,11 +1,7 @@
 """cmm.torch.ShardedFFF: the unsharded layer's paths, outputs and gradients, on one rank and on several by gloo."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-from building import ROOT
+from ranks import run_ranks
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 if not torch.distributed.is_available():
@@ -83,22 +79,5 @@ def test_parameters_of_subtrees_by_name():
 @pytest.mark.full
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_some_processes(tmp_path, ranks):
-    """All cases and errors; states, checkpoints and DDP. A process that waits for ever is a failure."""
-    program = Path(ROOT, "tests/support/sharded_process.py")
-    started = [
-        subprocess.Popen(
-            [sys.executable, program, str(rank), str(ranks), str(tmp_path / "meeting")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        said = [process.communicate(timeout=120)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-    for process, words in zip(started, said, strict=True):
-        assert (process.returncode, words.splitlines()[-1:]) == (0, ["as it should be"]), "".join(said)
+    """All cases and errors; states, checkpoints and DDP."""
+    run_ranks("sharded_process.py", ranks, tmp_path)
